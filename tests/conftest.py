@@ -145,6 +145,19 @@ def decoder(randomize):
 
 
 @pytest.fixture(scope="session")
+def saved(decoder, tmp_path_factory):
+    """A function: (geometry, seed) -> the source that a checkpoint of it with random weights gives."""
+    from merino_edge.export.source import load_source
+
+    def load(arch, seed):
+        folder = tmp_path_factory.mktemp("saved") / "model"
+        decoder(arch, seed).save_pretrained(folder)
+        return load_source(str(folder))
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def tiny_arch():
     """Two blocks whose width changes, the second one shared."""
     from merino_edge.families.designed import Architecture

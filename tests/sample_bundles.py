@@ -11,7 +11,7 @@ from merino_edge.export.quantize.weights import Rounding, quantized_matrices
 from merino_edge.export.source import graph_weights
 from merino_edge.families.registry import family_of
 from merino_edge.text.documents import read_documents
-from merino_edge.text.rows import PackedTokens
+from merino_edge.text.rows import packed_rows
 from merino_edge.text.scoring import log_likelihood
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.backends import open_backend
@@ -32,8 +32,8 @@ def parts(matrices):
 def mean_loss(folder, text, most_tokens=20_000):
     """(nats per predicted token, how many) of the text's first tokens, in rows as long as the context."""
     bundle = load_bundle(str(folder), verify=False)
-    packed = PackedTokens(read_documents([text]), load_tokenizer(Path(folder) / "tokenizer.json"), bundle.context)
-    rows = packed.rows[: max(1, most_tokens // bundle.context)].tolist()
+    packed = packed_rows(read_documents([text]), load_tokenizer(Path(folder) / "tokenizer.json"), bundle.context)
+    rows = packed[: max(1, most_tokens // bundle.context)].tolist()
     backend, total = open_backend(bundle), 0.0
     for row in rows:
         backend.truncate(0)

@@ -52,6 +52,19 @@ CONFIGS = {
                "sliding_window": 16, "query_pre_attn_scalar": 32},
     "phi2": {"model_type": "phi", **SMALL, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gemma3n": {"model_type": "gemma3n_text", **GROUPED, "intermediate_size": 1024, "num_hidden_layers": 22,
+                "head_dim": 32, "sliding_window": 16, "vocab_size_per_layer_input": 320, "num_kv_shared_layers": 2,
+                "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12},
+    "mistral3": {"model_type": "ministral3", **GROUPED, "head_dim": 16, "sliding_window": None,
+                 "tie_word_embeddings": True, "rope_parameters": {
+                     "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128,
+                     "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                     "llama_4_scaling_beta": 0.1}},
+    "llama4": {"model_type": "llama4_text", **GROUPED, **THETA, "head_dim": 16, "intermediate_size_mlp": 160,
+               "num_hidden_layers": 4, "moe_layers": [], "layer_types": [*["chunked_attention"] * 3, "full_attention"],
+               "no_rope_layers": [1, 1, 1, 0], "attention_chunk_size": 8192, "tie_word_embeddings": True},
+    "bloom": {"model_type": "bloom", "n_layer": 2, "hidden_size": 96, "n_head": 6, "vocab_size": 320, "seq_length": 128,
+              "bos_token_id": 1, "eos_token_id": 2},
     "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_inner": 96, "n_positions": 128,
              "vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2},
     "gptneox": {"model_type": "gpt_neox", **SMALL, "rope_parameters": {

@@ -44,6 +44,12 @@ SMALL = {
         **GATED, "kv_heads": 1, "head_size": 32, "attention_scale": 0.125, "window": 5, "windowed": (True, False),
         "local_rope_theta": 50.0,
     },
+    "gemma3n_text": {
+        **GATED, "layers": 5, "kv_heads": 1, "head_size": 32, "attention_scale": 1.0, "window": 5,
+        "windowed": (True, False, True, True, False), "local_rope_theta": 50.0, "shared_layers": 2, "streams": 3,
+        "rank": 32, "layer_width": 32, "layer_vocab": 90, "sparsity": (0.5, 0.0, 0.9, 0.0, 0.0), "scaled": True,
+        "logit_softcap": 30.0,
+    },
     "gpt2": {**SHAPE, "activation": "gelu"},
     "gpt_neo": {**SHAPE, "window": 5, "windowed": (False, True)},
     "phi": {**SHAPE, "rotated": 8, "rope_theta": 500.0},

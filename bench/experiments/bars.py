@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
-from write_record import kept_record, table, write_record
+from write_record import kept_record, write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_edge.benchmarking.run import run_benchmark
@@ -48,7 +48,6 @@ TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are
 CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
 LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
-TITLES = ("test", "this project", "other", "tok/s", "ratio", "95 %", "peak MB", "bar")
 say = partial(print, file=sys.stderr, flush=True)
 
 
@@ -263,17 +262,6 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["interval"]
-    met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
-    return [
-        row["test"], f"{row['model']} {row['precision']} {row['kv']}", row["other"],
-        f"{row['tok_s']:.1f} / {row['other_tok_s']:.1f}", f"{row['ratio']:.2f}x",
-        "-" if low is None else f"{low:.2f} to {high:.2f}", f"{row['peak_mb']:.0f} / {row['other_peak_mb']:.0f}",
-        ", ".join([met, *row["flags"]]),
-    ]  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True)
@@ -294,7 +282,7 @@ def main() -> None:
         rows = list(ratios(section, measured(name, section, cache)))
         record["sections"][name] = rows
         write_record(given.out, record, claim, f"python bench/experiments/bars.py --cache DIR --only {given.only}")
-        print(f"\n### {name}\n\n{table(TITLES, map(cells, rows))}")
+        print(name, *map(json.dumps, rows), sep="\n")
 
 
 if __name__ == "__main__":

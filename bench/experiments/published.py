@@ -4,8 +4,8 @@
 
 The latency model predicts each row of `device_profiles/published`, with the row's bytes per weight and the cycles of
 llama.cpp's kernels instead of this project's, at the row's threads. So the rows test what predictions rest on:
-bandwidth, its dependence on threads, cycles per weight, overhead. Then up to four factors per board are fitted to one
-half of the models, and the other half judges them. The page's table is rewritten between its two marks.
+bandwidth, its dependence on threads, cycles per weight, overhead. Half of the models of a board judge the predictions;
+no profile was set from them. The page's table is rewritten between its two marks.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 from published_rows import BITS, SHORT, Board, Row, geometry, halves, read_boards
-from scipy.optimize import least_squares
 from write_record import table, write_record
 
 from merino_edge.families.operators import Operator
@@ -33,7 +32,6 @@ BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CLAIM = "Speeds that others published for the boards, as the latency model predicts them"
 COMMAND = "python bench/experiments/published.py -o bench/results/published.json docs/predictions.md"
 CLOSE = 0.25
-LEAST_FIT = 3  # rows; fewer do not refit a profile
 FP32_BYTES, FP16_BYTES = 4, 2
 # Cycles per weight of llama.cpp's kernels without dotprod, of up to five bits and of more: 0.87 instructions counted
 # for q4_0 and 0.75 for q8_0, in cycles by llvm-mca's models of the cores. F16 takes this project's float32 cycles.
@@ -47,92 +45,54 @@ TILED_SINCE = {"Q4_0": "2024-11", "IQ4_NL": "2024-12", "Q4_K_M": "2025-12", "Q8_
 SUPER_BLOCK = 256  # K-quants need such rows; shorter ones are stored as Q5_0 or Q8_0
 
 
-class Factors(NamedTuple):
-    """Factors on a profile's figures: of the bandwidth, and of the cycles per weight in decode, in prefill of tiles and
-    in prefill row by row."""
-
-    bandwidth: float = 1.0
-    decode: float = 1.0
-    tiled: float = 1.0
-    rows: float = 1.0
-
-
-AS_IS = Factors()
-
-
 class Compared(NamedTuple):
-    """A row with the speed that the profile predicts, and the refitted profile. `fitted_to`: in the half of the fit."""
+    """A row with the speed that the profile predicts. `judges`: whether its model is in the judging half."""
 
     board: str
     row: Row
-    fitted_to: bool
+    judges: bool
     predicted: float
-    refitted: float
 
     @property
-    def errors(self) -> tuple[float, float]:
-        """Return log(predicted / published) of both."""
-        return math.log(self.predicted / self.row.tok_s), math.log(self.refitted / self.row.tok_s)
+    def error(self) -> float:
+        """Return log(predicted / published)."""
+        return math.log(self.predicted / self.row.tok_s)
 
 
-def compare(boards: Iterable[Board]) -> tuple[list[Compared], dict[str, Factors]]:
-    """Return all rows that are not left out, and the fitted factors by board and backend."""
+def compare(boards: Iterable[Board]) -> list[Compared]:
+    """Return all rows that are not left out."""
     boards = list(boards)
-    fit, _ = halves(boards)
-    compared, fitted = [], {}
+    _, judging = halves(boards)
+    compared = []
     for board in boards:
         profile = load_profile(board.board)
-        dated = [(row, board.sources[row.source].date) for row in board.rows if row.use != "left out"]
-        for backend in sorted({row.backend for row, _ in dated}):
-            rows = [(row, date) for row, date in dated if row.backend == backend]
-            to_fit = [pair for pair in rows if (board.board, backend, pair[0].model) in fit]
-            factors = refit(profile, to_fit) if len(to_fit) >= LEAST_FIT else AS_IS
-            fitted[f"{board.board}, {backend}"] = factors
-            compared += [
-                Compared(board.board, row, (row, date) in to_fit, *(tok_s(profile, row, date, by)
-                         for by in (AS_IS, factors)))
-                for row, date in rows
-            ]  # fmt: skip
-    return compared, fitted
+        for row in sorted((row for row in board.rows if row.use != "left out"), key=lambda row: row.backend):
+            predicted = tok_s(profile, row, board.sources[row.source].date)
+            compared.append(Compared(board.board, row, (board.board, row.backend, row.model) in judging, predicted))
+    return compared
 
 
-def refit(profile: DeviceProfile, rows: Sequence[tuple[Row, str]]) -> Factors:
-    """Return the factors of least squared log errors over the rows, each drawn toward 1."""
-
-    def errors(logs: Sequence[float]) -> list[float]:
-        factors = Factors(*map(math.exp, logs))
-        return [math.log(tok_s(profile, row, date, factors) / row.tok_s) for row, date in rows] + [
-            0.25 * log for log in logs
-        ]
-
-    return Factors(*map(math.exp, least_squares(errors, [0.0] * len(AS_IS)).x))
-
-
-def tok_s(profile: DeviceProfile, row: Row, date: str, factors: Factors = AS_IS) -> float:
+def tok_s(profile: DeviceProfile, row: Row, date: str) -> float:
     """Return the predicted tokens per second of a row of this date."""
     operators = geometry(row.model).operators
     tokens = row.tokens or SHORT
     run = (tokens, 0) if row.phase == "prefill" else (1, tokens // 2)
     run_ms = gpu_ms if row.backend == "gpu" else cpu_ms
-    return 1e3 * run[0] / run_ms(profile, row, date, operators, run, factors)
+    return 1e3 * run[0] / run_ms(profile, row, date, operators, run)
 
 
-def cpu_ms(
-    profile: DeviceProfile, row: Row, date: str, operators: Sequence[Operator], run: Run, factors: Factors
-) -> float:
+def cpu_ms(profile: DeviceProfile, row: Row, date: str, operators: Sequence[Operator], run: Run) -> float:
     """Return the ms of a run by the model's float32 format, whose 4 bytes per weight get the times of the row's."""
     threads, dotprod, clock = row.threads or 0, "dotprod" in profile.isa, profile.cpu.clock_ghz
     assert clock is not None
     at, tiled = on_threads(profile, threads), is_tiled(profile, row, date)
     kernel_ms = cycles(profile, row, tiled) * 1e3 / (clock.value * threads)  # per 10^9 weights, as all below
-    mac_ms = kernel_ms * factors.rows
-    if tiled:
-        mac_ms = factors.tiled * FAST_INT * at.us_per_unit["fp32.mac_ms_g"]
+    mac_ms = FAST_INT * at.us_per_unit["fp32.mac_ms_g"] if tiled else kernel_ms
     memory_ms = at.us_per_unit[MEMORY]
     gb = read_bytes(row, operators) / matrix_weights(operators)
-    read_ms = gb * memory_ms / (1 - CACHED_SHARE) / factors.bandwidth
+    read_ms = gb * memory_ms / (1 - CACHED_SHARE)
     # As in default_coefficients: the longer of reading and computing with dotprod, their sum without it.
-    step_ms = (max if dotprod else lambda *both: sum(both))(read_ms, kernel_ms * factors.decode)
+    step_ms = max(read_ms, kernel_ms) if dotprod else read_ms + kernel_ms
     figures = dict(at.us_per_unit) | {
         "fp32.load_ms_gb": (step_ms - mac_ms) / FP32_BYTES - memory_ms, "fp32.mac_ms_g": mac_ms,
     }  # fmt: skip
@@ -178,17 +138,12 @@ def read_bytes(row: Row, operators: Sequence[Operator]) -> float:
     return row.bytes - beside * BITS.get(row.format, 0) / 8
 
 
-def gpu_ms(
-    profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Operator], run: Run, factors: Factors
-) -> float:
+def gpu_ms(profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Operator], run: Run) -> float:
     """Return the ms of a run by the costs of TensorRT in fp16, with the row's bytes instead of two per weight."""
     speed = profile.performance.tensorrt
     assert speed is not None
-    gb_s = speed.read_gb_s.value * row.memory_clock * factors.bandwidth
-    speed = speed.model_copy(update={
-        "read_gb_s": speed.read_gb_s.model_copy(update={"value": gb_s}),
-        "fp16_gflops": speed.fp16_gflops.model_copy(update={"value": speed.fp16_gflops.value / factors.tiled}),
-    })  # fmt: skip
+    gb_s = speed.read_gb_s.value * row.memory_clock
+    speed = speed.model_copy(update={"read_gb_s": speed.read_gb_s.model_copy(update={"value": gb_s})})
     performance = profile.performance.model_copy(update={"tensorrt": speed})
     shape = InferenceShape("fp16", max(2, sum(run)), run[0])
     costs = tensorrt_costs(profile.model_copy(update={"performance": performance}), shape)
@@ -209,42 +164,31 @@ def summary(errors: Iterable[float]) -> dict[str, float]:
 
 
 def summaries(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """Return the errors per board, backend and phase: of all rows by the profile as it is, and of the judging half by
-    the refitted one."""
+    """Return the errors per board, backend and phase, of all rows by the profile as it is."""
     found = []
     for key in sorted({(one.board, one.row.backend, one.row.phase) for one in compared}):
-        rows = [one for one in compared if (one.board, one.row.backend, one.row.phase) == key]
-        judging = [one.errors[1] for one in rows if not one.fitted_to]
+        errors = [one.error for one in compared if (one.board, one.row.backend, one.row.phase) == key]
         names = dict(zip(("board", "backend", "phase"), key, strict=True))
-        found.append({**names, "rows": len(rows), **summary(one.errors[0] for one in rows),
-                      "judging_rows": len(judging), **{f"judging_{name}": value for name, value in
-                                                       summary(judging).items()}})  # fmt: skip
+        found.append({**names, "rows": len(errors), **summary(errors)})
     return found
 
 
 def confirmed(compared: Sequence[Compared], board: str) -> dict[str, float]:
     """Return how well the judging half's decode speeds on the CPU are predicted: of one board, or of "all"."""
-    judging = [
-        one for one in compared
-        if not one.fitted_to and (one.row.backend, one.row.phase) == ("cpu", "decode") and board in (one.board, "all")
+    errors = [  # of speeds; in milliseconds these are measured / predicted
+        one.error for one in compared
+        if one.judges and (one.row.backend, one.row.phase) == ("cpu", "decode") and board in (one.board, "all")
     ]  # fmt: skip
-    errors = [one.errors[0] for one in judging]  # of speeds; in milliseconds these are measured / predicted
     spread = stdev(errors) * math.sqrt(1 + 1 / len(errors))
     return {"rows": len(errors), **summary(errors), "center": round(mean(errors), 3), "scale": round(spread, 3)}
 
 
-TITLES = (
-    "board", "backend, phase", "rows", "median error", "within 25 %", "judging rows", "median error, refitted",
-    "within 25 %, refitted", "80 % are within",
-)  # fmt: skip
+TITLES = ("board", "backend, phase", "rows", "median error", "within 25 %", "80 % are within")
 
 
 def cells(found: dict[str, Any]) -> list[str]:
-    return [
-        found["board"], f"{found['backend']}, {found['phase']}", str(found["rows"]), f"{found['median']:.0%}",
-        f"{found['within_25']:.0%}", str(found["judging_rows"]), f"{found['judging_median']:.0%}",
-        f"{found['judging_within_25']:.0%}", f"{found['judging_percentile_80']:.0%}",
-    ]  # fmt: skip
+    shares = (f"{found[name]:.0%}" for name in ("median", "within_25", "percentile_80"))
+    return [found["board"], f"{found['backend']}, {found['phase']}", str(found["rows"]), *shares]
 
 
 def with_table(text: str, found: Iterable[dict[str, Any]]) -> str:
@@ -257,7 +201,7 @@ def record_row(one: Compared) -> list[Any]:
     row = one.row
     return [
         one.board, row.source, row.model, row.format, row.threads or row.backend, row.phase, row.tok_s,
-        round(one.predicted, 2), round(one.refitted, 2), "fit" if one.fitted_to else "judge",
+        round(one.predicted, 2), "judge" if one.judges else "-",
     ]  # fmt: skip
 
 
@@ -267,16 +211,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the record")
     options = parser.parse_args()
     boards = read_boards()
-    compared, fitted = compare(boards)
+    compared = compare(boards)
     found = summaries(compared)
     options.page.write_text(with_table(options.page.read_text(), found))
     write_record(options.output, {
         "machine": "any: no timing",
-        "notes": "rows: board, source, model, format, threads or gpu, phase, published, predicted, refitted, half",
+        "notes": "rows: board, source, model, format, threads or gpu, phase, published, predicted, whether it judges",
         "collected": sum(len(board.rows) for board in boards), "compared": len(compared),
         "decode_on_cpus": {name: confirmed(compared, name)
                            for name in ("all", "jetson-nano", "raspberry-pi-4", "raspberry-pi-5")},
-        "factors": {name: [round(value, 2) for value in factors] for name, factors in fitted.items()},
         "summaries": found, "rows": [record_row(one) for one in compared],
     }, CLAIM, COMMAND)  # fmt: skip
     print(table(TITLES, map(cells, found)))

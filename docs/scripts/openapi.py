@@ -53,10 +53,11 @@ def ref(name: str) -> Schema:
 
 
 CALL = request(("function",), type=one_of("function"), id=TEXT, function=request(("name",), name=TEXT, arguments=ANY))
-TEXT_PART = request(("type", "text"), type=one_of("text", "input_text"), text=TEXT)
+TEXT_PART = request(("type", "text"), type=one_of("text", "input_text", "output_text"), text=TEXT)
+DEFAULTS = answer(temperature=NUMBER, top_p=NUMBER)
 MESSAGE = request(
     ("role",),
-    role=one_of(*openai_requests.ROLES),
+    role=described(", ".join(openai_requests.ROLES) + ", or another one that the template has", TEXT),
     content={"anyOf": [TEXT, a_list(TEXT_PART), {"type": "null"}]},
     tool_calls=a_list(CALL),
     tool_call_id=TEXT,
@@ -74,6 +75,9 @@ SAMPLING = {
     "seed": integer(-(2**63), 2**63),
     "presence_penalty": number(*RANGES["presence_penalty"]),
     "frequency_penalty": number(*RANGES["frequency_penalty"]),
+    "dry_multiplier": number(*RANGES["dry_multiplier"], "0: off"),
+    "dry_base": number(*RANGES["dry_base"]),
+    "dry_allowed_length": integer(*map(int, RANGES["dry_allowed_length"])),
     "logit_bias": {
         "type": "object",
         "maxProperties": fields.MOST_BIASES,
@@ -95,26 +99,37 @@ ANSWERING = {
 STREAMING = {
     "model": described("a name of /v1/models; absent: the first", TEXT),
     "stream": FLAG,
-    "n": integer(1, 1),
-    "best_of": integer(1, 1),
+    "n": integer(1, openai_requests.MOST_PROMPTS, "answers per prompt, with seeds that follow each other"),
+    "best_of": described("the value of n", COUNT),
     "stream_options": request(include_usage=FLAG),
     "timings_per_token": described("each chunk of a stream has the number of tokens so far", FLAG),
 }
 RESPONSE_FORMAT = request(
-    type=one_of(*openai_requests.FORMATS), json_schema=request(("schema",), schema=ANY, name=TEXT, strict=FLAG)
+    type=one_of(*openai_requests.FORMATS),
+    json_schema=request(("schema",), schema=ANY, name=TEXT, strict=FLAG),
+    schema=described("of json_object, as in llama.cpp", ANY),
 )
+CONSTRAINING = {
+    "response_format": RESPONSE_FORMAT,
+    "json_schema": described("a schema, as in llama.cpp", ANY),
+    "guided_json": described("a schema, as in vLLM", ANY),
+}
+ALLOWED_TOOLS = request(("type",), type=one_of("allowed_tools"), allowed_tools=ANY, mode=TEXT, tools=ANY)
+MOST_TOKENS = integer(-1, LARGEST, "-1: as many as fit")
 CHAT = request(
     ("messages",),
     messages=a_list(MESSAGE, minItems=1, maxItems=openai_requests.MOST_MESSAGES),
     **STREAMING,
     **ANSWERING,
-    max_tokens=integer(1, LARGEST),
-    max_completion_tokens=integer(1, LARGEST, "clamped to what the context holds"),
+    **CONSTRAINING,
+    max_tokens=MOST_TOKENS,
+    max_completion_tokens=integer(-1, LARGEST, "clamped to what the context holds; -1: as many as fit"),
     logprobs=FLAG,
     top_logprobs=integer(0, MOST_TOP),
     tools=a_list(TOOL, maxItems=openai_requests.MOST_TOOLS),
-    tool_choice={"anyOf": [one_of("none", "auto", "required"), CALL]},
-    response_format=RESPONSE_FORMAT,
+    tool_choice={"anyOf": [one_of("none", "auto", "required"), CALL, ALLOWED_TOOLS]},
+    continue_final_message=described("the answer continues the last message, which is the assistant's", FLAG),
+    add_generation_prompt=FLAG,
     chat_template_kwargs=request(enable_thinking=FLAG),
     reasoning_effort=described("none: no thinking", TEXT),
 )
@@ -124,7 +139,8 @@ COMPLETIONS = request(
     **STREAMING,
     **ANSWERING,
     prompt={"anyOf": [TEXT, IDS, a_list({"anyOf": [TEXT, IDS]}, maxItems=openai_requests.MOST_PROMPTS)]},
-    max_tokens=integer(0, LARGEST, "by default 16; 0 with echo alone"),
+    max_tokens=integer(-1, LARGEST, "by default 16; 0 with echo alone; -1: as many as fit"),
+    **CONSTRAINING,
     echo=FLAG,
     logprobs=integer(0, MOST_TOP),
 )
@@ -226,17 +242,48 @@ TEXT_ANSWER = answer(
     **EXTRAS,
     choices=a_list(answer(index=COUNT, text=TEXT, logprobs=or_null(TEXT_LOGPROBS), finish_reason=REASON)),
 )
-MODELS = answer(
-    object=one_of("list"),
-    data=a_list(
-        answer(
-            id=TEXT,
-            object=one_of("model"),
-            created=COUNT,
-            owned_by=TEXT,
-            meta=answer(n_ctx_train=COUNT, n_vocab=COUNT, n_params=COUNT, size=COUNT, chat=FLAG),
-        )
+MODEL = answer(
+    id=TEXT,
+    object=one_of("model"),
+    created=COUNT,
+    owned_by=TEXT,
+    meta=answer(n_ctx_train=COUNT, n_vocab=COUNT, n_params=COUNT, size=COUNT, chat=FLAG, defaults=DEFAULTS),
+)
+MODELS = answer(object=one_of("list"), data=a_list(MODEL))
+RESPONSES = request(
+    ("input",),
+    input={"anyOf": [TEXT, a_list(described("message, function_call, function_call_output or reasoning", ANY))]},
+    instructions=TEXT,
+    max_output_tokens=MOST_TOKENS,
+    text=request(format=described("text, json_object, or json_schema with a schema", ANY)),
+    tools=a_list(described("of type function", ANY)),
+    tool_choice=described("auto, none, required, a function or allowed_tools", ANY),
+    parallel_tool_calls=FLAG,
+    reasoning=described("effort none: no thinking", ANY),
+    model=STREAMING["model"],
+    stream=FLAG,
+    timings_per_token=FLAG,
+    **ANSWERING,
+)
+RESPONSE = answer(
+    ("energy", "thermal", "timings", "stop_reason"),
+    id=TEXT,
+    object=one_of("response"),
+    created_at=COUNT,
+    status=one_of("in_progress", "completed", "incomplete"),
+    model=TEXT,
+    output=a_list(described("message, reasoning or function_call", ANY)),
+    error={"type": "null"},
+    incomplete_details=ANY,
+    usage=ANY,
+    **dict.fromkeys(
+        (
+            *("instructions", "max_output_tokens", "metadata", "user", "temperature", "top_p", "tools", "tool_choice"),
+            *("text", "reasoning", "store", "parallel_tool_calls", "previous_response_id", "truncation", "background"),
+        ),
+        ANY,
     ),
+    **{name: value for name, value in EXTRAS.items() if name != "usage"},
 )
 ERROR = answer(error=answer(message=TEXT, type=TEXT, param=or_null(TEXT), code={"anyOf": [TEXT, COUNT]}))
 STATS = answer(
@@ -316,6 +363,10 @@ SCHEMAS = {
     "CompletionsRequest": COMPLETIONS,
     "Completions": TEXT_ANSWER,
     "Models": MODELS,
+    "Model": MODEL,
+    "ResponsesRequest": RESPONSES,
+    "Response": RESPONSE,
+    "ResponseEvent": {"type": "object", "properties": {"type": TEXT, "sequence_number": COUNT}},
     "Stats": STATS,
     "Error": ERROR,
     "Usage": USAGE,
@@ -373,6 +424,12 @@ PATHS: Schema = {
     "/health": HEALTH,
     "/v1/health": HEALTH,
     "/v1/models": get("The bundles by name", content(ref("Models"))),
+    "/v1/models/{id}": get("A bundle by its name", content(ref("Model"))),
+    "/v1/responses": post(
+        "OpenAI's Responses API; with stream as typed events",
+        "ResponsesRequest",
+        streamed("Response", "ResponseEvent", EVENTS),
+    ),
     "/v1/chat/completions": post(
         "An answer to messages; with stream as events `data: ChatChunk`, the last one [DONE]",
         "ChatRequest",

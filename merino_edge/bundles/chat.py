@@ -21,6 +21,12 @@ TEXTS = (
     "<|im_end|>\n<|im_start|>user", "{{ x }}{% y %}{# z #}", "\u3000x\u00a0",
     "é\U0001f600\u0301 \"'\\<&>\r\n", "[/INST] </s>",
 )  # fmt: skip
+# Before a template that takes a message's text as a list of parts, as models of text and images have them.
+IN_PARTS = (
+    "{%- set made = namespace(messages=[]) %}{% for message in messages %}{% set text = message.content %}"
+    "{% if text is string %}{% set message = dict(message, content=[{'type': 'text', 'text': text}]) %}{% endif %}"
+    "{% set made.messages = made.messages + [message] %}{% endfor %}{% set messages = made.messages %}{{ '' }}"
+)
 WHOLE = MessageTexts("whole", "whole", "whole")
 
 
@@ -56,6 +62,20 @@ def chat_of(given: ChatTemplate) -> BundleChat:
     except InexactError as why:
         return BundleChat(Chat(TEMPLATE, given.tokens, None), str(why))
     return BundleChat(Chat(TEMPLATE, given.tokens, parts), "")
+
+
+def for_texts(given: ChatTemplate) -> ChatTemplate:
+    """Return a template that takes messages of text: one that takes lists of parts gets them made from the texts."""
+
+    def shows_text(template: ChatTemplate) -> bool:
+        try:
+            render = compiled(template.text, template.source)
+            return MARK in rendered(render, template.tokens, messages_of(None, [], MARK))
+        except MerinoError:
+            return False
+
+    in_parts = given._replace(text=IN_PARTS + given.text)
+    return in_parts if not shows_text(given) and shows_text(in_parts) else given
 
 
 def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:

@@ -78,8 +78,8 @@ def export(
         context=context, calibration=calibrate, chat=not no_chat, overwrite=overwrite,
         random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms, name=name,
     )  # fmt: skip
-    with working(f"exporting {source}"):
-        done = export_named(source, out, request, None if random else weights, say)
+    with working(f"exporting {source}") as progress:
+        done = export_named(source, out, request, None if random else weights, say, progress)
     print_export(done, request)
 
 

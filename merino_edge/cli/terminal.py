@@ -55,16 +55,17 @@ def console(stderr: bool = False) -> "Console":
 
 
 @contextmanager
-def working(on: str) -> Iterator[None]:
-    """A spinner on stderr while a call takes its seconds; nothing if stderr is no terminal."""
+def working(on: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while a call takes its seconds, which shows the step that it is told; nothing if stderr is no
+    terminal."""
     from rich.text import Text
 
     stderr = console(stderr=True)
     if stderr.is_terminal:
-        with stderr.status(Text(on)):  # the spinner would take a string for markup
-            yield
+        with stderr.status(Text(on)) as status:  # the spinner would take a string for markup
+            yield lambda step: status.update(Text(f"{on}: {step}"))
     else:
-        yield
+        yield lambda _: None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ discards the copy after a failure."""
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
 import subprocess
@@ -23,6 +22,7 @@ from merino_runtime.io.visible import visible_text
 
 DEBIAN_PACKAGES = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of Debian's users
+REPAIR = "attach it by `losetup -P` and run e2fsck on the partition"
 LONGEST_COMPLAINT = 500  # characters of a program's stderr that a message repeats
 MAGIC_AT, MAGIC = 1024 + 56, b"\x53\xef"  # of ext2 to ext4, from the start of the file system
 PROTECTIVE = "ee"  # MBR's type for all of a disk with a GPT: shown only if the GPT cannot be read
@@ -164,40 +164,14 @@ def check_clean(volume: Volume) -> None:
     if fs.needs_recovery:
         raise MerinoError(
             f"{volume.shown} was not unmounted: its ext4 journal has changes that are not written back. Unmount it, or "
-            f"write them back: {repairing(volume)}"
+            f"write them back: {REPAIR}"
         )
     ran = run_tool("e2fsck", ["-fn", volume.device], volume.folder)
     if not fs.is_clean or ran.code:
         reason = ran.complaint if ran.err else "e2fsck finds errors"
         raise MerinoError(
-            f"{volume.shown}: its ext4 file system is not clean ({reason}). Repair it: {repairing(volume)}"
+            f"{volume.shown}: its ext4 file system is not clean ({reason}). Fetch it again, or repair it: {REPAIR}"
         )
-
-
-def repairing(volume: Volume) -> str:
-    return taken_out(volume, volume.shown, "{ e2fsck -fy ROOT || [ $? -lt 4 ]; }")
-
-
-def enlarging(volume: Volume, image: str, number: int, missing_bytes: int) -> str:
-    """Return the commands that give the last partition `missing_bytes` more of free space. number: 0 if there is no
-    table.
-
-    One sixth more: up to 1/16 of it becomes tables of inodes, 1/20 the administrator's reserve.
-    """
-    more_mb, whole = 2 + -(-missing_bytes * 7 // (6 * MB)), shlex.quote(image)
-    grow = f"truncate -s +{more_mb + 1}M {whole} && echo ', +' | sfdisk -N {number} {whole} && " if number else ""
-    return grow + taken_out(volume, image, f"truncate -s +{more_mb}M ROOT && e2fsck -fp ROOT && resize2fs ROOT")
-
-
-def taken_out(volume: Volume, image: str, commands: str) -> str:
-    """Run commands on ROOT, a copy of the file system: e2fsck and resize2fs need it at the start of a file."""
-    start, whole, root = volume.start_bytes, shlex.quote(image), shlex.quote(f"{image}.root")
-    if not start:
-        return commands.replace("ROOT", whole)
-    size = superblock(volume).size_bytes
-    take = f"dd if={whole} of={root} bs=1M iflag=skip_bytes,count_bytes skip={start} count={size}"
-    put_back = f"dd if={root} of={whole} bs=1M oflag=seek_bytes seek={start} conv=notrunc"
-    return f"{take} && {commands.replace('ROOT', root)} && {put_back} && rm {root}"
 
 
 class Ext4Tree:

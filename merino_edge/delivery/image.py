@@ -22,7 +22,6 @@ from merino_edge.delivery.ext4 import (
     change,
     check_clean,
     check_tools,
-    enlarging,
     partitions,
     plain,
     superblock,
@@ -76,7 +75,7 @@ def flash_image(
         volume, number = root_volume(folder, name, parts, image)
         check_clean(volume)
         plan = make_plan(Ext4Tree(volume), archive, trust)
-        check_room(volume, plan, number, parts, target)
+        check_room(volume, plan, number)
         fs = superblock(volume)
         sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
         steps = [f"partition {part.number} stays as it is" for part in parts if part.number != number]
@@ -139,19 +138,15 @@ def root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path
     )
 
 
-def check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partition], target: Path) -> None:
+def check_room(volume: Volume, plan: Plan, number: int) -> None:
     fs = superblock(volume)
     if fs.free_inodes < SPARE_INODES:
         raise MerinoError(f"{volume.shown}: its file system takes {fs.free_inodes} more files only. Remove some in it.")
     missing = plan.need_bytes - fs.free_bytes
     if missing > 0:
-        is_last = all(part.start_bytes <= volume.start_bytes for part in parts)
-        remedy = f"Enlarge it: {enlarging(volume, str(target), number, missing)}" if is_last else (
-            f"Partition {number} is not the last one: mount the image and enlarge it with a partition editor (gparted)."
-        )  # fmt: skip
         raise MerinoError(
             f"{volume.shown}: its file system is too small by {missing / MB:.1f} MB ({plan.need_bytes / MB:.1f} MB "
-            f"needed, {fs.free_bytes / MB:.1f} MB free). {remedy}"
+            f"needed, {fs.free_bytes / MB:.1f} MB free). Enlarge partition {number} with a partition editor (gparted)."
         )
 
 

@@ -18,9 +18,7 @@ from merino_edge.bundles.description import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.delivery.keys import read_private_key
 from merino_edge.delivery.wheels import Wheels, targets_of, wheels_for
-from merino_edge.families.operators import core_named
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import check_file, check_keeps, make_parent, scratch_folder
@@ -250,25 +248,9 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
         if all(whys):
             raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(filter(None, whys))}."
                               " Add a bundle that it can run, or leave out the device")  # fmt: skip
-    for profile, whys in zip(devices, reasons, strict=True):
-        times = [times_slower(bundle, profile) for bundle, reason in zip(bundles, whys, strict=True) if not reason]
-        if min(times) > 1:
-            say(f"{profile.id} decodes {min(times):g} times slower than with an export for it (--for {profile.id})")
     for number, bundle in enumerate(bundles):
         if devices and all(whys[number] for whys in reasons):
             say(f"{bundle.folder} is of no use to the named devices: {reasons[0][number]}")
-
-
-def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
-    """Return how many times slower the bundle's graph decodes than one for the device's core type; 1 for that type."""
-    if bundle.core is None:
-        return 1.0
-    operators = read_geometry(bundle.family, bundle.architecture).operators
-    core, kv = core_named(bundle.core), quantized_cache(bundle)
-    slower = slower_on(
-        operators, bundle.precision, bundle.context, core, [profile], kv=kv, groups=bool(bundle.kernels)
-    )
-    return slower[0].times if slower else 1.0
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:

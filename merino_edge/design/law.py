@@ -26,7 +26,7 @@ class Constant(NamedTuple):
 
 GEMSTONES = (
     "least squares over 22 decoders of 22 M to 1.8 B weights without embedding, 100 B tokens each (Gemstones, McLeish"
-    " et al. 2025, arXiv 2502.06857); interval by bootstrap (bench/experiments/shapes.py)"
+    " et al. 2025, arXiv 2502.06857); interval by bootstrap (bench/results/shapes.json)"
 )
 CONSTANTS = {
     "alpha": Constant(

@@ -106,12 +106,13 @@ class Calibration(NamedTuple):
 
 def export(
     source: Source, out: Path, request: ExportRequest = DEFAULTS, *, last_use: bool = False,
-    say: Say = lambda _: None,
+    say: Say = lambda _: None, progress: Say = lambda _: None,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`.
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
-    `say` gets a line for each format that `auto` tries, and one on what `mixed` chose. Raises MerinoError for a request
+    `say` gets a line for each format that `auto` tries, and one on what `mixed` chose. `progress` gets the name of each
+    step. Raises MerinoError for a request
     that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
     differs from torch; then nothing is written.
     """
@@ -122,22 +123,24 @@ def export(
         plans = [resolve_plan(in_one_format(request), source, out)]
 
     # 2. Calibrate: run the float32 model on a text, and let it answer questions. `auto` calibrates once for all plans.
-    calibration = calibrate(source, plans[0])
+    calibration = calibrate(source, plans[0], progress)
     if request.precision == "mixed":
         plans = [mixed_plan(plans[0], source, request, calibration.answers, say)]
 
     # 3 to 8. Quantize, build the graph, write the bundle, prove it.
     if len(plans) == 1:
-        return export_planned(source, out, plans[0], calibration, last_use)
-    return export_fastest(source, out, plans, calibration, say)
+        return export_planned(source, out, plans[0], calibration, last_use, progress=progress)
+    return export_fastest(source, out, plans, calibration, (say, progress))
 
 
 def export_planned(
-    source: Source, out: Path, plan: ExportPlan, calibration: Calibration, last_use: bool = False
-) -> Exported:
+    source: Source, out: Path, plan: ExportPlan, calibration: Calibration, last_use: bool = False, *,
+    progress: Say = lambda _: None,
+) -> Exported:  # fmt: skip
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
     form, scales, hessians, note = plan.form, calibration.scales, calibration.hessians, ""
 
+    progress(f"quantizing to {form.precision}")
     # 3. SmoothQuant: move outlier channels of activations into the weights.
     if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
         source, last_use, note = rescaled, True, NOTE
@@ -158,12 +161,14 @@ def export_planned(
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
+    progress("decoding in torch")
     # 6. Decode golden ids in torch, with the dequantized weights.
     dequantized = dequantized_model(source.model, matrices, layout_of(source.arch), in_place=last_use)
     golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
 
+    progress("writing the bundle")
     # 7. Write the bundle.
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
@@ -186,7 +191,9 @@ def export_planned(
 
         # 8. Prove it: compare logits with torch's, and answers with the float32 model's. Write a quantized bundle's own
         #    golden ids.
+        progress("comparing with torch")
         bundle, error, unrounded = check_parity(load_bundle(str(folder)), golden, bool(errors), form.kv)
+        progress(f"answering {len(calibration.answers)} questions in {form.precision}")
         diverges = divergence(bundle, calibration.answers) if plan.compared and calibration.answers else None
     return Exported(
         out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
@@ -200,7 +207,7 @@ def library_of(core: str | None) -> str:
     return library_file("x86_64" if core == "avx512-vnni" else "aarch64" if core else platform.machine())
 
 
-def calibrate(source: Source, plan: ExportPlan) -> Calibration:
+def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) -> Calibration:
     """Measure the statistics that the plan needs.
 
     Raises MerinoError if the text cannot be read, or if a quantized KV cache costs too much on it.
@@ -213,23 +220,26 @@ def calibrate(source: Source, plan: ExportPlan) -> Calibration:
     scales = rise = None
     if form.kv:
         long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
+        progress("fitting the KV cache")
         scales, rise = calibrated_cache(source, form.kv, long_rows, text)
+    progress("answering questions in float32")
     return Calibration(rows, hessians, scales, rise, answers_of(source, form.context) if plan.compared else [])
 
 
 def export_fastest(
-    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, say: Say
+    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, reports: tuple[Say, Say]
 ) -> Exported:
     """Write the bundle `out` by the first plan that loses no more than MOST_LOST of the model's answers.
 
     The answers of random weights mean nothing, so for these the first format that can be written is used. The last of
     `plans` is float32, which is not compared.
     """
+    say, progress = reports
     with parents_made(out), scratch_folder(out) as scratch:
         for plan in plans:
             line = f"{plan.form.precision}: {plan.predicted}"
             try:
-                made = export_planned(source, scratch / plan.form.precision, plan, calibration)
+                made = export_planned(source, scratch / plan.form.precision, plan, calibration, progress=progress)
             except MerinoError as error:  # such as groups that do not divide a row
                 if plan is plans[-1]:
                     raise

@@ -18,6 +18,7 @@ from merino_edge.export.request import (
     published,
 )
 from merino_edge.families.checkpoint import check_tokenizer
+from merino_edge.families.config_json import judged_config
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hub import HubModel, fetch, is_cached
 from merino_edge.families.names import resolve
@@ -40,23 +41,30 @@ class Described(NamedTuple):
     geometry: Geometry
 
 
-def export_named(what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say) -> "Exported":
+def export_named(
+    what: str, out: Path, request: ExportRequest, weights: Path | None, say: Say, progress: Say = lambda _: None
+) -> "Exported":
     """Export the SOURCE `what` to the bundle `out`. `weights`: see `find_source`.
 
-    `say` gets the progress of a download and of `auto`. Raises MerinoError as `export` does.
+    `say` gets the progress of a download and of `auto`, `progress` the name of each step. Raises MerinoError as
+    `export` does.
     """
     hub_model = check_request(request, what, weights, out)
     if hub_model:
-        from merino_edge.export.source import check_memory  # imports torch
 
-        fetch(hub_model, say, lambda geometry: check_memory(geometry, hub_model.name))
+        def judge(geometry: Geometry) -> None:
+            from merino_edge.export.source import check_memory  # imports torch
+
+            check_memory(geometry, hub_model.name)
+
+        fetch(hub_model, say, judge)
     from merino_edge.export.export import export  # imports torch
     from merino_edge.export.source import load_source
 
-    source = load_source(what, weights, random=request.random_weights)
+    source = load_source(what, weights, say, random=request.random_weights)
     if request.name is not None:
         source = source._replace(name=request.name)
-    return export(source, out, request, last_use=True, say=say)
+    return export(source, out, request, last_use=True, say=say, progress=progress)
 
 
 def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
@@ -78,6 +86,7 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
     if folder and folder.is_dir() and not is_bundle(folder):
         check_tokenizer(folder)
+        judged_config(folder)
     geometry = source.geometry if isinstance(source, DesignFile | Model) else None
     check_context(request.context, geometry.context if geometry else None)
     design = source.design if isinstance(source, DesignFile) else None

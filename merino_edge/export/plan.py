@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from merino_edge.bundles.chat import BundleChat, chat_of
+from merino_edge.bundles.chat import BundleChat, chat_of, for_texts
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.request import (
@@ -85,7 +85,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         )
     check_replaces(source, out, request.overwrite)
     check_readable(source)
-    template = source.chat if request.chat else None
+    template = for_texts(source.chat) if request.chat and source.chat else None
     trained, rounded = source.weights == "trained", form.precision in ROUNDED
     # Random weights have no outliers, and families with a graph builder of their own do not name their norms' matrices.
     # In dialect fused activations are rounded in groups, so that an outlier costs its group precision.

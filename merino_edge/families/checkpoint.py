@@ -18,6 +18,7 @@ COPY_AGAIN = "Copy the checkpoint again."
 CHOOSE = "Choose a model that `merino-edge recommend --device ID` lists"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PROCESSOR_TEMPLATE = "chat_template.json"  # of models of text and images
 TOKENS_MAP = "special_tokens_map.json"
 # Keys of training, of output, of other programs, and ids that are read elsewhere: none of them changes the logits.
 HARMLESS = frozenset({
@@ -161,7 +162,8 @@ class ChatTemplate(NamedTuple):
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """Read chat_template.jinja, or else tokenizer_config.json, whose template `default` is preferred if it has several.
+    """Read chat_template.jinja, else tokenizer_config.json, whose template `default` is preferred if it has several,
+    else chat_template.json.
 
     None if the folder has none: the model is no chat model. Raise MerinoError for files that cannot be read.
     """
@@ -170,7 +172,7 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     path = folder / TEMPLATE
     if path.is_file():
         return ChatTemplate(read_text(str(path), "a chat template", COPY_AGAIN), tokens, str(path))
-    template = config.get("chat_template")
+    template = config.get("chat_template") or _read(folder / PROCESSOR_TEMPLATE).get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default", next(iter(named.values()), None))

@@ -58,7 +58,7 @@ class GemmaWindowed(WindowedGeometry, GemmaArchitecture):
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
-        return {**super().facts(config), "attention_scale": config.query_pre_attn_scalar**-0.5}
+        return {**super().facts(config), "attention_scale": getattr(config, "query_pre_attn_scalar", 1) ** -0.5}
 
     def words(self) -> dict[str, Any]:
         return {**super().words(), "query_pre_attn_scalar": whole(self.attention_scale**-2)}

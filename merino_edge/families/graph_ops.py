@@ -48,6 +48,8 @@ class Attention:
         query_norm, key_norm: RMSNorm of queries and keys, of each head before it is rotated.
         norm_whole: whether these norms are over all heads together.
         norm_rotated: whether these norms stand behind the rotation.
+        value_norm: of the values of each head.
+        shared: whether it reads keys and values that an earlier layer has written, and has queries alone.
         softcap: the largest score; scores become softcap * tanh(score / softcap).
         gated: whether a gate follows the queries in the packed matrix; its sigmoid multiplies the result.
         slopes: of each head, what a score gains per position of its key (ALiBi, arXiv 2108.12409).
@@ -61,6 +63,8 @@ class Attention:
     key_norm: Norm | None = None
     norm_whole: bool = False
     norm_rotated: bool = False
+    value_norm: Norm | None = None
+    shared: bool = False
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
     gated: bool = False
@@ -100,8 +104,8 @@ def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
 class GraphOps(Protocol):
     """Weights are named as in the state dict. A weight that is used twice is stored once."""
 
-    def embed(self, table: str) -> str:
-        """Return rows of `table` [vocab, width] for input_ids; [1, T, width]."""
+    def embed(self, table: str, below: int | None = None) -> str:
+        """Return rows of `table` [vocab, width] for input_ids; [1, T, width]. Ids from `below` on take row 0."""
 
     def embed_positions(self, table: str, offset: int) -> str:
         """Return rows of `table` [rows, width] for position_ids + offset; [1, T, width]."""
@@ -112,8 +116,38 @@ class GraphOps(Protocol):
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         """Several matrices with the same input, multiplied as one; [1, T, sum of outputs]."""
 
+    def float_linear(self, x: str, weight: str) -> str:
+        """As `linear`, for a small matrix that is a float in each format."""
+
     def add(self, x: str, y: str) -> str:
         """Elementwise sum of two tensors of one shape."""
+
+    def multiply(self, x: str, y: str) -> str:
+        """Elementwise product of two tensors; an axis of 1 fits any other."""
+
+    def divide(self, x: str, y: str) -> str:
+        """Elementwise quotient, as `multiply`."""
+
+    def weigh(self, x: str, weight: str) -> str:
+        """x [1, T, width] times a vector of weights [width]."""
+
+    def shift(self, x: str, amount: float) -> str:
+        """x plus a constant."""
+
+    def centered(self, x: str) -> str:
+        """x minus its mean over the last axis."""
+
+    def rms(self, x: str, least: float = 0.0) -> str:
+        """Return the root of the mean square over the last axis; [1, T, 1]. `least`: the least mean square."""
+
+    def split(self, x: str, sizes: list[int]) -> list[str]:
+        """Return parts of the channels."""
+
+    def concat(self, parts: list[str]) -> str:
+        """Join channels."""
+
+    def mix(self, x: str, factors: str, count: int) -> str:
+        """x of `count` streams [1, T, count * width], times factors [1, T, n * count]; n streams [1, T, n * width]."""
 
     def resize(self, x: str, width: int, following: int) -> str:
         """x [1, T, width] with zeros for new channels or without its last ones; [1, T, following]."""
@@ -128,7 +162,7 @@ class GraphOps(Protocol):
         """Return (norm(x + residual), x + residual)."""
 
     def activation(self, x: str, kind: str) -> str:
-        """Apply `gelu` (tanh form), `gelu_erf`, `silu` or `relu`, elementwise."""
+        """Apply `gelu` (tanh form), `gelu_erf`, `silu`, `relu` or `tanh`, elementwise."""
 
     def gated(self, x: str, kind: str) -> str:
         """Return the activation of the first half of the channels times the second half; [1, T, 2 * n] -> [1, T, n]."""
@@ -136,8 +170,8 @@ class GraphOps(Protocol):
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         """Causal attention of packed queries, keys and values over cached and new positions.
 
-        qkv is [1, T, (heads + 2 * layer.heads) * head_size]; [1, T, heads * head_size]. Writes the new keys and values
-        into the cache.
+        qkv is [1, T, (heads + 2 * layer.heads) * head_size], queries alone if the attention is `shared`; [1, T, heads *
+        head_size]. Writes the new keys and values into the cache.
         """
 
     def taps(self, x: str, weight: str, layer: KvLayer) -> str:
@@ -176,7 +210,7 @@ class MatrixNames:
     def __init__(self) -> None:
         self.read: list[tuple[tuple[str, ...], bool]] = []
 
-    def embed(self, table: str) -> str:
+    def embed(self, table: str, below: int | None = None) -> str:  # noqa: ARG002 - as in GraphOps
         self.read.append(((table,), True))
         return ""
 
@@ -200,10 +234,14 @@ class MatrixNames:
     def add_norm(self, *_: Any) -> tuple[str, str]:
         return "", ""
 
+    def split(self, x: str, sizes: list[int]) -> list[str]:
+        return [x] * len(sizes)
+
     def _nothing(self, *_: Any) -> str:
         return ""
 
     add = resize = scale = norm = activation = gated = attention = taps = gated_taps = delta = last = _nothing
+    float_linear = multiply = divide = weigh = shift = centered = rms = concat = mix = _nothing
 
 
 GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merino_edge.families.checkpoint import CONFIG
+from merino_edge.families.config_json import judged_config
 from merino_edge.families.geometry import Geometry
 from merino_edge.storage.atomic import existing_parent
 from merino_edge.storage.faults import one_line
@@ -21,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 WEIGHTS = "model*.safetensors"
 FILES = (
     CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "model.safetensors.index.json", WEIGHTS,
+    "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", WEIGHTS,
 )  # fmt: skip
 
 
@@ -50,11 +51,12 @@ def fetch(
     import huggingface_hub
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
 
-    from merino_edge.families.hugging_face import checked_geometry, read_config  # loads torch
-
     try:
-        # 1. config.json, to judge the model.
+        # 1. config.json, to judge the model: by its text alone, and then by its geometry.
         folder = huggingface_hub.snapshot_download(model.name, allow_patterns=[CONFIG], tqdm_class=silent_bar())
+        judged_config(Path(folder))
+        from merino_edge.families.hugging_face import checked_geometry, read_config  # loads torch
+
         judge(checked_geometry(read_config(Path(folder)), model.name))
         # 2. The list of files, to judge their size. Without network the cache may hold all of them.
         try:

@@ -5,7 +5,6 @@ Importing this module registers the families that transformers does not have, so
 
 import hashlib
 from collections.abc import Callable
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from merino_edge.families.checkpoint import (
     CONFIG,
@@ -20,18 +20,23 @@ from merino_edge.families.checkpoint import (
     TOKENIZER,
     ChatTemplate,
     check_checkpoint,
-    check_not_quantized,
     read_chat_template,
     split_keys,
     stop_ids_of,
 )
+from merino_edge.families.config_json import (
+    OTHER_WEIGHTS,
+    TEXT_WEIGHTS,
+    Judged,
+    judged_config,
+    switch_faults,
+    variant,
+)
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
-from merino_edge.families.zoo import Model, load_models
 from merino_edge.storage.atomic import write_text
-from merino_edge.storage.faults import fault_list, one_line, shortened
+from merino_edge.storage.faults import fault_list, one_line
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import read_json
 
 SEED = 0  # of random weights
 
@@ -81,17 +86,18 @@ def read_checkpoint(
     folder: Path, judge: Callable[[Geometry], None] = lambda _: None, say: Callable[[str], None] = lambda _: None
 ) -> Checkpoint:
     """Return a model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise. `say`
-    gets one line with the keys of config.json that nothing reads.
+    gets one line with the keys of config.json that nothing reads, and one on weights that are skipped.
 
     Raise MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
     check_checkpoint(folder)
-    config = read_config(folder, say)
+    judged = judged_config(folder)
+    config = transformers_config(judged, folder, say)
     geometry = checked_geometry(config, folder)
     judge(geometry)
     tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
     chat = read_chat_template(folder) if tokenizer else None
-    model = read_weights(FAMILIES[config.model_type].model_class(), folder)
+    model = read_weights(judged, config, folder, say)
     return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
 
 
@@ -99,59 +105,38 @@ def checked_geometry(config: Any, source: Path | str) -> Geometry:
     """Return the geometry in a configuration of `source`, which messages name. Raise MerinoError for a variant that its
     family's graph builder cannot build."""
     family = FAMILIES[config.model_type]
-    faults = [
-        f"{key} is {shortened(repr(getattr(config, key)))}, supported is {value!r}"
-        for key, value in family.supported.items()
-        if (found := getattr(config, key, value)) != value and not (found is None and value is False)
-    ]  # fmt: skip
-    what = f"{source} is a variant of {config.model_type} that is not exported"
-    if faults:
-        raise MerinoError(f"{what}: {'; '.join(faults)}. {nearest(config.model_type)}")
+    values = {key: getattr(config, key) for key in family.supported if hasattr(config, key)}
+    if faults := switch_faults(config.model_type, values):
+        raise variant(source, config.model_type, "; ".join(faults))
     try:
         return family.geometry_of(config)
     except ValidationError as error:
-        raise MerinoError(f"{what}: {fault_list(error)}. {nearest(config.model_type)}") from error
+        raise variant(source, config.model_type, fault_list(error)) from error
     except MerinoError as refusal:
-        raise MerinoError(f"{what}: {refusal}. {nearest(config.model_type)}") from refusal
+        raise variant(source, config.model_type, str(refusal)) from refusal
 
 
 def read_config(folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
-    """Return transformers' configuration from the config.json of a local folder.
+    """Return transformers' configuration from the config.json of a local folder; see `transformers_config`."""
+    return transformers_config(judged_config(folder), folder, say)
 
-    `say` gets one line with the keys that nothing reads. Raise MerinoError for an unknown family, for quantized
-    weights, and for a key that transformers' class reads and the family's graph builder does not know.
+
+def transformers_config(judged: Judged, folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
+    """Return transformers' configuration of a config.json.
+
+    `say` gets one line with the keys that nothing reads. Raise MerinoError for a key that transformers' class reads and
+    the family's graph builder does not know.
     """
-    path = folder / CONFIG
-    content = read_json(str(path), COPY_AGAIN)
-    kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind is None:
-        raise MerinoError(f"{path} has no model_type, which names the family: {', '.join(FAMILIES)}. {COPY_AGAIN}")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise MerinoError(
-            f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}. {nearest(str(kind))}"
-        )
-    check_not_quantized(content, path)
-    known = FAMILIES[kind].keys | set(FAMILIES[kind].supported)
-    refused, ignored = split_keys(content, known, FAMILIES[kind].declared_keys())
+    kind, words = judged.kind, judged.words
+    family = FAMILIES[kind]
+    refused, ignored = split_keys(words, family.keys | set(family.supported), family.declared_keys())
     if refused:
-        raise MerinoError(
-            f"{folder} is a variant of {kind} that is not exported: {', '.join(refused[:5])}. {nearest(kind)}"
-        )
+        raise variant(folder, kind, ", ".join(refused[:5]))
     if ignored:
         say(f"{CONFIG}: {', '.join(ignored)} ignored, because transformers' {kind} class does not read it")
-    return made_config(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
-
-
-def nearest(kind: str) -> str:
-    """Return which model of the catalogue is of the nearest family, by the beginning of its name, and its export."""
-
-    def shared(model: Model) -> int:
-        return len(commonprefix([kind, model.family]))
-
-    model = max(load_models(), key=shared)
-    if shared(model) < 3:
-        model = next(iter(load_models()))
-    return f"The nearest model that works is {model.name}: `merino-edge export {model.id} -o {model.id}-bundle`"
+    if judged.inner:
+        return made_config(folder / CONFIG, lambda: AutoConfig.for_model(**words))
+    return made_config(folder / CONFIG, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def made_config(path: Path, make: Callable[[], Any]) -> Any:
@@ -165,14 +150,30 @@ def made_config(path: Path, make: Callable[[], Any]) -> Any:
         raise MerinoError(f"{path} does not load: {one_line(error)}. {COPY_AGAIN}") from error
 
 
-def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
-    """Return the model with all weights in float32. Raise MerinoError for missing weights, which transformers would
-    draw at random, and for a head that config.json ties to the embedding although the weights differ."""
+def read_weights(
+    judged: Judged, config: Any, folder: Path, say: Callable[[str], None] = lambda _: None
+) -> PreTrainedModel:
+    """Return the model with all weights in float32. `say` gets one line on the weights of images and sound, which are
+    skipped.
+
+    Raise MerinoError for missing weights, which transformers would draw at random, and for a head that config.json ties
+    to the embedding although the weights differ.
+    """
+    kind = FAMILIES[judged.kind].model_class()
+    renamed, level = {"key_mapping": TEXT_WEIGHTS} if judged.inner else {}, logging.get_verbosity()
+    logging.set_verbosity_error()  # a line for each weight that is skipped
     try:
-        model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, **renamed
+        )
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise MerinoError(f"the weights in {folder} do not load: {one_line(error)}. {COPY_AGAIN}") from error
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    finally:
+        logging.set_verbosity(level)
+    others = {name for name in info["unexpected_keys"] if judged.inner and OTHER_WEIGHTS.match(name)}
+    if others:
+        say(f"{len(others)} weights for images and sound are skipped: the bundle reads and writes text")
+    wrong = sorted(info["missing_keys"]) + sorted(set(info["unexpected_keys"]) - others)
     if wrong or info["mismatched_keys"]:
         raise MerinoError(
             f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ... {COPY_AGAIN}"

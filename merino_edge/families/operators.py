@@ -95,7 +95,7 @@ class Operator:
         row_only: whether a decode step reads one row of the embedding only.
         macs: multiply-adds per token, without those over cached positions.
         width: KV heads * head size of attention; half of the cached channels of `taps` and `ids`. 2 * width elements
-            are cached per token.
+            are cached per token; 0 for attention that reads another layer's cache.
         query_width: attention only, query heads * head size. Its two matmuls take 2 * query_width multiply-adds
             per pair of positions. More than `width` where several query heads share a KV head.
         heads: attention only, query heads.

@@ -14,6 +14,7 @@ from merino_edge.families import (
     bloom,
     designed,
     gemma,
+    gemma3n,
     gpt2,
     gpt_neo,
     gpt_neox,
@@ -28,9 +29,9 @@ from merino_edge.families import (
     qwen3_5,
     stablelm,
 )
-from merino_edge.families.biased import BiasedGeometry
+from merino_edge.families.biased import BiasedGeometry, build_biased
 from merino_edge.families.family import Family
-from merino_edge.families.gated import GatedGeometry
+from merino_edge.families.gated import GatedGeometry, build_gated
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.pre_norm import Decoder
 from merino_edge.families.weights import Layout
@@ -41,8 +42,8 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         designed.FAMILY, opt.FAMILY, *llama.FAMILIES, *per_layer.FAMILIES, *granite.FAMILIES, *gemma.FAMILIES,
-        lfm2.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY,
-        phi.FAMILY, bloom.FAMILY, qwen3_5.FAMILY,
+        gemma3n.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY,
+        phi.FAMILY, bloom.FAMILY, lfm2.FAMILY, qwen3_5.FAMILY,
     )
 }  # fmt: skip
 
@@ -65,7 +66,8 @@ def key_order_of(geometry: Geometry) -> np.ndarray | None:
 def decoder_of(geometry: Geometry) -> Decoder | None:
     """Return the names and roles of its weights, if its family has the graph builder of most published ones; else None.
     """
-    return geometry.decoder() if isinstance(geometry, GatedGeometry | BiasedGeometry) else None
+    shared = family_of(geometry).build_graph in (build_gated, build_biased)
+    return geometry.decoder() if shared and isinstance(geometry, GatedGeometry | BiasedGeometry) else None
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:

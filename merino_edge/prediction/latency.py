@@ -215,7 +215,7 @@ def amounts(
         totals["argmax_ns"] += op.matrix / op.columns
     if op.kind == "attention":
         kv = kv or "fp32"
-        if groups and by_groups(op.query_width, op.width, KV_BITS[kv]):
+        if groups and op.width and by_groups(op.query_width, op.width, KV_BITS[kv]):
             group_amounts(totals, op, tokens, past, kv)
         else:
             attention_amounts(totals, op, tokens, past, kv)

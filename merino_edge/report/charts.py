@@ -86,21 +86,12 @@ class Curve:
     style: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Values stacked from zero, one per part of the chart's legend, below a line of text."""
-
-    text: str
-    values: tuple[float, ...]
-
-
 def charts_of(summary: Summary) -> list[Chart]:
     """Return the charts that the records have values for, in the order of the page."""
     styles = {entry.label: style(index, entry) for index, entry in enumerate(summary.series)}
     charts = (
         speed_against_size(summary, styles), decode_against_cache(summary, styles),
-        prefill_against_prompt(summary, styles), latency(summary), memory(summary), bandwidth(summary),
-        accuracy(summary, styles),
+        latency(summary), memory(summary), accuracy(summary, styles),
     )  # fmt: skip
     return [chart for chart in charts if chart.values]
 
@@ -140,39 +131,13 @@ def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) ->
     points = {entry.label: cache_points(entry) for entry in summary.series}
     spans = {label: line[-1][0] - line[0][0] for label, line in points.items() if line}
     drawn = {label: points[label] for label, span in spans.items() if span and span >= MIN_SPAN * max(spans.values())}
-    note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
-    return lines(
-        drawn, styles, ("tokens in the cache", "ms per token"), name="cache", title="Decode time as the cache fills",
-        note=note, provenance=summary.measured_on,
-    )  # fmt: skip
-
-
-def prefill_against_prompt(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
-    """Draw a line for each bundle that was measured at two prompt lengths or more."""
-    drawn = {}
-    for entry in summary.series:
-        rows = [row for row in entry.records if not row.decodes and not row.cached and row.ms_p50]
-        points = tuple(sorted({float(row.tokens): row.ms_p50 or 0 for row in rows}.items()))
-        if len(points) > 1:
-            drawn[entry.label] = points
-    return lines(
-        drawn, styles, ("tokens of the prompt", "ms"), name="prompt", title="Prefill time against the prompt's length",
-        note=f"Medians over repetitions.{cut(drawn, MAX_LINES)}", provenance=summary.measured_on,
-    )  # fmt: skip
-
-
-def lines(
-    drawn: dict[str, tuple[tuple[float, float], ...]], styles: dict[str, dict[str, Any]], axis_titles: tuple[str, str],
-    **texts: Any,
-) -> Chart:  # fmt: skip
-    """Draw the first MAX_LINES lines. drawn: points by label of the series. texts: fields of the chart."""
-    curves = [Curve(label, tuple(x for x, _ in points), tuple(y for _, y in points), styles[label])
-              for label, points in drawn.items()][:MAX_LINES]  # fmt: skip
+    curves = [Curve(label, tuple(x for x, _ in line), tuple(y for _, y in line), styles[label])
+              for label, line in drawn.items()][:MAX_LINES]  # fmt: skip
 
     def draw() -> "Figure":
         values = [y for curve in curves for y in curve.y]
         wide = max(values) / min(values) > LOG_SPAN
-        figure = curves_figure(curves, axis_titles[0], axis_titles[1] + (" (log scale)" if wide else ""))
+        figure = curves_figure(curves, "tokens in the cache", "ms per token" + (" (log scale)" if wide else ""))
         axes = figure.axes[0]
         axes.set_xlim(left=0)
         if wide:
@@ -181,9 +146,11 @@ def lines(
             axes.set_ylim(bottom=0)
         return figure
 
+    note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
     values = [f"{curve.label}: {number(curve.y[0])} ms at {number(curve.x[0])} tokens, {number(curve.y[-1])} ms at"
               f" {number(curve.x[-1])}" for curve in curves]  # fmt: skip
-    return Chart(values=values, draw=draw, **texts)
+    return Chart(name="cache", title="Decode time as the cache fills", values=values, note=note, draw=draw,
+                 provenance=summary.measured_on)  # fmt: skip
 
 
 def latency(summary: Summary) -> Chart:
@@ -217,85 +184,53 @@ def latency(summary: Summary) -> Chart:
 
 
 def memory(summary: Summary) -> Chart:
-    rows = [
-        Bar(f"{parts.series.label}: {number(parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb)} MB",
-            (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb))
-        for parts in summary.memory
-    ]  # fmt: skip
+    """Draw one bar per series below its text: the parts of its peak, stacked."""
+    rows = [(parts, (parts.weights_mb, parts.kv_mb or 0, parts.rest_mb)) for parts in summary.memory]
+    texts = [f"{parts.series.label}: {number(sum(values))} MB" for parts, values in rows]
+    colors = {"weights": COLORS["e0"], "KV cache at full context": COLORS["e1"], "rest": COLORS["rest"]}
+
+    def draw() -> "Figure":
+        from matplotlib.patches import Patch
+
+        lines = [wrapped(text.replace(" MB", "\u00a0MB")) for text in texts]
+        row_px = 22 + LINE_PX * max(text.count("\n") + 1 for text in lines)
+        figure = empty_figure(row_px * len(rows) + 40 + LINE_PX)
+        axes = figure.subplots()
+        for y, ((_, values), text) in enumerate(zip(rows, lines, strict=True)):
+            left = 0.0
+            for value, color in zip(values, colors.values(), strict=True):
+                axes.barh(y, value, 14 / row_px, left, color=color)
+                left += value
+            axes.annotate(text, (0, y - 8 / row_px), (1, 2), textcoords="offset points", va="bottom")
+        axes.set(xlabel="MB", yticks=[], ylim=(len(rows) - 1 + 12 / row_px, 12 / row_px - 1), xlim=(0, None))
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        figure.legend(handles=[Patch(color=color) for color in colors.values()], labels=list(colors),
+                      loc="outside upper left", ncols=len(colors), handlelength=1, columnspacing=1)  # fmt: skip
+        return figure
+
     split = any(parts.kv_mb is not None for parts in summary.memory)
     note = "The KV cache is computed from the geometry; without one it is part of the rest. " if split else ""
-    parts = {"weights": COLORS["e0"], "KV cache at full context": COLORS["e1"], "rest": COLORS["rest"]}
     note += f"Rest: Python, engine, activations{'' if split else ', KV cache'}."
-    return bars(rows, "MB", parts, name="memory", title="Peak memory", note=note, provenance=summary.measured_on)
-
-
-def bandwidth(summary: Summary) -> Chart:
-    chosen = [(entry, row) for entry in summary.series if (row := entry.decode) and row.mbu]
-    rows = [Bar(f"{flagged(entry, row)}: {100 * (row.mbu or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
-                (100 * (row.mbu or 0),)) for entry, row in chosen]  # fmt: skip
-    note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
-    if any((row.mbu or 0) > 1 for _, row in chosen):
-        note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
-    return bars(
-        rows, "%", {"": COLORS["e0"]}, 100, name="bandwidth", title="Memory-bandwidth utilization (MBU)", note=note,
-        provenance=summary.measured_on,
-    )  # fmt: skip
+    return Chart(name="memory", title="Peak memory", values=texts, note=note, draw=draw,
+                 provenance=summary.measured_on)  # fmt: skip
 
 
 def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
     scored, tasks = accuracies(summary.evaluations, summary.series)
     curves = [Curve(entry.label, (row.ms_p50 or 0,), (100 * share,), styles[entry.label])
               for entry, share in scored if (row := entry.decode)]  # fmt: skip
-    best: list[tuple[float, float]] = []  # the points that no other point beats in both, the fastest first
-    for x, y in sorted(((curve.x[0], curve.y[0]) for curve in curves), key=lambda point: (point[0], -point[1])):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
 
     def draw() -> "Figure":
         figure = curves_figure(curves, "ms per token", "accuracy, %")
         axes = figure.axes[0]
-        axes.plot(*zip(*best, strict=True), color=COLORS["quiet"], linestyle=":", linewidth=1, zorder=0)
         axes.set_xlim(0, 1.1 * max(curve.x[0] for curve in curves))
         axes.set_ylim(0, 1.1 * max(curve.y[0] for curve in curves) or 1)
         return figure
 
     values = [f"{curve.label}: {curve.y[0]:.1f} % at {number(curve.x[0])} ms" for curve in curves]
-    note = f"Mean over {', '.join(tasks)}. The dotted line joins what no other bundle beats in both."
-    return Chart(name="accuracy", title="Accuracy against decode time", values=values, note=note, draw=draw,
-                 provenance=summary.measured_on)  # fmt: skip
-
-
-def bars(
-    rows: Sequence[Bar], unit: str, parts: dict[str, str], limit: float | None = None, **texts: Any
-) -> Chart:
-    """Draw horizontal bars, each below its text. parts: the colors by name. limit: position of a dotted line. texts:
-    fields of the chart."""
-
-    def draw() -> "Figure":
-        texts = [wrapped(row.text.replace(f" {unit}", f"\u00a0{unit}")) for row in rows]
-        tallest = max(text.count("\n") + 1 for text in texts)
-        row_px = 22 + LINE_PX * tallest
-        figure = empty_figure(row_px * len(rows) + 40 + LINE_PX * (len(parts) > 1))
-        axes = figure.subplots()
-        for y, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            left = 0.0
-            for value, color in zip(row.values, parts.values(), strict=True):
-                axes.barh(y, value, 14 / row_px, left, color=color)
-                left += value
-            axes.annotate(text, (0, y - 8 / row_px), (1, 2), textcoords="offset points", va="bottom")
-        if limit is not None:
-            axes.axvline(limit, color=COLORS["quiet"], linestyle=":", linewidth=1)
-        axes.set(xlabel=unit, yticks=[], ylim=(len(rows) - 1 + 12 / row_px, 12 / row_px - 1), xlim=(0, None))
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(lambda value, _: number(value))
-        if len(parts) > 1:
-            from matplotlib.patches import Patch
-
-            figure.legend(handles=[Patch(color=color) for color in parts.values()], labels=list(parts),
-                          loc="outside upper left", ncols=len(parts), handlelength=1, columnspacing=1)  # fmt: skip
-        return figure
-
-    return Chart(values=[row.text for row in rows], draw=draw, **texts)
+    return Chart(name="accuracy", title="Accuracy against decode time", values=values, draw=draw,
+                 note=f"Mean over {', '.join(tasks)}.", provenance=summary.measured_on)  # fmt: skip
 
 
 def empty_figure(height: int) -> "Figure":

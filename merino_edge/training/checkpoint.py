@@ -1,7 +1,7 @@
 """The folder of a training run: its description, its lock, its saved states, and whether it may be resumed.
 
-`OUT/trainer/` has all that an unfinished run needs: `run.json`, the tokenizer, a lock and the saved states. `OUT`
-itself is filled when the run ends; the record `training.json` is written last and marks the run as finished.
+`OUT/trainer/` has all that an unfinished run needs: `run.json` and the saved states. `OUT` itself is filled
+when the run ends; the record `training.json` is written last and marks the run as finished.
 
 transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
 one, so it tells a whole state from one that is damaged, or that a full disk or a killed process cut short.
@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
-from merino_edge.storage.atomic import write_text
+from merino_edge.storage import atomic
+from merino_edge.storage.atomic import cache_folder, write_text
 from merino_edge.storage.faults import fault_list
 from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
 from merino_edge.training.recipe import Recipe, option_of
@@ -32,11 +34,11 @@ from merino_runtime.io.json_file import read_json
 
 SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
-RUN, LOCK, CHAT = "run.json", "lock", "chat.json"  # in STATE
+RUN = "run.json"  # in STATE
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
-TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
 RECORD = "training.json"
-FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
+FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
+DIGITS = 12  # of a hash in messages
 ELSEWHERE = "Start another run with another -o"
 
 
@@ -59,29 +61,25 @@ class Run(BaseModel):
     weights_sha256: str = ""
     teacher_sha256: str = ""
 
-    def facts(self) -> dict[str, tuple[Any, str]]:
-        """Return {option: (its value, how a message shows it)}."""
-        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:8] or "random"
-        source = f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}, weights {weights}"
-        files = {
-            option: ([(file.sha256, file.weight) for file in listed], ", ".join(map(str, listed)) or "not given")
-            for option, listed in (("--data", self.data), ("--held-out", self.held_out))
-        }
+    def options(self) -> dict[str, str]:
+        """Return {option: its value in words}. Runs of the same words are the same run."""
+        arch, weights = read_geometry(self.family, self.architecture), self.weights_sha256[:DIGITS] or "random"
+        digest = sha256(json.dumps([self.family, self.architecture], sort_keys=True).encode()).hexdigest()[:DIGITS]
+        files = {"--data": self.data, "--held-out": self.held_out}
         hashes = {"--teacher": self.teacher_sha256, "--tokenizer": self.tokenizer_sha256}
         return {
-            "SOURCE": ((self.family, self.architecture, self.weights_sha256), source), **files,
-            **{option: (sha256, sha256[:8] or "none") for option, sha256 in hashes.items()},
-            **{option_of(name): (value, str(value)) for name, value in vars(self.recipe).items()},
-        }  # fmt: skip
+            "SOURCE": f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context} ({digest}), weights {weights}",
+            **{option: ", ".join(map(str, listed)) or "not given" for option, listed in files.items()},
+            **{option: known[:DIGITS] or "none" for option, known in hashes.items()},
+            **{option_of(name): str(value) for name, value in vars(self.recipe).items()},
+        }
 
 
 def check_same(kept: Run, requested: Run, out: Path) -> None:
     """Raises MerinoError if the run in `out` is not the requested one. A tokenizer need not be given again."""
-    there = kept.facts()
-    differing = [
-        f"{option} is {shown}; the run's is {there[option][1]}" for option, (value, shown) in requested.facts().items()
-        if value != there[option][0] and (value or option != "--tokenizer")
-    ]  # fmt: skip
+    there, optional = kept.options(), ("--tokenizer", "none")
+    differing = [f"{option} is {value}; the run's is {there[option]}" for option, value in requested.options().items()
+                 if value != there[option] and (option, value) != optional]  # fmt: skip
     if differing:
         raise MerinoError(
             f"{out} holds another run: {'; '.join(differing)}. A run continues as it started: give the run's own"
@@ -103,20 +101,23 @@ def read_run(out: Path) -> Run:
 
 
 def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | None) -> None:
-    """Write what a resumed run needs, the description last."""
-    if chat:
-        content = {**chat._asdict(), "source": "the chat template"}
-        write_text(out / STATE / CHAT, json.dumps(content, indent=1) + "\n")
-    write_text(out / STATE / TOKENIZER, tokenizer.to_str())
-    write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
+    """Write what a resumed run needs."""
+    content = {**run.model_dump(mode="json"), "tokenizer": tokenizer.to_str(), "chat": chat and chat._asdict()}
+    write_text(out / STATE / RUN, json.dumps(content, indent=1) + "\n")
 
 
 def read_unfinished(out: Path) -> tuple[Run, Tokenizer, ChatTemplate | None]:
     """Return what `write_run` wrote. Raises MerinoError if it is missing or changed."""
-    run, tokenizer, path = read_run(out), load_tokenizer(out / STATE / TOKENIZER), out / STATE / CHAT
+    run, path = read_run(out), out / STATE / RUN
+    content = read_json(str(path), ELSEWHERE)
+    try:
+        tokenizer = load_tokenizer(str(content["tokenizer"]))
+        chat = ChatTemplate(**content["chat"]) if content["chat"] else None
+    except (KeyError, TypeError) as error:
+        raise MerinoError(f"{path} is damaged: {error}. {ELSEWHERE}") from error
     if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
-        raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
-    return run, tokenizer, ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
+        raise MerinoError(f"the tokenizer in {path} is no longer the run's. {ELSEWHERE}")
+    return run, tokenizer, chat
 
 
 def trained_name(folder: Path) -> str | None:
@@ -133,68 +134,32 @@ def is_finished(out: Path) -> bool:
 
 
 def check_folder(out: Path, resume: bool) -> None:
-    """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace."""
-    if resume:
-        if not saved_states(out / STATE):
-            raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
-    elif out.exists() and not out.is_dir():
-        raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
-    elif out.is_dir():
-        # The files of a run that was stopped before its first saved state was whole may be replaced.
-        states, others = saved_states(out / STATE), {path.name for path in out.iterdir()} - {STATE}
-        partial = (out / STATE / RUN).is_file() and not any((state / WHOLE).is_file() for state in states)
-        if others or (states and not partial):
-            resumable = "continue with --resume, or " if states else ""
-            raise MerinoError(f"{out} is not empty: {resumable}choose another -o")
-
-
-def clear_folder(out: Path) -> None:
-    """Remove the files of such a run, except the lock, which is held."""
-    for path in (out / STATE).iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+    """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace: the files of a run
+    that was stopped before its first saved state was whole."""
+    states, started = saved_states(out / STATE), (out / STATE / RUN).is_file()
+    if resume and not states:
+        raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
+    if not resume and any((state / WHOLE).is_file() for state in states):
+        raise MerinoError(f"{out} holds an unfinished run: continue with --resume, or choose another -o")
+    if not resume:
+        atomic.check_folder(out, lambda _: {path.name for path in out.iterdir()} == {STATE} and (started or not states))
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run's lock, which the kernel releases however the process ends.
-
-    Folders that were made for the lock alone are removed again. Raises MerinoError if another process holds it.
-    """
-    folder = out / STATE
-    lock = FileLock(folder / LOCK, timeout=0)
+    """Hold the run's lock in the cache, which the kernel releases however the process ends. Raises MerinoError if
+    another process holds it."""
+    folder = cache_folder() / "locks"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(folder / sha256(str(out.resolve()).encode()).hexdigest(), timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise MerinoError(f"another `train` is running in {out}: wait until it ends, or choose another -o") from error
-    except OSError as error:
-        raise MerinoError(f"cannot write {folder}: {error.strerror or error}. Choose another -o") from error
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()  # while it is held: a process that waits for it sees that it is gone
-            folder.rmdir()
-            if not any(out.iterdir()):
-                out.rmdir()
         lock.release()
-
-
-@contextmanager
-def finished_files(out: Path) -> Iterator[Path]:
-    """Yield an empty folder; its files are moved into `out` if the body succeeds."""
-    folder = out / STATE / "finished"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        for path in sorted(folder.iterdir()):
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def saved_states(folder: Path) -> list[Path]:
@@ -219,11 +184,11 @@ def fault_of(state: Path) -> str | None:
         files = dict(read_json(str(state / WHOLE), ""))
     except (MerinoError, TypeError, ValueError):
         return "it was not saved completely"
-    present = {path.name: path for path in state.iterdir() if path.is_file()}
-    for name, sha256 in files.items():
+    present = {path.name for path in state.iterdir() if path.is_file()}
+    for name, digest in files.items():
         if name not in present:
             return f"{name} is missing"
-        if sha256_of(str(present[name])) != sha256:
+        if sha256_of(str(state / name)) != digest:
             return f"{name} is damaged"
     return None
 
@@ -233,17 +198,16 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
 
     Raises MerinoError if none is whole; then nothing is removed.
     """
-    faults: dict[Path, str] = {}
-    for state in saved_states(folder):
+    states = saved_states(folder)
+    faults: list[str] = []
+    for state in states:
         fault = fault_of(state)
         if fault is None:
-            for damaged in faults:
+            for damaged in states[: len(faults)]:
                 shutil.rmtree(damaged)
-            return state, list(faults.values())
-        faults[state] = f"{state.name}: {fault}"
-    raise MerinoError(
-        f"no saved state in {folder} is whole ({'; '.join(faults.values())}): start the run again with another -o"
-    )
+            return state, faults
+        faults.append(f"{state.name}: {fault}")
+    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")
 
 
 def remove_older(folder: Path, best: str | None) -> None:

@@ -249,7 +249,7 @@ def bpe_text(data: Sequence[DataSource], vocab: int, say: Say) -> Iterator[str]:
     say(f"training a BPE of {vocab:,} entries on at most {most:,} characters of each source")
     for source in data:
         left = most
-        for segment in segments_of(source, None)[1]:
+        for segment in segments_of(source, None):
             yield segment.text[:left]
             left -= len(segment.text)
             if left <= 0:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def initialize_matrices(model: PreTrainedModel) -> None:
 class CheckedTrainer(Trainer):
     """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight.
 
-    Its held-out loss is the mean over tokens; transformers' is over rows, which differ in their learned tokens.
+    Its losses are means over tokens, however rows, micro-batches and processes divide them.
     `padding`: the id that fills a row after its last sample. `by_width`: whether learning rates depend on the widths.
     """
 
@@ -64,32 +65,28 @@ class CheckedTrainer(Trainer):
         self.recipe, self.padding, self.by_width = recipe, padding, by_width
         self.sum_of_losses = torch.compile(weighted_loss) if recipe.compile else weighted_loss
         super().__init__(**keys)
+        self.model_accepts_loss_kwargs = True  # so that transformers counts a step's tokens
 
-    def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = optimizer_for(self.model, self.recipe, self.by_width)
-        return super().create_optimizer(*arguments, **keys)
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        teacher_ids, teacher_logits = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
-        taught = 0.0 if teacher_ids is None else self.recipe.teacher_weight
+        """Return this process's share of the mean over `num_items_in_batch` tokens of all processes."""
+        labels, ids = inputs["labels"], inputs["input_ids"]
+        taught = self.recipe.teacher_weight if "teacher_ids" in inputs else 0.0
         prompt_weight = self.recipe.prompt_weight if model.training else 0.0
-        labels = inputs["labels"]
-        share = self.accelerator.num_processes / num_items_in_batch if taught or prompt_weight else 0.0
-        if prompt_weight:
-            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-            weights = token_weights(inputs["input_ids"], labels, self.padding, 1 - taught, prompt_weight)
-            loss = share * self.sum_of_losses(outputs["logits"], inputs["input_ids"], weights)
-        else:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            loss = (1 - taught) * loss
+        outputs = model(**{name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs})
+        weights = token_weights(ids, labels, self.padding, 1 - taught, prompt_weight)
+        loss = self.sum_of_losses(outputs["logits"], ids, weights)
         if taught:
-            distilled = distillation_loss(
-                outputs["logits"], labels, teacher_ids, teacher_logits, self.recipe.temperature
+            loss = loss + taught * distillation_loss(
+                outputs["logits"], labels, inputs["teacher_ids"], inputs["teacher_logits"], self.recipe.temperature
             )
-            loss = loss + taught * share * distilled
+        loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:
@@ -100,15 +97,12 @@ class CheckedTrainer(Trainer):
         check_finite("gradient's norm", float(torch.nn.utils.get_total_norm(gradients)), step, self.recipe)
         return loss
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
-        """Weight the loss of these rows by their tokens, so that its mean over all rows is the mean over tokens."""
-        rows, held_out = len(inputs["labels"]), self.eval_dataset
-        learned = float(self._get_num_items_in_batch([inputs], self.args.device) or 0)  # in the rows of all processes
-        loss, logits, labels = super().prediction_step(model, inputs, *rest, **keys)
-        assert loss is not None
-        share = learned / self.accelerator.num_processes * len(held_out) / (held_out.learned * rows)  # type: ignore
-        return loss * share if learned else torch.zeros_like(loss), logits, labels
-
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        """Return a loss whose mean over all rows, which transformers takes, is the mean over tokens."""
+        inputs, held_out = self._prepare_inputs(inputs), self.eval_dataset
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = self.compute_loss(model, inputs, num_items_in_batch=self.accelerator.num_processes)
+        return total * len(held_out) / (held_out.learned * len(inputs["labels"])), None, None  # type: ignore
 
 def token_weights(
     ids: torch.Tensor, labels: torch.Tensor, padding: int, learned_weight: float, prompt_weight: float
@@ -126,20 +120,14 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 
 
 def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
-    """Raises MerinoError if the value is not finite, because no weight would stay finite. At the first step no weight
-    has changed, so the arithmetic is at fault and not the rate."""
-    if math.isfinite(value):
-        return
-    if step == 1 and (recipe.bf16 or recipe.compile):
-        remedy = "with --no-bf16" if recipe.bf16 else "without --compile"
+    """Raises MerinoError if the value is not finite, because no weight would stay finite."""
+    if not math.isfinite(value):
+        options = f"a --learning-rate below {recipe.learning_rate:g}"
+        if step == 1 and (recipe.bf16 or recipe.compile):  # no weight has changed yet: the arithmetic is at fault
+            options = "--no-bf16" if recipe.bf16 else "no --compile"
         raise MerinoError(
-            f"the {what} is {value} at the first step, before a weight has changed: the arithmetic is at fault. Start a"
-            f" new run, with another -o and {remedy}"
+            f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and {options}"
         )
-    raise MerinoError(
-        f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and a"
-        f" --learning-rate below {recipe.learning_rate:g}"
-    )
 
 
 class RunCallback(TrainerCallback):
@@ -151,16 +139,12 @@ class RunCallback(TrainerCallback):
     def __init__(self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress):
         self.folder, self.stop, self.recipe, self.say, self.progress = folder, stop, recipe, say, progress
         self.ended_early = False
-        self.first_step, self.started = 0, 0.0  # the first step of this process that is timed, and its start
+        self.first_step, self.started = 0, 0.0  # the first step of this process, and its end
         self.saved = time.monotonic()
-
-    def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.started and self.first_step:
-            self.started = time.perf_counter()
 
     def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.first_step:
-            self.first_step = state.global_step
+            self.first_step, self.started = state.global_step, time.perf_counter()
         elif state.global_step == self.first_step + TIMED_STEPS and state.global_step < state.max_steps:
             step_s, left = self.timing(state)
             self.say(f"{step_s:.2g} s per step, {left}; peak memory {peak_mb():,.0f} MB")
@@ -172,7 +156,7 @@ class RunCallback(TrainerCallback):
     def on_log(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None:
-            left = f", {self.timing(state)[1]}" if self.started else ""
+            left = f", {self.timing(state)[1]}" if state.global_step > self.first_step else ""
             self.progress(state.global_step, state.max_steps, f"loss {loss:.3f}{left}")
 
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -195,19 +179,15 @@ class RunCallback(TrainerCallback):
     def timing(self, state: TrainerState) -> tuple[float, str]:
         """Return the seconds per step, and the remaining time in words."""
         step_s = (time.perf_counter() - self.started) / (state.global_step - self.first_step)
-        left_s = step_s * (state.max_steps - state.global_step)
-        minutes = round(left_s / 60)
-        long = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-        return step_s, f"about {f'{left_s:.0f} s' if left_s < 100 else long} to go"
+        left = timedelta(seconds=round(step_s * (state.max_steps - state.global_step)))
+        return step_s, f"about {left} to go"
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
-    stop, handlers = threading.Event(), {}
-    if threading.current_thread() is threading.main_thread():  # the others get no signals
-        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        handlers = {number: handler for number, handler in known.items() if handler not in (signal.SIG_IGN, None)}
+    stop = threading.Event()
+    handlers: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
         for number, handler in handlers.items():
@@ -217,8 +197,12 @@ def stop_on_signal() -> Iterator[threading.Event]:
         stop.set()
         restore()
 
-    for number in handlers:
-        signal.signal(number, first)
+    if threading.current_thread() is threading.main_thread():  # the others get no signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                handlers[number] = handler
+                signal.signal(number, first)
     try:
         yield stop
     finally:

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.storage.atomic import cache_folder, new_folder
+from merino_edge.text.samples import CHAT, COMPLETION, TEXT, Segment
 from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
-from merino_edge.training.sources import GIVE_TEXT, DataSource, Segment, segments_of
+from merino_edge.training.sources import GIVE_TEXT, DataSource, segments_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import others_may_write
@@ -116,18 +117,19 @@ def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dty
 def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> int:
     """Write a source's ids, ends and learned marks. Return the number of ids."""
     tokenizer, chat, end = tokenization
-    form, segments = segments_of(source, chat)
-    before, after = around(tokenizer) if form != "chats" else ([], [])  # a template writes its own
-    if form == "completions" and not after:
-        own = end if end is not None else end_id(tokenizer)
-        after = [] if own is None else [own]
-    tokens, characters, reported = 0, 0, time.perf_counter()
+    before, after = around(tokenizer)
+    own = end if end is not None else end_id(tokenizer)
+    # By form: the ids before a document or sample, and after a document or an answer. A chat template writes its own.
+    marks = {TEXT: (before, after), COMPLETION: (before, after or ([] if own is None else [own])), CHAT: ([], [])}
+    tokens, characters, reported, form = 0, 0, time.perf_counter(), TEXT
     with (folder / IDS).open("xb") as ids, (folder / ENDS).open("xb") as ends, (folder / LEARNED).open("xb") as learned:
-        for batch in batches(segments):
+        for batch in batches(segments_of(source, chat)):
             encodings = tokenizer.encode_batch_fast([segment.text for segment in batch], add_special_tokens=False)
             for segment, encoding in zip(batch, encodings, strict=True):
-                closed = segment.last or segment.turn_end
-                row = [*(before if segment.first else ()), *encoding.ids, *(after if closed else ())]
+                form = segment.form
+                before, after = marks[form]
+                ended = segment.last if form == TEXT else segment.learned
+                row = [*(before if segment.first else ()), *encoding.ids, *(after if ended else ())]
                 ids.write(np.array(row, dtype).tobytes())
                 learned.write(bytes([segment.learned]) * len(row))
                 tokens += len(row)
@@ -137,7 +139,7 @@ def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtyp
             if time.perf_counter() - reported > REPORT_SECONDS:
                 reported = time.perf_counter()
                 say(f"{source.what}: {characters:,} characters tokenized")
-    if form == "documents":
+    if form == TEXT:
         (folder / LEARNED).unlink()
     if tokens == 0:
         raise MerinoError(f"no text in {source}: {GIVE_TEXT}")

@@ -1,25 +1,22 @@
-"""The sources of `--data` and `--held-out`: their paths, weights and hashes, and their records as segments of text.
+"""The sources of `--data` and `--held-out`: their paths, weights, hashes and records.
 
-A segment is what the tokenizer encodes at once. A document is learned whole. A sample is a prompt with a completion,
-several such turns, or the messages of a chat; the loss counts its completions, or the assistant's messages. Loads
-neither torch nor datasets before a source needs them, so that a wrong path is reported at once.
+Loads neither torch nor datasets before a source needs them, so that a wrong path is reported at once.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import chain, pairwise
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hub import hub_name
 from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
+from merino_edge.text.samples import FIELDS, TEXT, Record, Segment, record_segments
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -30,13 +27,6 @@ CONVERTED = ".json", ".csv", ".tsv"  # would be trained as text, with their synt
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
-Record = Mapping[str, Any]
-FIELDS = "text", "prompt", "completion", "messages"
-NAMES_OF_FORMS = {("text",): "documents", ("prompt", "completion"): "completions", ("messages",): "chats"}
-# Of Alpaca's and ShareGPT's forms, and the tools of a chat.
-OTHER_FIELDS = "instruction", "input", "output", "conversations", "tools"
-ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_response": "tool"}  # of ShareGPT
-KNOWN = "`text`, `prompt` with `completion`, `messages`, `instruction` with `output`, or `conversations`"
 
 
 class DataFile(TextFile):
@@ -45,8 +35,8 @@ class DataFile(TextFile):
     weight: float | None = None
 
     def __str__(self) -> str:
-        weight = "" if self.weight is None else f", weight {self.weight:g}"
-        return f"{self.name} ({self.bytes:,} bytes, {self.sha256[:8]}{weight})"
+        weight = "" if self.weight is None else f", weight {self.weight}"
+        return f"{self.bytes:,} bytes ({self.sha256[:12]}{weight})"
 
 
 @dataclass(frozen=True)
@@ -137,8 +127,8 @@ def kind_of(what: str, option: str) -> str:
     raise MerinoError(f"{option} {what} {fault}: give {FORMS}")
 
 
-def records(source: DataSource, fields: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """Yield the records of a source that is not text: (its place, for messages; those of `fields` that it has).
+def records(source: DataSource) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a source that is not text: (its place, for messages; its known fields).
 
     Raises MerinoError for a record that cannot be read.
     """
@@ -146,19 +136,19 @@ def records(source: DataSource, fields: Sequence[str]) -> Iterator[tuple[str, Re
         yield from read_json_lines(source.path, str(source))
         return
     if source.kind == "parquet":
-        rows = parquet_rows(source, fields)
+        rows = parquet_rows(source)
     else:
         dataset = open_dataset(source)
-        rows = iter(dataset.select_columns([name for name in fields if name in dataset.column_names]))
+        rows = iter(dataset.select_columns([name for name in FIELDS if name in dataset.column_names]))
     for number, record in enumerate(rows, 1):
         yield f"{source}, row {number:,}", record
 
 
-def parquet_rows(source: DataSource, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def parquet_rows(source: DataSource) -> Iterator[dict[str, Any]]:
     parquet = import_extra("pyarrow.parquet")
     try:
         with parquet.ParquetFile(source.what) as file:
-            columns = [name for name in fields if name in file.schema_arrow.names]
+            columns = [name for name in FIELDS if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
@@ -184,129 +174,10 @@ def open_dataset(source: DataSource) -> Any:
     return dataset
 
 
-class Segment(NamedTuple):
-    """`first`, `last`: whether it starts and ends its document or sample. `turn_end`: whether an answer ends with it,
-    so that an end token follows."""
-
-    text: str
-    first: bool
-    last: bool
-    learned: bool = True
-    turn_end: bool = False
-
-
-def segments_of(source: DataSource, chat: ChatTemplate | None) -> tuple[str, Iterator[Segment]]:
-    """Return (documents, completions or chats; the segments of a source in order).
-
-    chat: the template for `messages`. Raises MerinoError for text or a record that cannot be used, with its place, now
-    or when the segments are read.
-    """
+def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segment]:
+    """Return the segments of a source in order. chat: the template for `messages`. They raise MerinoError for text or a
+    record that cannot be used, with its place."""
     if source.kind == "text":
-        return "documents", (Segment(*given) for given in document_segments(read_chunks(source.path, str(source))))
-    entries = records(source, (*FIELDS, *OTHER_FIELDS))
-    start = next(entries, None)
-    if start is None:
-        raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
-    form, _ = normalized_record(*start, chat)
-    if form == ("messages",) and chat is None:
-        raise MerinoError(
-            f"{start[0]}, has `messages`, and there is no chat template to write them in: give a --tokenizer with a"
-            " chat_template.jinja beside it, or write the samples as `prompt` and `completion`"
-        )
-    template = compiled(chat.text, chat.source) if chat and form == ("messages",) else None
-
-    def all_segments() -> Iterator[Segment]:
-        for where, given in chain([start], entries):
-            other, record = normalized_record(where, given, chat)
-            if other != form:
-                raise MerinoError(
-                    f"{where}, has {quoted(other)}, but earlier records have {quoted(form)}: a file has one form. Write"
-                    " two files, and give --data twice"
-                )
-            if form == ("text",):
-                yield from (Segment(*given) for given in document_segments([checked_string(where, record, "text")]))
-            elif template is None or chat is None:
-                yield from completion_segments(where, record)
-            else:
-                yield from message_segments(where, record, template, chat.tokens)
-
-    return NAMES_OF_FORMS[form], all_segments()
-
-
-def normalized_record(where: str, record: Record, chat: ChatTemplate | None) -> tuple[tuple[str, ...], Record]:
-    """Return a record's form, and the record in it. Raises MerinoError for a record in no known form."""
-    fields = tuple(name for name in FIELDS if record.get(name) is not None)
-    turns, instruction, output = (record.get(name) for name in ("conversations", "instruction", "output"))
-    if not fields and isinstance(turns, list) and all(isinstance(turn, dict) and "from" in turn for turn in turns):
-        messages = [{"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in turns]
-        return ("messages",), {"messages": messages, "tools": record.get("tools")}
-    if not fields and isinstance(instruction, str) and isinstance(output, str):
-        given = record.get("input") or ""
-        if chat:
-            user = {"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}
-            return ("messages",), {"messages": [user, {"role": "assistant", "content": output}]}
-        middle = f"\n\n### Input:\n{given}" if given else ""
-        prompt = f"### Instruction:\n{instruction}{middle}\n\n### Response:\n"
-        return ("prompt", "completion"), {"prompt": prompt, "completion": output}
-    if fields not in NAMES_OF_FORMS:
-        has = quoted(fields) if fields else f"none of these fields, but {shortened(', '.join(record)) or 'nothing'}"
-        raise MerinoError(f"{where}, has {has}, expected: {KNOWN}")
-    return fields, record
-
-
-def quoted(fields: tuple[str, ...]) -> str:
-    return " and ".join(f"`{name}`" for name in fields)
-
-
-def checked_string(where: str, record: Record, name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str):
-        raise MerinoError(f"{where}, `{name}` is {shortened(repr(value))}, must be a string")
-    return value
-
-
-def completion_segments(where: str, record: Record) -> Iterator[Segment]:
-    def strings(name: str) -> list[str]:
-        value = record[name]
-        listed = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-        return value if listed else [checked_string(where, record, name)]
-
-    prompts, completions = strings("prompt"), strings("completion")
-    if len(prompts) != len(completions):
-        raise MerinoError(f"{where}, has {len(prompts)} prompts and {len(completions)} completions: give each its own")
-    if not all(completions):
-        raise MerinoError(f"{where}, has an empty `completion`: leave it out, there is nothing to learn")
-    for turn, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        yield Segment(prompt, first=turn == 0, last=False, learned=False)
-        yield Segment(completion, first=False, last=turn == len(prompts) - 1, turn_end=True)
-
-
-def message_segments(where: str, record: Record, template: Any, tokens: Mapping[str, str]) -> Iterator[Segment]:
-    """Yield a chat as its template writes it; the assistant's turns are learned, with the token that ends them."""
-    messages, tools = record["messages"], record.get("tools")
-    if not (isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)):
-        raise MerinoError(f"{where}, `messages` is {shortened(repr(messages))}, must be a list of objects with `role`")
-    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise MerinoError(f"{where}, has no message of the assistant: leave it out, there is nothing to learn")
-    try:
-        given = {**tokens, "tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else tokens
-    except ValueError as error:
-        raise MerinoError(f"{where}, `tools` is {shortened(repr(tools))}, must be a list of tools") from error
-    # The text up to a turn's start, with the generation prompt, and up to its end, for each turn.
-    text, ends = "", [0]
-    for count, prompted in ((turn + after, not after) for turn in turns for after in (0, 1)):
-        before = text
-        try:
-            text = template(messages=messages[:count], add_generation_prompt=prompted, **given)
-        except Exception as error:  # a template can raise whatever a program can
-            fault = shortened(str(error))
-            raise MerinoError(f"{where}, the chat template raises: {fault}. Correct the messages") from error
-        if not text.startswith(before):
-            raise MerinoError(
-                f"{where}, the chat template writes earlier messages differently at message {count}, so the"
-                " assistant's text is not known: cut the chat into one sample per answer"
-            )
-        ends.append(len(text))
-    for number, (start, end) in enumerate(pairwise(ends)):
-        yield Segment(text[start:end], number == 0, number == len(ends) - 2, learned=number % 2 == 1)
+        return (Segment(TEXT, *given) for given in document_segments(read_chunks(source.path, str(source))))
+    render = partial(compiled(chat.text, chat.source), **chat.tokens) if chat else None
+    return record_segments(records(source), render)

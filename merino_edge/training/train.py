@@ -19,7 +19,7 @@ from merino_edge.families.checkpoint import read_chat_template
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import Checkpoint, build_model, save_model, weights_hash
 from merino_edge.families.registry import family_of
-from merino_edge.storage.atomic import write_text
+from merino_edge.storage.atomic import scratch_folder, write_text
 from merino_edge.storage.extras import import_extra
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
 from merino_edge.training import checkpoint, loop, processes
@@ -102,18 +102,15 @@ def train(
             checkpoint.check_folder(out, request.resume)
             request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.micro_batch))
         sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
-        run = describe(request, sources, held_out_sources)
-        if is_finished(out):
-            checkpoint.check_same(checkpoint.read_run(out), run, out)
-            request.say(f"this run is finished: nothing in {out} is changed")
-        return run, sources, held_out_sources
+        return describe(request, sources, held_out_sources), sources, held_out_sources
 
     with processes.joined():
         # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
         run, sources, held_out_sources = processes.on_first_process(check)
         if is_finished(out):
-            finished: dict[str, Any] = json.loads((out / checkpoint.RECORD).read_bytes())
-            return finished
+            processes.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
+            request.say(f"this run is finished: nothing in {out} is changed")
+            return dict(json.loads((out / checkpoint.RECORD).read_bytes()))
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
         with lock, reported_faults(out / STATE, arch, recipe, trained):
             if threads is not None:
@@ -185,7 +182,7 @@ def prepare(
         checkpoint.check_same(kept, run, out)
         run = kept
     else:
-        checkpoint.clear_folder(out)
+        shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
         tokenizer = load_tokenizer(given) if given else train_tokenizer(bpe_text(sources, vocab, say), vocab)
         folder = request.tokenizer_file.parent if request.tokenizer_file else None
@@ -280,7 +277,7 @@ def write_checkpoint(
     """Write the finished model into the output folder, its record last."""
     model: Any = trainer.model
     pretrained, tokenizer, chat = request.pretrained, tokenization.tokenizer, tokenization.chat
-    with checkpoint.finished_files(request.out) as folder:
+    with scratch_folder(request.out / STATE / "finished") as folder:
         if request.recipe.lora:
             model.save_pretrained(folder / ADAPTER)
             model = model.merge_and_unload()
@@ -295,4 +292,6 @@ def write_checkpoint(
         saved.save_pretrained(folder)
         if request.design is not None:  # export reads its weight format and thread counts
             write_text(folder / DESIGN, request.design.to_json())
+        for path in folder.iterdir():
+            path.replace(request.out / path.name)
     write_text(request.out / checkpoint.RECORD, json.dumps(record, indent=1) + "\n")

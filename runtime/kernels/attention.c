@@ -10,6 +10,7 @@
 
 enum { KEYS = 64, AT_ONCE = 8, PIECE_ROWS = 32, MOST_TILES = PIECE_ROWS / 4, MOST_ROWS = 8, MOST_SHARES = 8, SHARE_KEYS = 128, ENOUGH_PIECES = 8 };
 enum { FEW = 4 }; /* queries of one position that share a KV head, up to which no tile is made */
+enum { GUESSES = 9 }; /* new positions up to which each is computed as a decode step computes it, to the bit */
 #define ALWAYS_INLINE static inline __attribute__((always_inline)) /* so that numbers of rows are constants */
 #define NEVER (-3e38f) /* the score of a key that a row does not see; finite, since inf - inf is no number */
 
@@ -141,7 +142,22 @@ static inline int64_t piece_floats(const attention_work *work) {
     return PIECE_ROWS * row_floats(work) + (work->key_scales ? KEYS * work->size : 0);
 }
 
+static inline int is_guessed(const attention_work *work) { return work->count > 1 && work->count <= GUESSES; }
+
+/* The work of one new position. */
+static attention_work at_position(const attention_work *work, int64_t position) {
+    attention_work one = *work;
+    one.count = 1, one.past += position;
+    one.qkv += position * (work->heads + 2 * work->kv_heads) * work->size;
+    one.out += position * work->heads * work->size;
+    return one;
+}
+
 int64_t attention_scratch(const attention_work *work) {
+    if (is_guessed(work)) {
+        attention_work last = at_position(work, work->count - 1);
+        return work->count * attention_scratch(&last);
+    }
     return work->kv_heads * row_pieces(work) * shares_of(work) * piece_floats(work);
 }
 
@@ -513,9 +529,23 @@ static void join_piece(void *given, size_t task) {
     for (int64_t index = row; index < row + PIECE_ROWS && index < rows_of(work); index++) join_row(work, head, index);
 }
 
-void attention(const attention_work *work, threads on) {
+static void run_pieces(const attention_work *work, threads on) {
     size_t pieces = (size_t)(work->kv_heads * row_pieces(work));
-    for (int64_t position = 0; position < work->count; position++) put_position(work, position, work->scratch);
     spread(on, is_few(work) ? run_few_piece : run_piece, pieces * (size_t)shares_of(work), (void *)work);
     spread((threads){NULL, NULL}, join_piece, pieces, (void *)work);
+}
+
+static void run_position(void *given, size_t position) {
+    const attention_work *work = given;
+    attention_work one = at_position(work, (int64_t)position), last = at_position(work, work->count - 1);
+    one.scratch += (int64_t)position * attention_scratch(&last);
+    run_pieces(&one, (threads){NULL, NULL});
+}
+
+void attention(const attention_work *work, threads on) {
+    for (int64_t position = 0; position < work->count; position++) put_position(work, position, work->scratch);
+    if (is_guessed(work))
+        spread(on, run_position, (size_t)work->count, (void *)work);
+    else
+        run_pieces(work, on);
 }

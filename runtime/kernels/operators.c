@@ -290,12 +290,12 @@ static OrtStatus *compute_taps(const kernel *one, OrtContext *context) {
     TRY(input(context, 4, &weights));
     for (size_t index = 0; index < 2; index++) {
         TRY(input(context, 1 + index, &past[index]));
-        if (past[index].axes != 4 || past[index].lengths[1] != 1) WRONG("a cache is not [B, 1, slots, width / 2]");
+        if (past[index].axes != 4 || past[index].lengths[1] != 1) WRONG("a cache is not [B, kv_heads, slots, size]");
     }
-    if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("both halves of a cache differ in shape");
+    if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
     work.width = 2 * past[0].lengths[3];
     if (x.axes != 3 || x.lengths[0] != past[0].lengths[0] || x.lengths[2] != work.width * (work.gated ? 3 : 1))
-        WRONG("x is not [B, T, width], or [B, T, 3 width] where it is gated");
+        WRONG("x is not [B, T, width]");
     if (!work.width || weights.axes != 3 || weights.lengths[2] != work.width) WRONG("weights are not [taps, 1, width]");
     work.taps = weights.elements / work.width, work.count = x.lengths[1];
     TRY(entries_of(context, 3, &past[0], work.count, filled, &slots));

@@ -1,5 +1,5 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
-from merino_runtime.io.start import end_at_once, leave_current_folder, raise_again
+from merino_runtime.io.start import end_at_once, run_main
 
 end_at_once()  # before the imports that take time
 
@@ -7,13 +7,7 @@ import sys  # noqa: E402
 
 
 def main() -> int:
-    heard = end_at_once()
-    leave_current_folder()
-    from merino_bench.__main__ import main as run
-
-    if heard:
-        raise_again()
-    return run()
+    return run_main("merino_bench.__main__")
 
 
 if __name__ == "__main__":

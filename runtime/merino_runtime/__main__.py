@@ -63,6 +63,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                         help="when the context is full: stop; error refuses a request that does not fit; shift drops "
                              "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
+    parser.add_argument("--no-lookup", action="store_true",
+                        help="do not guess tokens from repetitions in the text; the answer is the same")
     parser.add_argument("--json", action="store_true", help="print one JSON line per token, the measurements last")
     _add_schema(parser)
     parser.add_argument("--tools", metavar="FILE",
@@ -100,6 +102,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default = getattr(Sampling(), name)
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default, metavar="N",
                             help=text if default is None else text + " (default %(default)s)")
+    parser.add_argument("--dry", type=float, default=0.0, metavar="N",
+                        help="penalty on repeating sequences of the text (DRY), such as 0.8; 0: off (default 0)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

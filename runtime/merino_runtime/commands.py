@@ -39,7 +39,8 @@ PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native c
 def sampling_of(arguments: Namespace) -> Sampling:
     return Sampling(
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty, seed=arguments.seed)
+        repetition_penalty=arguments.repetition_penalty, seed=arguments.seed,
+        dry_multiplier=arguments.dry)
 
 
 def generate_options(arguments: Namespace) -> GenerateOptions:
@@ -47,6 +48,7 @@ def generate_options(arguments: Namespace) -> GenerateOptions:
     return GenerateOptions(
         arguments.max_new_tokens, sampling_of(arguments), stops=[as_text(stop) for stop in arguments.stop],
         ignore_eos=arguments.ignore_eos, overflow=arguments.overflow,
+        lookup=not arguments.no_lookup,
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
         tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
 
@@ -242,8 +244,9 @@ def summary(done) -> str:
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
     shifts = f", the older half of the context was dropped {done.shifts} times" if done.shifts else ""
+    guessed = f", {done.guessed} of them guessed" if done.guessed else ""
     prefill = "unfinished" if done.prefill_ms is None else f"{done.prefill_ms:.1f} ms"
-    return (f"{done.tokens} tokens, prefill {prefill}, {decode}, peak RSS "
+    return (f"{done.tokens} tokens{guessed}, prefill {prefill}, {decode}, peak RSS "
             f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
 
 

@@ -17,6 +17,9 @@ class Sampling(NamedTuple):
     presence_penalty: float = 0.0  # subtracted from the logit of each token that was generated; 0: off
     frequency_penalty: float = 0.0  # the same, times how often it was generated; 0: off
     logit_bias: Tuple[Tuple[int, float], ...] = ()  # (id, what is added to its logit)
+    dry_multiplier: float = 0.0  # DRY: penalty on repeating a sequence of the text; 0: off
+    dry_base: float = 1.75  # the penalty is dry_multiplier * dry_base ** (length of the sequence - dry_allowed_length)
+    dry_allowed_length: int = 2  # shorter sequences may be repeated
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -24,7 +27,8 @@ OVERFLOWS = ("stop", "error", "shift")
 # Lowest and highest value; the server and its OpenAPI document have them from here.
 RANGES: Dict[str, Tuple[float, float]] = {
     "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
-    "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100)}
+    "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100),
+    "dry_multiplier": (0, 100), "dry_base": (1, 100), "dry_allowed_length": (1, 2 ** 20)}
 # What the command line declares: name, type, help.
 OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("temperature", float, "sampling temperature; 0: greedy"),
@@ -44,6 +48,7 @@ class _GenerateOptions(NamedTuple):
     overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
     json_schema: Any = None  # the text is JSON that is valid for this schema
     tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
+    lookup: bool = True  # guess tokens from repetitions in the text; the answer is the same
     top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
 
 
@@ -89,6 +94,10 @@ def check_sampling(sampling: Sampling) -> None:
         ranged("frequency_penalty", "0 is off"),
         ("logit_bias", all(_is_integer(token_id) and token_id >= 0 and _within(bias, *RANGES["logit_bias"])
                            for token_id, bias in sampling.logit_bias), f"{_range('logit_bias')} for each token id"),
+        ranged("dry_multiplier", "0 is off"),
+        ranged("dry_base", "1 is the same penalty for all lengths"),
+        ("dry_allowed_length", _is_integer(sampling.dry_allowed_length)
+         and _within(sampling.dry_allowed_length, *RANGES["dry_allowed_length"]), "an integer, 1 or more"),
     ]
     wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
              if not good]

@@ -13,12 +13,11 @@ import zipfile
 
 import pytest
 import quick_bench
-from processes import on_a_terminal, read_until_closed
+from processes import read_until_closed
 
 from merino_bench.harness.cases import BenchRequest, decode_case
 from merino_bench.harness.pairs import flags_by_place, select_processes
 from merino_bench.harness.record import RECORD_KEYS
-from merino_bench.harness.render import BY_WORTH
 from merino_bench.harness.run import Interrupted, run_bench
 from merino_bench.harness.turns import bundle_engine, measure_separately
 from merino_runtime.bundle import sha256_of
@@ -45,16 +44,6 @@ def run(*arguments, call=None, cwd=None, path=quick_bench.ROOTS):
     out, err = (text.decode("utf-8", "replace") for text in process.communicate())
     assert "Traceback" not in err, err
     return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def old_python():
-    """A Python 3.6 that has what a board has."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    python = os.path.join(root, ".venv36", "bin", "python")
-    if not os.path.exists(python):
-        pytest.skip("no Python 3.6 on this machine (make test sets it up where there is one)")
-    return python
 
 
 @pytest.fixture(scope="module")
@@ -341,17 +330,6 @@ class TestCommand:
 class TestZip:
     """The board side as one file, from an empty folder, with nothing installed on the path."""
 
-    def bench_from(self, python, folder, cwd):
-        app = os.path.join(folder, "merino.pyz")
-        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "--format", "json",
-                             call=[python, app], cwd=str(cwd), path=None)
-        assert code == 0, err
-        rows = json.loads(out)
-        assert [row["test"] for row in rows] == ["pp8", "tg4"]
-        for row in rows:
-            check_figures(row)
-        return rows
-
     def test_its_child_runs_the_zips_own_code(self, folder, tmp_path):
         """A relative path to the zip, and a backend in it that says who it is."""
         app, marked = os.path.join(folder, "merino.pyz"), str(tmp_path / "marked.pyz")
@@ -365,12 +343,6 @@ class TestZip:
                              cwd=str(tmp_path), path=None)
         assert code == 0, err
         assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
-
-    @pytest.mark.nightly
-    @pytest.mark.skipif(sys.version_info < (3, 7), reason="the zip's other test is that one here")
-    def test_it_measures_on_the_oldest_boards_python(self, old_python, folder, tmp_path):
-        row = self.bench_from(old_python, folder, tmp_path)[0]
-        assert row["environment"]["versions"]["python"].startswith("3.6.")
 
 
 def wait_for(condition):
@@ -395,39 +367,6 @@ def children_of(pid):
         except OSError:
             continue
     return results
-
-
-TITLES = ["bundle", "test"] + list(BY_WORTH)
-
-
-def with_a_baseline(folder):
-    return quick_bench.CALL + ["bench", folder, "--baseline", folder, "-p", "8", "-n", "4", "-r", "1"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [80, 100])
-def test_no_line_of_a_table_is_wider_than_the_terminal(folder, width):
-    code, shown = on_a_terminal(with_a_baseline(folder), width, both=False, PYTHONPATH=quick_bench.ROOTS)
-    lines = shown.splitlines()
-    assert code == 0
-    tables = [line for line in lines if line.startswith("|")]
-    assert tables and max(map(len, tables)) <= width
-    heads = " ".join(line for line in tables if "| test" in line)
-    for title in ("tok/s", "vs baseline", "flags", "RSS MB", "MBU", "bundle MB", "load ms"):
-        assert title in heads
-    output = " ".join(lines)
-    assert "all rows: format fp32 portable; weights real; engine onnxruntime" in output
-
-
-@pytest.mark.slow
-def test_a_pipe_gets_one_table_with_all_columns(folder):
-    environment = dict(os.environ, PYTHONPATH=quick_bench.ROOTS, COLUMNS="80")
-    process = subprocess.Popen(with_a_baseline(folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=environment)
-    lines = process.communicate()[0].decode("utf-8").splitlines()
-    assert process.returncode == 0
-    head = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert set(TITLES) - {"J/token"} <= set(head) and sum(line.startswith("| :") for line in lines) == 1
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_cli import here  # noqa: F401, a fixture
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from merino_edge.bundles.chat import chat_of
+from merino_edge.bundles.chat import chat_of, for_texts
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
@@ -69,6 +69,26 @@ def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
     for name, described in (("chatml", chat_templates.CHATML_PARTS), ("qwen3", chat_templates.QWEN3_PARTS)):
         parts = exported_template(name)[1].chat.parts
         assert {**parts._asdict(), "system": parts.system._asdict(), "texts": parts.texts._asdict()} == described
+
+
+def test_a_template_that_takes_lists_of_parts_gets_the_texts():
+    """As transformers renders such a template for a list with one text."""
+    given = ChatTemplate(chat_templates.SMOLVLM, chat_templates.TOKENS, "it")
+    template = for_texts(given)
+    parts = chat_of(template).chat.parts
+    system, turns, user = "S", [Turn(" a", "b\n"), Turn("c", "d")], " e"
+    messages = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        for message in messages_of(system, turns, user)
+    ]
+    (expected,), _ = render_jinja_template(
+        [messages], chat_template=given.text, add_generation_prompt=True, **chat_templates.TOKENS
+    )
+    assert "".join(piece.text for piece in by_parts(parts, system, turns, user, False)) == expected
+    assert "c<end_of_utterance>\nAssistant: d" in expected
+    for text in (*chat_templates.EXACT.values(), *chat_templates.INEXACT.values(), chat_templates.RAISING):
+        unchanged = ChatTemplate(text, chat_templates.TOKENS, "it")
+        assert for_texts(unchanged) == unchanged
 
 
 @pytest.mark.parametrize("name", chat_templates.INEXACT)

@@ -191,23 +191,12 @@ def flashed_and_refused(packed, image, message, **options):
     return str(caught.value)
 
 
-def carry_out(commands):
-    path = os.pathsep.join((os.environ["PATH"], *ext4.SYSTEM_FOLDERS))
-    done = subprocess.run(commands, shell=True, capture_output=True, check=False, env={**os.environ, "PATH": path})
-    assert done.returncode == 0, done
-
-
 @pytest.mark.parametrize("label", ["dos", "gpt"])
-def test_a_small_file_system_is_refused_and_the_commands_given_enlarge_it(label, tmp_path):
+def test_a_small_file_system_is_refused(label, tmp_path):
     image = make_image(tmp_path / "a board's.img", make_root(tmp_path / "root"), label, root_mb=8)
     packed = make_packed(tmp_path / "big.merino", size_bytes=40 << 20)
-    output = flashed_and_refused(packed, image, r"is too small by 3\d\.\d MB \(41\.\d MB needed, \d\.\d MB free\)")
-    commands = output.partition("Enlarge it: ")[2]
-    carry_out(commands)
-    assert e2fsck(image) == 0
-    flash_image(packed, image, allow_unsigned=True)
-    check_flashed(image, packed)
-    ran("sfdisk", "--verify", image)
+    message = r"is too small by 3\d\.\d MB \(41\.\d MB needed, \d\.\d MB free\). Enlarge partition 2"
+    flashed_and_refused(packed, image, message)
 
 
 def poke(image, at, data):
@@ -238,13 +227,9 @@ def unclean(image):
     (needs_recovery, "was not unmounted: its ext4 journal has changes"),
     (unclean, "is not clean"),
 ])  # fmt: skip
-def test_a_file_system_that_needs_repair_is_refused_and_the_command_given_repairs_it(spoil, message, image, packed):
+def test_a_file_system_that_needs_repair_is_refused(spoil, message, image, packed):
     spoil(image)
-    carry_out(flashed_and_refused(packed, image, message).rpartition(": ")[2])
-    assert os.listdir(image.parent) == ["board.img"] and e2fsck(image) == 0
-    flash_image(packed, image, allow_unsigned=True)
-    check_flashed(image, packed)
-    assert (ask_debugfs(image, "cat /etc/issue")[:12] == b"written back") == (spoil is needs_recovery)
+    flashed_and_refused(packed, image, message)
 
 
 def two_roots(image):

@@ -321,7 +321,7 @@ def test_tables_begin_at_zero_and_have_no_decay_and_a_rate_of_their_own():
     model = build_model(architecture(*AXES))
     initialize_matrices(model)
     recipe = Recipe(learning_rate=0.01, weight_decay=0.1, table_rate=3.0)
-    groups = [group for part in optimizer_for(model, recipe, by_width=True).parts for group in part.param_groups]
+    groups = optimizer_for(model, recipe, by_width=True).param_groups
     group_of = {id(weight): group for group in groups for weight in group["params"]}
     for table in model.ngrams:
         assert not table.weight.any()

@@ -110,12 +110,8 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def source(request, decoder, tmp_path_factory):
-    arch = MODELS[request.param]
-    model = decoder(arch, 4)
-    folder = tmp_path_factory.mktemp("sources") / "model"
-    model.save_pretrained(folder)
-    return load_source(str(folder))
+def source(request, saved):
+    return saved(MODELS[request.param], 4)
 
 
 @pytest.fixture(params=DIALECTS)

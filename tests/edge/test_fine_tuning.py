@@ -1,6 +1,5 @@
 """Fine-tuning a trained model of any family with a user's data, and distillation from a teacher that runs once."""
 
-import dataclasses
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from merino_edge.families.hugging_face import Checkpoint, build_model, save_mode
 from merino_edge.text.documents import END_OF_TEXT
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.distill import TOP, Teacher, distillation_loss
-from merino_edge.training.recipe import OPTIMIZERS, Recipe
+from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
@@ -108,7 +107,7 @@ def embedding(model):
     return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == expected.data_ptr())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_lora_run_goes_on_as_it_began(optimizer, folder_of, tmp_path):
     folder = folder_of("llama")
     text = write_stories(tmp_path / "a.txt")
@@ -158,9 +157,9 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
         ([tmp_path / "arch.json", "--lora", 4], "--lora goes with a trained model"),
         ([folder, "--lora", -1], "--lora -1 must be"),
         ([folder, "--lora", 100_000], "--lora 100000 is more than the model's width, 64"),
-        ([folder, "--set", "optimizer=sgd"], "--set optimizer=sgd must be adamw or muon"),
+        ([folder, "--set", "optimizer=sgd"], "--set optimizer=sgd must be 'adamw' or 'muon'"),
         ([folder, "--set", "momentum=0.9"], "--set momentum=0.9 is not known: give NAME=VALUE, with one of optimizer,"),
-        ([folder, "--set", "evaluations=2.5"], "--set evaluations=2.5: '2.5' must be an integer"),
+        ([folder, "--set", "evaluations=2.5"], "--set evaluations=2.5 must be a valid integer"),
         ([bare], "has no tokenizer, so it cannot be fine-tuned"),
         (["opt-12"], "'opt-12' names no model"),
     ):
@@ -233,7 +232,7 @@ def test_a_teacher_runs_once_and_what_it_knows_is_learned(tmp_path, tokenizer_fi
     samples = write_lines(
         tmp_path / "b.jsonl", [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(80)]
     )
-    counted, recipe = Counted(), dataclasses.replace(RECIPE, teacher_weight=1.0, seed=3, steps=150)
+    counted, recipe = Counted(), RECIPE.model_copy(update={"teacher_weight": 1.0, "seed": 3, "steps": 150})
     keys = {"tokenizer_file": tokenizer_file, "teacher": counted.teacher}
     record = train(ARCH, [text, samples], tmp_path / "out", recipe=recipe, **keys)
     assert record["teacher_sha256"] == "5" * 64 and record["recipe"]["temperature"] == 2.0
@@ -246,7 +245,7 @@ def test_a_teacher_runs_once_and_what_it_knows_is_learned(tmp_path, tokenizer_fi
     assert losses[0] > alike + 5 and losses[-1] < alike + 0.6 * (losses[0] - alike)
     calls = counted.calls
     messages = []
-    other = dataclasses.replace(recipe, seed=4, steps=3)
+    other = recipe.model_copy(update={"seed": 4, "steps": 3})
     train(ARCH, [text, samples], tmp_path / "second", recipe=other, say=messages.append, **keys)
     assert counted.calls == calls and any("does not run again" in line for line in messages)
     os.truncate(file, file.stat().st_size // 2 - 7)  # within a row
@@ -288,7 +287,7 @@ def test_a_teacher_that_does_not_go_with_the_run_is_refused(tmp_path, tokenizer_
             train(ARCH, [text], tmp_path / "out", recipe=RECIPE, tokenizer_file=tokenizer_file, teacher=counted.teacher)
         assert counted.calls == 0 and not (tmp_path / "out").exists()
     for name, value in (("teacher_weight", 0), ("teacher_weight", 1.5), ("temperature", 0), ("temperature", math.nan)):
-        with pytest.raises(MerinoError, match=f"--set {name}={value} must be above 0"):
+        with pytest.raises(MerinoError, match=f"--set {name}={value} must be"):
             Recipe(**{name: value})
 
 

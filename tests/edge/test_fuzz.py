@@ -7,7 +7,6 @@ import json
 import shutil
 import tomllib
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ PROBE = json.loads(synthetic().model_dump_json(by_alias=True))
 PROBE["measurements"] = PROBE["measurements"][:12]
 RECORDS = [record(), opt(), opt(test="pp64"), record(depth=512), failed()]
 RUN = Run.model_validate({
-    "name": "tiny", "family": "merino", "architecture": DESIGN["architecture"], "recipe": asdict(Recipe()),
+    "name": "tiny", "family": "merino", "architecture": DESIGN["architecture"], "recipe": Recipe().model_dump(),
     "tokenizer_sha256": "0" * 64,
     "data": [{"name": "stories.txt", "bytes": 1000, "sha256": "1" * 64}], "held_out": [],
 }).model_dump(mode="json")  # fmt: skip

@@ -18,7 +18,7 @@ from sample_records import record
 
 from merino_edge.bundles.files import described
 from merino_edge.cli.app import main
-from merino_edge.cli.tables import Column, Table, fitted, floor, natural, plain, total
+from merino_edge.cli.tables import Column, Table, fitted, total
 from merino_edge.cli.terminal import console
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -210,30 +210,15 @@ def tables(draw):
 @given(tables(), st.integers(10, 120))
 def test_a_table_is_fitted_by_wrapping_and_by_leaving_out_and_never_by_cutting(table, width):
     result, widths = fitted(table, width)
-    missing = len(table.columns) - len(result.columns)
-    gone = set(table.dropped[:missing])
+    missing = set(table.dropped[: len(table.columns) - len(result.columns)])
     assert [column.title for column in result.columns] == [
-        column.title for column in table.columns if column.title not in gone
+        column.title for column in table.columns if column.title not in missing
     ]
-    floors = [floor(column, [row[place] for row in result.rows]) for place, column in enumerate(result.columns)]
-    expected = [natural(column, [row[place] for row in result.rows]) for place, column in enumerate(result.columns)]
-    assert all(low <= each <= high for low, each, high in zip(floors, widths, expected, strict=True))
-    assert total(widths) <= width or (widths == floors and missing == len(table.dropped))
-    assert total(widths) >= min(width, total(expected)), "room is used"
+    assert total(widths) <= width or len(missing) == len(table.dropped)
     for place, column in enumerate(result.columns):
         for row in result.rows:
             words = row[place].split() if column.wraps else [row[place]]
             assert max(map(len, words)) <= widths[place]
-
-
-@given(tables())
-def test_plain_text_holds_every_cell_and_no_space_too_many(table):
-    title, *lines = plain(table).splitlines()
-    assert title == table.title and len(lines) == 1 + len(table.rows)
-    for line, row in zip(lines, [[column.title for column in table.columns], *table.rows], strict=True):
-        assert line == line.rstrip() and re.split(r" {2,}", line.strip()) == list(row)
-    widths = [natural(column, [row[place] for row in table.rows]) for place, column in enumerate(table.columns)]
-    assert max(map(len, lines)) <= total(widths)
 
 
 command_on_a_terminal = partial(on_a_terminal, start=partial(forked.Forked, first=forked.SMALL))

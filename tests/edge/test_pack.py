@@ -5,7 +5,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -228,11 +227,7 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
     with pytest.raises(MerinoError, match=r"jetson-nano can run none .*needs onnxruntime 1\.23"):
         check_devices([int4], [new, nano])
     recent = nano.model_copy(update={"software": new.software})
-    slow: list[str] = []
-    check_devices([int4], [recent], slow.append)  # it runs, and what that costs is said
-    assert [re.sub(r"[\d.]+ times", "N times", line) for line in slow] == [
-        "jetson-nano decodes N times slower than with an export for it (--for jetson-nano)"
-    ]
+    check_devices([int4], [recent])
     small = new.model_copy(update={"memory": new.memory.model_copy(
         update={"free_mb": new.memory.free_mb.model_copy(update={"value": 20})})})  # fmt: skip
     with pytest.raises(MerinoError, match="more memory than it has free"):

@@ -199,7 +199,7 @@ def test_charts_show_the_records_values():
     """Read back from the drawn figures, and worked out here from the rows."""
     summary = summary_of(*many(), board="raspberry-pi-4")
     figures = {chart.name: chart.draw() for chart in charts_of(summary)}
-    assert list(figures) == ["size", "cache", "prompt", "latency", "memory", "bandwidth"]
+    assert list(figures) == ["size", "cache", "latency", "memory"]
     decoding = [one for one in summary.series if one.decode and one.params]
     marks = [line for line in figures["size"].axes[0].lines if line.get_marker() != "None"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
@@ -237,7 +237,7 @@ def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = re.sub(r' xmlns(:xlink)?="[^"]*"', "", html)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<link (?!rel=\"icon\" href=\"data:,\")", html)
     assert "measured on Test board" in html and "Predicted for Raspberry Pi 4" in html
-    assert html.count('class="provenance"') == html.count("<figure") == 6
+    assert html.count('class="provenance"') == html.count("<figure") == 4
 
 
 def test_text_of_a_record_is_shown_and_never_run():

@@ -14,7 +14,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.designed_torch import MerinoForCausalLM
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text.documents import END_OF_TEXT, read_documents
-from merino_edge.text.rows import PackedTokens
+from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
 from merino_edge.training.loop import initialize_matrices
@@ -86,7 +86,7 @@ def test_the_loss_falls_below_what_the_frequencies_of_tokens_give(finished, text
     folder, record = finished
     losses = [entry["loss"] for entry in record["losses"] if "loss" in entry]
     assert losses[0] == pytest.approx(math.log(ARCH.vocab), rel=0.05)
-    rows = PackedTokens(read_documents([text]), Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context).rows
+    rows = packed_rows(read_documents([text]), Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context)
     shares = torch.bincount(rows.flatten()) / rows.numel()
     unigram = -sum(share * math.log(share) for share in shares.tolist() if share)
     assert sum(losses[-10:]) / 10 < 0.6 * unigram
@@ -124,9 +124,9 @@ def test_the_recorded_held_out_loss_is_that_of_the_checkpoint(finished, text):
     folder, record = finished
     train_documents, held_out = split(read_documents([text]))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    rows = PackedTokens(held_out, tokenizer, ARCH.context).rows.long()
+    rows = packed_rows(held_out, tokenizer, ARCH.context).long()
     assert record["held_out_tokens"] == rows.numel()
-    assert record["train_tokens"] == PackedTokens(train_documents, tokenizer, ARCH.context).tokens
+    assert record["train_tokens"] == packed_rows(train_documents, tokenizer, ARCH.context).numel()
     with torch.no_grad():
         loss = MerinoForCausalLM.from_pretrained(folder)(input_ids=rows, labels=rows).loss.item()
     assert record["held_out_loss"] == pytest.approx(loss, rel=1e-4)
@@ -138,7 +138,7 @@ def test_held_out_files_take_the_place_of_the_split(text, tmp_path):
     record = train(ARCH, [text], tmp_path / "out", recipe=SMALL, held_out=[other])
     assert record["held_out"][0]["name"] == "held.txt"
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    assert record["train_tokens"] == PackedTokens(read_documents([text]), tokenizer, ARCH.context).tokens
+    assert record["train_tokens"] == packed_rows(read_documents([text]), tokenizer, ARCH.context).numel()
 
 
 # What tokenizer.json files put around a text: (post-processor, tokens before and after, the token that ends a text).
@@ -175,7 +175,7 @@ def test_a_tokenizer_of_the_hub_gives_all_ids_of_each_document_and_separates_the
     assert len(text_ids[0]) > 64 > len(text_ids[1])
     between = [] if before or after else [tokenizer.token_to_id("<|endoftext|>")]
     expected = [each for ids in text_ids for each in [*between, *before, *ids, *after]]
-    assert PackedTokens(documents, tokenizer, 1).rows.flatten().tolist() == expected
+    assert packed_rows(documents, tokenizer, 1).flatten().tolist() == expected
     assert tokenizer.id_to_token(end_id(tokenizer)) == HUB_FILES[kind][3]
 
 
@@ -244,7 +244,7 @@ def test_a_run_begun_again_with_other_data_trains_its_own_tokenizer(text, tmp_pa
 def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    refused("not empty", [text], tmp_path / "full")
+    refused("holds other files", [text], tmp_path / "full")
     refused("is a file", [text], text)
     refused("holds no run to resume", [text], tmp_path / "full", resume=True)
     refused("holds no run to resume", [text], tmp_path / "absent", resume=True)

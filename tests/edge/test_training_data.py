@@ -21,7 +21,7 @@ from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hugging_face import build_model
 from merino_edge.text import documents
 from merino_edge.text.documents import END_OF_TEXT
-from merino_edge.text.rows import PackedTokens
+from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
@@ -145,16 +145,16 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
     path = tmp_path / "long.txt"
     path.write_text(END_OF_TEXT.join(texts))
     records = [{"text": text.strip()} for text in texts]
-    expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
+    expected = packed_rows([text.strip() for text in texts if text.strip()], TOKENIZER, 1).flatten().tolist()
     for piece, read in ((1 << 16, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
         monkeypatch.setattr(documents, "SEGMENT", piece)
         monkeypatch.setattr(documents, "READ_BYTES", read)
         (source,) = read_sources([path])
-        segments = list(segments_of(source, None)[1])
+        segments = list(segments_of(source, None))
         assert len(segments) > 10 if piece < 2000 else len(segments) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
             ids = []
-            for segment in segments_of(read_sources([form])[0], None)[1]:
+            for segment in segments_of(read_sources([form])[0], None):
                 ids += [0] * segment.first + TOKENIZER.encode(segment.text, add_special_tokens=False).ids
             assert ids == expected, (piece, read, form)
 
@@ -278,6 +278,18 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     shard(text)
     shard(text, Tokenization(train_tokenizer(STORIES, 280)))
     assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
+def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
+    """Objects from a file would be pointers."""
+    text = write_stories(tmp_path / "a.txt")
+    expected = shard(text).ids.tolist()
+    (folder,) = cache.iterdir()
+    described = json.loads((folder / "shard.json").read_text())
+    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
+    ids = shard(text).ids
+    assert ids.dtype == np.uint16 and ids.tolist() == expected
 
 
 def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):

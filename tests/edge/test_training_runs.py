@@ -1,10 +1,8 @@
 """A training run that is stopped, killed, damaged, repeated or changed: it goes on as it began, or it is refused."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-import math
 import os
 import random
 import resource
@@ -97,7 +95,7 @@ def states(out):
 def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stopped, finished, text):
     assert states(stopped) == ["checkpoint-6", "checkpoint-7"] and not (stopped / "training.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(MerinoError, match="continue with --resume"):
+    with pytest.raises(MerinoError, match="holds an unfinished run: continue with --resume"):
         train(ARCH, [text], stopped, recipe=RECIPE)
     train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
     assert same_weights(stopped, finished)
@@ -135,8 +133,8 @@ def test_a_compiled_run_has_the_losses_of_another_and_is_resumed(prompt_weight, 
         pytest.skip("no g++ here")
     if prompt_weight:
         text = write_lines(tmp_path / "a.jsonl", [{"prompt": story(i, 1), "completion": " yes."} for i in range(400)])
-    base = dataclasses.replace(RECIPE, optimizer="adamw", prompt_weight=prompt_weight)  # Muon in bfloat16 rounds more
-    recipe = dataclasses.replace(base, compile=True)
+    base = RECIPE.model_copy(update={"optimizer": "adamw", "prompt_weight": prompt_weight})  # Muon rounds more
+    recipe = base.model_copy(update={"compile": True})
     records = [
         train(ARCH, [text], tmp_path / "plain", recipe=base),
         train(ARCH, [text], tmp_path / "out", recipe=recipe),
@@ -177,7 +175,7 @@ def test_compiled_gradients_in_bfloat16_are_those_of_the_model():
 def test_compilation_without_a_compiler_is_refused_before_anything_is_written(text, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MerinoError, match="no no-such-compiler: install one"):
-        train(ARCH, [text], tmp_path / "out", recipe=dataclasses.replace(RECIPE, compile=True))
+        train(ARCH, [text], tmp_path / "out", recipe=RECIPE.model_copy(update={"compile": True}))
     assert not (tmp_path / "out").exists()
 
 
@@ -192,17 +190,17 @@ def other_tokenizer(tmp_path):
 
 
 CHANGES = {
-    "--steps": lambda _: {"recipe": dataclasses.replace(RECIPE, steps=21)},
-    "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
-    "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
-    "--set weight_decay": lambda _: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.3)},
-    "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
-    "--compile": lambda _: {"recipe": dataclasses.replace(RECIPE, compile=True)},
-    "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
+    "--steps": lambda _: {"recipe": RECIPE.model_copy(update={"steps": 21})},
+    "--batch": lambda _: {"recipe": RECIPE.model_copy(update={"batch": 3})},
+    "--learning-rate": lambda _: {"recipe": RECIPE.model_copy(update={"learning_rate": 1e-3})},
+    "--set weight_decay": lambda _: {"recipe": RECIPE.model_copy(update={"weight_decay": 0.3})},
+    "--seed": lambda _: {"recipe": RECIPE.model_copy(update={"seed": 1})},
+    "--compile": lambda _: {"recipe": RECIPE.model_copy(update={"compile": True})},
+    "--bf16": lambda _: {"recipe": RECIPE.model_copy(update={"bf16": True})},
     "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
     "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
     "--tokenizer": lambda tmp_path: {"tokenizer_file": other_tokenizer(tmp_path)},
-    "--length": lambda _: {"recipe": dataclasses.replace(RECIPE, length=16)},
+    "--length": lambda _: {"recipe": RECIPE.model_copy(update={"length": 16})},
     "SOURCE": lambda _: {"arch": ARCH.model_copy(update={"context": 16})},
 }
 
@@ -222,7 +220,7 @@ def test_options_left_out_are_those_of_the_resumed_run(stopped, finished, text, 
     """And a file of the same text under another name is the same text."""
     moved = shutil.copy(text, stopped.parent / "moved.txt")
     main_ends(0, "train", plan, "--data", moved, "-o", stopped, "--resume")
-    assert json.loads((stopped / "training.json").read_text())["recipe"] == dataclasses.asdict(RECIPE)
+    assert json.loads((stopped / "training.json").read_text())["recipe"] == RECIPE.model_dump()
     assert same_weights(stopped, finished)
 
 
@@ -455,21 +453,9 @@ def test_a_place_that_is_read_only_is_not_called_full(small_disk, text):
         train(ARCH, [text], small_disk / "out", recipe=RECIPE)
 
 
-@pytest.mark.parametrize(
-    "keys, remedy", [({"bf16": True, "compile": True}, "with --no-bf16"), ({"compile": True}, "without --compile")]
-)
-def test_at_the_first_step_the_rate_is_not_to_blame(keys, remedy):
-    with pytest.raises(MerinoError, match=f"norm is nan at the first step, .* another -o and {remedy}"):
-        loop.check_finite("gradient's norm", math.nan, 1, dataclasses.replace(RECIPE, **keys))
-    loop.check_finite("gradient's norm", 1.0, 1, dataclasses.replace(RECIPE, **keys))
-    for step, recipe in ((1, RECIPE), (2, dataclasses.replace(RECIPE, **keys))):
-        with pytest.raises(MerinoError, match="diverged.*--learning-rate below"):
-            loop.check_finite("gradient's norm", math.nan, step, recipe)
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_loss_that_is_not_finite_ends_the_run(bf16, text, finished, tmp_path):
-    wild = dataclasses.replace(RECIPE, learning_rate=1e30, bf16=bf16)
+    wild = RECIPE.model_copy(update={"learning_rate": 1e30, "bf16": bf16})
     with pytest.raises(MerinoError, match=r"is (nan|inf) at step \d+: .* --learning-rate below 1e\+30"):
         train(ARCH, [text], tmp_path / "wild", recipe=wild)
     assert {path.name for path in (tmp_path / "wild").iterdir()} <= {"trainer"}

@@ -10,6 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
+from merino_edge.export.export import export
+from merino_edge.export.parity import GOLDEN_STEPS, greedy_ids
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import random_source
 from merino_edge.families import operators
 from merino_edge.families.registry import FAMILIES
 from merino_edge.families.zoo import FILE, load_models, parse_zoo
@@ -118,3 +122,28 @@ def test_the_file_says_nothing_that_is_not_read():
     raw = tomllib.loads(text)
     assert set(raw["families"]) < {each["family"] for each in raw["models"]} < set(FAMILIES)
     assert {each["scores"]["source"] for each in raw["models"] if "scores" in each} == set(raw["sources"])
+
+
+def few_layers(geometry):
+    """The geometry with its last layers alone, of which each kind is there, and with a small vocabulary and context."""
+    fields = geometry.model_dump()
+    layered = {
+        name: value for name, value in fields.items() if isinstance(value, tuple) and len(value) == geometry.layers
+    }
+    count = next(
+        count for count in range(1, geometry.layers + 1)
+        if all(set(value[-count:]) == set(value) for value in layered.values())
+    )  # fmt: skip
+    cut = {name: value[-count:] for name, value in layered.items()}
+    return type(geometry)(**{**fields, **cut, "layers": count, "vocab": 311, "context": 64})
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("each", MODELS.values(), ids=MODELS)
+def test_layers_of_each_geometry_export_with_random_weights_and_continue_as_torch_does(each, tmp_path):
+    arch = few_layers(each.geometry)
+    dialect = "portable" if any(size % 16 for _, size in arch.kv_layers) else "fused"
+    done = export(random_source(arch, each.id), tmp_path / "bundle", ExportRequest(dialect=dialect))
+    golden = done.bundle.golden
+    assert done.error < 1e-4 and len(golden.greedy_ids) == GOLDEN_STEPS
+    assert greedy_ids(done.bundle, golden.prompt_ids, GOLDEN_STEPS) == golden.greedy_ids

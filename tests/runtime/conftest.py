@@ -2,6 +2,7 @@
 import pytest
 
 from merino_runtime.api import open_model
+from merino_runtime.bundle import load_bundle
 
 
 @pytest.fixture(params=["fused", "portable"])
@@ -15,3 +16,8 @@ def folder(request, bundle_dirs):
 def model(folder):
     with open_model(folder, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def bundle(folder):
+    return load_bundle(folder)

@@ -17,13 +17,6 @@ from merino_runtime.sampling import GREEDY, GenerateOptions
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 
 
-@pytest.fixture(params=["fused", "portable"])
-def bundle(request, bundle_dirs):
-    if request.param not in bundle_dirs:
-        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
-    return load_bundle(str(bundle_dirs[request.param]))
-
-
 @pytest.fixture
 def backend(bundle):
     opened = open_backend(bundle)

@@ -13,7 +13,7 @@ import merino_runtime
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx_session import SWITCH, attention_path, faster_attention
 from merino_runtime.backends.threads import thread_counts
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Slower, Threads, load_bundle
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Slower, Threads
 from merino_runtime.bundle.fit import check_bundle_fits, memory_need_mb
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
@@ -300,13 +300,6 @@ except MerinoError as error:
     resource.setrlimit(resource.RLIMIT_AS, (HARD, HARD))
     print(error)
 """
-
-
-@pytest.fixture(params=["fused", "portable"])
-def bundle(request, bundle_dirs):
-    if request.param not in bundle_dirs:
-        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
-    return load_bundle(str(bundle_dirs[request.param]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")

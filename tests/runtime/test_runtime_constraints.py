@@ -20,8 +20,9 @@ from merino_runtime.__main__ import main
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
-from merino_runtime.generation.constraints.automaton import DEAD
-from merino_runtime.generation.constraints.guidance import _Tokens, guided
+from merino_runtime.generation.constraints.automaton import DEAD, MOST_NODES
+from merino_runtime.generation.constraints.closed import closed_schema
+from merino_runtime.generation.constraints.guidance import LIMITS, _Tokens, guided
 from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.sampling import GenerateOptions, Sampling
 
@@ -148,17 +149,22 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
     ({"type": "integer", "exclusiveMinimum": 3, "maximum": 3}, "#: no integer is within its bounds"),
     ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "#/properties/a: nothing satisfies it"),
     (False, "#: nothing satisfies it"), ([], "#: it is a list of 0"), ({"type": "text"}, '#/type: it is "text"'),
-    ({"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}, "contains itself"),
-    ({"$ref": "http://example.org/x"}, "#/$ref: it is"), ({"$ref": "#/$defs/x"}, "is not in the schema"),
+    ({"$ref": "#"}, "#: it refers to itself without end"),
+    ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"anyOf": [{"$ref": "#"}]}}}, "refers to itself without end"),
+    ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "#: nothing satisfies it"),
+    ({"$ref": "http://example.org/x"}, "http://example.org/x is not in the schema"), ({"$ref": 1}, "must be a string"),
+    ({"$ref": "#/$defs/x"}, "is not in the schema"), ({"not": {}}, "#: nothing satisfies it"),
     ({"type": "string", "pattern": "(?=a)b"}, "#/pattern: look-ahead"),
     ({"pattern": "(a"}, "is not a pattern that can be read"),
-    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "Write anyOf"), ({"format": "hostname"}, "#/format"),
-    ({"type": "number", "maxLength": 2}, "#/maxLength: this keyword is not of type number"),
+    ({"oneOf": [{"contains": {}}, {"type": "array"}]}, "this keyword is not supported"),
+    ({"format": "regex"}, "#/format"), ({"type": "string", "maxLength": -1}, "#/maxLength: it is -1"),
     ({"const": float("nan")}, "not JSON"), ({"const": {1, 2}}, "not JSON"),
     ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "#/uniqueItems: it is supported for items"),
     ({"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "minItems": 2}, "#: no list satisfies it"),
-    ({"allOf": [{"minimum": 1}, {"minimum": 2}]}, "#/allOf/1/minimum: another schema"),
-    ({"allOf": [{"properties": {"a": True}}, {"additionalProperties": False}]}, "#/allOf/1/additionalProperties"),
+    ({"allOf": [{"minimum": 3, "type": "number"}, {"maximum": 2}]}, "no number is within its bounds"),
+    ({"allOf": [{"properties": {"a": True}, "required": ["a"]}, {"additionalProperties": False}]}, "it is required"),
+    ({"not": {"multipleOf": 3}}, "#/not/multipleOf: inside `not` or `oneOf` this keyword is not supported"),
+    ({"anyOf": [{"allOf": [{"anyOf": [{"minimum": n} for n in range(9)]}] * 4}]}, "more than 400 alternatives"),
 ])
 def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
@@ -186,6 +192,63 @@ def test_what_only_describes_is_left_out_and_several_schemas_are_one(schema, tak
     assert not spells(compile_schema(schema, tokenizer, (eos,)), other)
 
 
+@pytest.mark.parametrize("pattern, schema", [
+    ("^((.?){1000}){1000}x$", {}), ("^(((a?){100}){100}){100}b$", {}), ("^(.*.*.*.*){1000}z$", {"maxLength": 5000}),
+    ("((a{0,1000}){0,1000}){0,1000}b", {"minLength": 3}),
+])
+def test_a_step_that_would_not_end_is_an_error(pattern, schema, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tokenizer, eos = BOTH["bytes"]
+    tokenizer.kept.pop("grammars", None)
+    with pytest.raises(MerinoError, match="too large|takes too long"):
+        state = compile_schema(dict(schema, type="string", pattern=pattern), tokenizer, (eos,)).start()
+        for _ in range(100):
+            state.advance(int(state.allowed().nonzero()[0][0]))
+    grammars = tokenizer.kept.get("grammars", {}).values()
+    assert all(grammar.automaton.size <= MOST_NODES for grammar in grammars)
+    later = compile_schema({"type": "boolean"}, tokenizer, (eos,)).start(until_s=0.0)
+    with pytest.raises(MerinoError, match="takes too long"):
+        for _ in range(5000):
+            later._grammar.automaton.budget.renew(1, 0.0)
+            later._grammar.automaton.budget.spend(600)
+
+
+def test_a_full_automaton_is_built_again(monkeypatch):
+    tokenizer, eos = BOTH["bytes"]
+    first = compile_schema(LIGHT, tokenizer, (eos,))
+    assert compile_schema(LIGHT, tokenizer, (eos,)) is first
+    monkeypatch.setattr("merino_runtime.generation.constraints.MOST_NODES", 10)
+    assert compile_schema(LIGHT, tokenizer, (eos,)) is not first
+
+
+def test_a_tool_without_properties_has_the_arguments_that_its_parameters_ask_for():
+    tokenizer, eos = BOTH["bytes"]
+
+    def call(parameters, arguments):
+        tools = [{"function": {"name": "a", "parameters": parameters}}]
+        return spells(compile_tools(tools, "required", tokenizer, (eos,)), '{"name":"a","arguments":' + arguments + "}")
+
+    assert call({"type": "object"}, "{}") and call({}, "{}") and not call({"type": "object"}, '{"a":1}')
+    for parameters in ({"required": ["b"]}, {"type": "object", "minProperties": 1}, {"allOf": [{"required": ["b"]}]},
+                       {"type": "object", "patternProperties": {"^b$": {"type": "integer"}}, "minProperties": 1}):
+        assert call(parameters, '{"b":1}') and not call(parameters, "{}")
+
+
+def test_the_depth_of_what_contains_itself_is_limited_without_a_dead_end():
+    tokenizer, eos = BOTH["bytes"]
+    tree = {"type": "object", "properties": {"next": {"$ref": "#"}, "any": {}}, "required": ["any"]}
+    grammar = compile_schema(tree, tokenizer, (eos,))
+    assert spells(grammar, '{"next":' * 9 + '{"any":[[1]]}' + ',"any":null}' * 9)
+    state, depth, level = grammar.start(), 0, b'{"next":'
+    while grammar.automaton.run(state._number, level) != DEAD:
+        for byte in level:
+            state.advance(tokenizer.encode(chr(byte))[0])
+        depth += 1
+    assert 9 < depth <= 16
+    rest = walked(state, tokenizer.spellings(), eos, random.Random(0))
+    json.loads((level * depth + rest).decode())
+
+
 def spells(grammar, text):
     """Whether a whole answer may be this text."""
     state = grammar.automaton.run(grammar.start()._number, text.encode("utf-8"))
@@ -207,8 +270,8 @@ def test_a_list_of_different_values_has_them_in_any_order(least, most):
     ([], "auto", "an empty list"), ([{"type": "function"}], "auto", "tools[0] is no function"),
     (TOOLS, "any", "allowed: auto"),
     (TOOLS + TOOLS[:1], "auto", "twice"), (TOOLS, {"function": {"name": "x"}}, "allowed: turn_on, stop"),
-    ([{"function": {"name": "a", "parameters": {"properties": {"b": {"not": {}}}}}}], "auto",
-     "tools[0].function.parameters#/properties/b/not"),
+    ([{"function": {"name": "a", "parameters": {"properties": {"b": {"multipleOf": 2}}}}}], "auto",
+     "tools[0].function.parameters#/properties/b/multipleOf"),
 ])  # fmt: skip
 def test_what_is_no_list_of_tools_is_refused(tools, choice, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
@@ -304,10 +367,10 @@ def test_llguidance_gets_the_tokens_of_exactly_its_bytes(kind, data):
 def test_llguidance_takes_what_our_automaton_refuses():
     pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
     tokenizer, eos = BOTH["bytes"]
-    tree = {"$defs": {"n": {"type": "object", "properties": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
-                            "required": ["n"], "additionalProperties": False}}, "$ref": "#/$defs/n"}
+    either = {"anyOf": [{"$ref": "#/$defs/n"}, {"multipleOf": 7}]}
+    tree = {"$defs": {"n": {"type": "object", "properties": {"n": either}, "required": ["n"]}}, "$ref": "#/$defs/n"}
     state = compile_schema(tree, tokenizer, (eos,)).start()
-    for token in tokenizer.encode('{"n":{"n":null}}'):
+    for token in tokenizer.encode('{"n":{"n":14}}'):
         assert state.allowed()[token] and not state.finished
         state.copy().advance(token)
         state.advance(token)
@@ -325,8 +388,44 @@ def test_llguidance_takes_what_our_automaton_refuses():
     with pytest.raises(MerinoError, match="not allowed here"):
         for token in tokenizer.encode('{"name":"turn","arguments":{"by":45'):
             state.advance(token)
-    with pytest.raises(MerinoError, match="#/not: this keyword.*llguidance refuses it too: Unimplemented"):
-        compile_schema({"not": {}}, tokenizer, (eos,))
+    with pytest.raises(MerinoError, match="#/contains: this keyword.*llguidance refuses it too: Unimplemented"):
+        compile_schema({"type": "array", "contains": {}}, tokenizer, (eos,))
+
+
+LONG = {"type": "object", "required": ["text"], "properties": {"text": {
+    "type": "string", "maxLength": 5000, "pattern": r"^(\S+\s+){0,99}\S+$"}}}
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_an_error_of_llguidance_is_an_error_and_not_the_end(more, monkeypatch):
+    pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    tokenizer, eos = BOTH["bytes"]
+    stop_ids = (eos, eos + more) if more else (eos,)
+    trie = compile_schema({"type": "null"}, tokenizer, (eos,)).trie
+
+    def written(limits):
+        monkeypatch.setattr("merino_runtime.generation.constraints.guidance.LIMITS", limits)
+        state = guided(trie, stop_ids, {"schema": closed_schema(LONG)}, MerinoError("refused")).start()
+        for token in tokenizer.encode('{"text":"ab cd"}'):
+            assert state.allowed()[token] and not state.ended
+            state.advance(token)
+        return state
+
+    assert written(LIMITS).ended
+    with pytest.raises(MerinoError, match="too large for llguidance"):
+        written({})
+
+
+def test_llguidance_writes_no_key_that_the_schema_does_not_name():
+    pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    tokenizer, eos = BOTH["bytes"]
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}, "required": ["a", "b"],
+              "allOf": [{"properties": {"c": {"type": "object", "properties": {"d": {}}}}}]}
+    trie = compile_schema({"type": "null"}, tokenizer, (eos,)).trie
+    for text, taken in (('{"a":3,"c":{"d":1},"b":1}', True), ('{"a":3,"b":1,"x":1}', False),
+                        ('{"a":3,"c":{"x":1},"b":1}', False)):
+        state = guided(trie, (eos,), {"schema": closed_schema(schema)}, MerinoError("refused")).start()
+        assert (state._matcher.validate_tokens(tokenizer.encode(text)) == len(tokenizer.encode(text))) == taken, text
 
 
 def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, tmp_path, capsys):
@@ -349,7 +448,7 @@ def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, t
     for words, expected in (
         (["--json-schema", file("cut.json", '{"type":\n "object",')], "line 2 column"),
         (["--json-schema", str(tmp_path / "none.json")], "No such file"),
-        (["--json-schema", file("not.json", '{"not": {}}')], "#/not: this keyword"),
+        (["--json-schema", file("not.json", '{"contains": {}}')], "#/contains: this keyword"),
         (["--json-schema", schema, "--tools", tools], "Leave one out"),
         (["--json-schema", schema, "--ignore-eos"], "Leave out --ignore-eos"),
         (["--tools", schema], "tools are an object"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Done, Generation, Prefilled, PromptCut, Token
-from merino_runtime.generation.sampler import Sampler, _drawn, candidates, penalize
+from merino_runtime.generation.sampler import Repetitions, Sampler, _drawn, candidates, penalize
 from merino_runtime.generation.text import TextStream, Tokenizer, byte_table
 from merino_runtime.sampling import GREEDY, OVERFLOWS, GenerateOptions, Sampling, check_sampling
 
@@ -270,7 +270,7 @@ WIDE_LOGITS = st.integers(0, 2 ** 32 - 1).map(lambda seed: (np.random.RandomStat
 SAMPLINGS = st.builds(
     Sampling, temperature=st.floats(0.05, 5), top_k=st.integers(0, 50), top_p=st.floats(0.01, 1),
     min_p=st.floats(0, 1), repetition_penalty=st.just(1.0), seed=st.integers(0, 2 ** 32 - 1),
-    presence_penalty=st.just(0.0), frequency_penalty=st.just(0.0), logit_bias=st.just(()))
+    presence_penalty=st.just(0.0), frequency_penalty=st.just(0.0), logit_bias=st.just(()), dry_multiplier=st.just(0.0))
 
 
 def reference_count(logits, sampling, top_p):
@@ -375,7 +375,7 @@ def test_logits_that_are_not_finite_are_an_error(bad):
 
 def test_every_value_out_of_range_is_named_in_one_error():
     with pytest.raises(MerinoError) as caught:
-        check_sampling(Sampling(-1, -2, 0, 1.5, 0, -1, 3, -3, ((0, 101),)))
+        check_sampling(Sampling(-1, -2, 0, 1.5, 0, -1, 3, -3, ((0, 101),), -1, 0, 0))
     for name in Sampling._fields:
         assert name in str(caught.value)
 
@@ -386,3 +386,61 @@ def test_every_value_out_of_range_is_named_in_one_error():
 def test_a_value_out_of_range_is_refused(field, value):
     with pytest.raises(MerinoError, match=field):
         check_sampling(Sampling()._replace(**{field: value}))
+
+
+def reference_lengths(ids, breakers, least):
+    """By every suffix of the text, as DRY is defined."""
+    found = {}
+    for length in range(least, len(ids)):
+        suffix = ids[-length:]
+        if set(suffix) & breakers:
+            break
+        for start in range(len(ids) - length):
+            if ids[start:start + length] == suffix and ids[start + length] not in breakers:
+                found[ids[start + length]] = length
+    return found
+
+
+@examples(200)
+@given(st.lists(st.integers(0, 4), max_size=40), st.sets(st.integers(0, 4), max_size=2), st.integers(1, 4))
+def test_dry_finds_the_longest_repetition_that_an_id_would_continue(ids, breakers, least):
+    assert Repetitions(ids, breakers).lengths(least) == reference_lengths(ids, breakers, least)
+
+
+def test_dry_lowers_the_logit_by_the_length_of_the_repetition():
+    """`1 2 3` came before: 4 would continue it."""
+    sampling = Sampling(temperature=0, dry_multiplier=0.5, dry_base=2.0, dry_allowed_length=2)
+    logits = np.zeros(8)
+    logits[4], logits[5] = 1.0, 0.1
+    assert Sampler(sampling, [1, 2, 3, 4, 0, 1, 2, 3]).sample(logits) == 5  # 1 - 0.5 * 2 ** (3 - 2) = 0
+    assert Sampler(sampling, [2, 3, 4, 0, 9, 2, 3]).sample(logits) == 4  # 1 - 0.5 = 0.5
+    assert Sampler(sampling, [3, 4, 0, 9, 3]).sample(logits) == 4
+    assert Sampler(sampling, [1, 2, 3, 4, 0, 1, 2, 3], breakers=[4]).sample(logits) == 4
+    assert Sampler(Sampling(temperature=0), [1, 2, 3, 4, 0, 1, 2, 3]).sample(logits) == 4
+
+
+def test_dry_ends_a_loop():
+    class Loop(Script):
+        def _say(self):
+            super()._say()
+            self.logits[ord("z")] = 4
+            return self.logits
+
+    lines = spelled("la la la ")
+    tokens, _ = run(Loop(lines), max_new_tokens=40)
+    assert "z" not in "".join(token.text for token in tokens)
+    sampling = Sampling(temperature=0, dry_multiplier=0.8)
+    tokens, _ = run(Loop(lines), max_new_tokens=40, sampling=sampling)
+    assert "z" in "".join(token.text for token in tokens)
+
+
+def test_a_breaker_is_a_token_with_a_line_end_a_colon_a_quote_or_a_star():
+    assert TOKENIZER.breakers() == {TOKENIZER.encode(mark)[0] for mark in "\n:\"*"}
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"dry_multiplier": -1.0}, "dry_multiplier is -1.0, allowed: 0 to 100"), ({"dry_base": 0.5}, "dry_base is 0.5"),
+    ({"dry_allowed_length": 0}, "dry_allowed_length is 0"), ({"dry_allowed_length": 1.5}, "an integer, 1 or more")])
+def test_dry_out_of_range_is_refused(wrong, message):
+    with pytest.raises(MerinoError, match=message):
+        check_sampling(Sampling(**wrong))

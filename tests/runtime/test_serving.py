@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -142,11 +143,11 @@ def test_what_the_sampler_is_told(server):
 @pytest.mark.parametrize("body, status, words", [
     (b"{", 400, "not JSON"), (b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "UTF-8"),
     (b"[" * 100000, 400, "nested"), (b"[]", 400, "a list"), ({}, 400, "messages"),
-    ({"messages": turn("x", "king")}, 400, "messages[0].role"),
+    ({"messages": turn("x", 123)}, 400, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
     ({"messages": turn("x"), "temperature": "hot"}, 400, "temperature"),
     ({"messages": turn("x"), "temperature": float("nan")}, 400, "NaN"),
-    ({"messages": turn("x"), "n": 2}, 400, "n is 2"), ({"messages": turn("x"), "model": "gpt-9"}, 404, "gpt-9"),
+    ({"messages": turn("x"), "n": 0}, 400, "n is 0"), ({"messages": turn("x"), "model": "gpt-9"}, 404, "gpt-9"),
     ({"messages": turn("x"), "max_tokens": 0}, 400, "max_tokens"),
     ({"messages": turn("x"), "logit_bias": {"99999": 1}}, 400, "99999"),
     ({"messages": turn("word " * 300)}, 400, "at most 255"),
@@ -175,7 +176,34 @@ def test_a_page_of_the_web_cannot_use_a_server_without_a_key(server):
     assert server.call("POST", CHAT, body, {"Origin": "http://evil.example"})[0] == 403
     assert server.call("POST", CHAT, body, {"Origin": "null"})[0] == 403  # of a frame without an origin
     assert server.call("POST", CHAT, body, {"Origin": server.url})[0] == 200
-    assert server.call("OPTIONS", CHAT, headers={"Origin": server.url})[0] == 405  # no other page gets a permission
+    assert server.call("OPTIONS", CHAT, headers={"Origin": "http://evil.example"})[0] == 403
+
+
+def test_a_page_of_an_allowed_origin_uses_the_server_with_and_without_a_key(chat_dir, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("open-sesame-1\n")
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    body = {"messages": turn("x"), **GREEDY}
+    for options in ([], ["--api-key-file", keys]):
+        allowed = ["--allow-origin", "https://UI.example, http://localhost:3000", "--cache-mb", 0]
+        with Server(chat_dir, options=[*options, *allowed]) as server:
+            for origin, status in (("https://ui.example", 204), ("https://ui.example.evil", 403), ("null", 403)):
+                connection, response = server.open("OPTIONS", CHAT, headers=dict(asks, Origin=origin))
+                with contextlib.closing(connection):
+                    assert response.status == status and (response.getheader("Access-Control-Allow-Origin") == origin) \
+                        == (status == 204)
+                    assert status == 204 or b"--allow-origin " + origin.encode() in response.read()
+            server.key = "open-sesame-1" if options else None
+            for stream in (False, True):
+                headers = {"Origin": "http://localhost:3000"}
+                connection, response = server.open("POST", CHAT, dict(body, stream=stream), headers)
+                with contextlib.closing(connection):
+                    assert response.status == 200 and response.read()
+                    assert response.getheader("Access-Control-Allow-Origin") == "http://localhost:3000"
+            connection, response = server.open("GET", "/v1/models", headers={"Origin": "http://evil.example"})
+            with contextlib.closing(connection):  # its script cannot read the answer, if there is one
+                assert response.getheader("Access-Control-Allow-Origin") is None
+                assert response.status == (200 if options else 403)
 
 
 def test_a_client_that_leaves_ends_its_answer(server):
@@ -213,15 +241,67 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 def test_a_request_that_two_readers_would_cut_in_two_ways_is_refused(server):
     both = POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     assert raw(server, both).startswith(b"HTTP/1.1 400")
+    for path in (b"GET /health", b"GET /v1/models", b"POST /v1/nothing", b"PUT /v1/models"):
+        request = path + both[len(b"POST /v1/chat/completions"):] + b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        result = until_closed(server, request)  # what would be the second request is part of the first one's body
+        assert result.startswith(b"HTTP/1.1 400") and result.count(b"HTTP/1.1") == 1, result
     for wrong in (b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n", b"Content-Length: -1\r\n\r\n",
                   b"Host: evil\r\n\r\n", b"X: " + b"y" * 70000 + b"\r\n\r\n"):
         assert raw(server, POST + wrong)[:10] in (b"HTTP/1.1 4", b"")  # uvicorn 0.16 closes the connection
     assert server.post(CHAT, messages=turn("x"), **GREEDY)
 
 
+def until_closed(server, data, ends_own_side=False):
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as client:
+        client.sendall(data)
+        if ends_own_side:
+            client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(partial(client.recv, 65536), b""))
+
+
+def post_of(body, path=CHAT):
+    data = json.dumps(body).encode("utf-8")
+    return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
+
+
+def test_a_client_that_ends_its_own_side_gets_its_answers(server):
+    body = dict(GREEDY, messages=turn("x"), max_tokens=60, ignore_eos=True)
+    result = until_closed(server, post_of(body) * 2, ends_own_side=True)  # pipelined
+    assert result.count(b"HTTP/1.1 200") == 2 and result.count(b'"completion_tokens": 60') == 2
+    result = until_closed(server, post_of(dict(body, stream=True)), ends_own_side=True)
+    assert result.count(b"HTTP/1.1 200") == 1 and b"data: [DONE]" in result
+    cancelled = server.call("GET", "/v1/stats")[1]["requests_cancelled_total"]
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as left:  # it leaves altogether
+        left.sendall(post_of(dict(body, prompt=["x"] * 60, max_tokens=200), TEXTS))
+        left.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)
+    while server.call("GET", "/v1/stats")[1]["requests_cancelled_total"] == cancelled:
+        time.sleep(0.05)
+
+
+def test_an_absolute_address_is_one_of_this_server(server):
+    for host, status in ((b"localhost", b"200"), (b"evil.example", b"403")):
+        request = b"GET http://%s/v1/models?x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % host
+        assert until_closed(server, request).startswith(b"HTTP/1.1 " + status)
+    request = b"GET http://localhost HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert b"<!doctype html>" in until_closed(server, request)
+
+
+def test_idle_connections_lock_nobody_out(chat_dir):
+    few = "from merino_runtime.serving import connections; connections.MOST_OF_NETWORK = 20"
+    with Server(chat_dir, before=few, options=["--cache-mb", 0]) as server, contextlib.ExitStack() as opened:
+        body = dict(GREEDY, messages=turn("x"), ignore_eos=True, max_tokens=200, stream=True)
+        busy = server.open("POST", CHAT, body)[1]
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(60)]
+        for connection in idle:
+            opened.enter_context(contextlib.closing(connection))
+        assert server.post(CHAT, messages=turn("x"), **GREEDY)
+        assert idle[0].recv(1) == b"" and b"[DONE]" in busy.read()  # the oldest idle one is closed, a busy one is not
+
+
 LIMITS = """
-from merino_runtime.serving import http
-http.BODY_S, http.HEADER_S, http.IDLE_S, http.WRITE_S = 0.5, 1, 1, 0.5
+from merino_runtime.serving import connections, http
+http.BODY_S, connections.HEADER_S, connections.IDLE_S, connections.WRITE_S = 0.5, 1, 1, 0.5
 """
 
 
@@ -286,6 +366,28 @@ def test_keys(chat_dir, tmp_path):
         assert "sesame" not in server.printed()
 
 
+def test_prefixes_and_turns_are_a_keys_own(chat_dir, tmp_path):
+    """The number of cached tokens would tell one key what another one wrote."""
+    keys = tmp_path / "keys"
+    keys.write_text("open-sesame-1\nopen-sesame-2\n")
+    body = {"prompt": "The miller counts the sacks of flour in the evening. " * 3, "max_tokens": 2, "temperature": 0}
+
+    def cached(server, header):
+        status, answer = server.call("POST", TEXTS, body, header)
+        assert status == 200
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    for slots in (1, 4):
+        folder = tmp_path / f"cache-{slots}"
+        for _ in range(2):  # the second time from disk
+            with Server(chat_dir, options=["--api-key-file", keys, "--slots", slots, "--cache-dir", folder]) as server:
+                assert cached(server, {"Authorization": "Bearer open-sesame-1"}) >= 0
+                body["prompt"] += "x"
+                assert cached(server, {"Authorization": "bearer   open-sesame-1"}) > 30  # the same key
+                assert cached(server, {"X-Api-Key": "open-sesame-2"}) == 0
+        body["prompt"] = "Another text. " + body["prompt"]
+
+
 def test_an_address_that_sends_wrong_keys_has_to_wait(chat_dir, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("open-sesame-1\n")
@@ -318,6 +420,11 @@ def test_what_cannot_be_served_is_refused_before_it_begins(chat_dir, server, tmp
     assert "--api-key-file key.txt" in refused(chat_dir, "--host", "0.0.0.0")
     assert "at least 8 characters" in refused(chat_dir, "--api-key-file", keys)
     assert "Choose another --port" in refused(chat_dir, "--port", server.port)
+    for option, wrong in (("--port", 70000), ("--port", -1), ("--memory-mb", "nan"), ("--max-seconds", 0),
+                          ("--max-seconds", -5), ("--cache-mb", -1), ("--queue", -1), ("--slots", 0),
+                          ("--allow-origin", "ui.example"), ("--allow-origin", "https://ui.example/page")):
+        printed = refused(chat_dir, option, wrong)
+        assert option in printed and "Traceback" not in printed, printed
     assert "both called" in refused(chat_dir, chat_dir)
     assert "slots" in refused(chat_dir, "--slots", 100000)
     assert "MB are allowed" in refused(chat_dir, "--memory-mb", "0.01")

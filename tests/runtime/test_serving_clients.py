@@ -59,6 +59,34 @@ def test_the_openai_client(client):
         next(iter(left))
 
 
+def test_the_openai_clients_responses(client):
+    model = client.models.list().data[0].id
+    assert client.models.retrieve(model).id == model
+    usual = {"model": model, "input": "How many sacks?", "temperature": 0, "max_output_tokens": 8}
+    whole = client.responses.create(instructions="You count.", **usual)
+    assert whole.output_text and whole.usage.output_tokens <= 8
+    with client.responses.stream(instructions="You count.", **usual) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert text == whole.output_text
+    form = {"format": {"type": "json_schema", "name": "lamp", "schema": LAMP, "strict": True}}
+    structured = client.responses.create(text=form, **dict(usual, max_output_tokens=60))
+    assert set(json.loads(structured.output_text)) == {"lamp"}
+    with client.responses.stream(text=form, **dict(usual, max_output_tokens=60)) as stream:
+        assert stream.get_final_response().output_text == structured.output_text
+    tool = dict(WEATHER["function"], type="function", strict=False)
+    called = client.responses.create(tools=[tool], tool_choice="required", **dict(usual, max_output_tokens=-1))
+    (call,) = called.output
+    assert (call.type, call.name) == ("function_call", "weather") and set(json.loads(call.arguments)) <= {"city"}
+    talk = [{"role": "user", "content": "In Ulm?"}, *called.output,
+            {"type": "function_call_output", "call_id": call.call_id, "output": "gray"}]
+    assert client.responses.create(**dict(usual, input=talk, tools=[tool], tool_choice="none")).output_text
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(previous_response_id=whole.id, **usual)
+    assert caught.value.param == "previous_response_id"
+    two = client.chat.completions.create(model=model, messages=MESSAGES, n=2, max_tokens=4)
+    assert [choice.index for choice in two.choices] == [0, 1]
+
+
 def test_the_calls_of_home_assistant(client):
     """As its integration for OpenAI-compatible servers makes them: set-up, then a talk with tools in a stream."""
     model = client.with_options(timeout=10.0).models.list().data[0].id
@@ -145,6 +173,19 @@ def test_langchain(server):
     assert call["name"] == "weather" and set(call["args"]) <= {"city"}
 
 
+def test_langchain_by_the_responses_api(server):
+    chat = pytest.importorskip("langchain_openai").ChatOpenAI(
+        base_url=server.url + "/v1", api_key="dummy", model=server.call("GET", "/v1/models")[1]["data"][0]["id"],
+        use_responses_api=True, max_tokens=60, temperature=0)
+    answer = chat.invoke([("system", "You count sacks."), ("human", "How many?")])
+    assert answer.text and answer.usage_metadata["output_tokens"] <= 60
+    assert "".join(chunk.text for chunk in chat.stream("How many?"))
+    structured = chat.with_structured_output(LAMP, method="json_schema", strict=True)
+    assert set(structured.invoke("The lamp?")) == {"lamp"}
+    (call,) = chat.bind_tools([WEATHER], tool_choice="weather").invoke("In Ulm?").tool_calls
+    assert call["name"] == "weather" and set(call["args"]) <= {"city"}
+
+
 def test_the_ollama_client(server):
     client = pytest.importorskip("ollama").Client(host=server.url)
     (model,) = client.list().models
@@ -170,6 +211,8 @@ def test_the_ollama_client(server):
     assert client.generate(model=model.model).done_reason == "load"
     with pytest.raises(pytest.importorskip("ollama").ResponseError, match="no model"):
         client.chat(model="llama9", messages=MESSAGES)
+    with pytest.raises(pytest.importorskip("ollama").ResponseError, match="makes no embeddings"):
+        client.embed(model=model.model, input="x")
 
 
 def test_prometheus_reads_the_metrics_and_people_the_stats(server):

@@ -67,6 +67,7 @@ def names_documented(schema):
 
 @pytest.mark.parametrize(("module", "requests"), [
     ("openai_requests.py", ["ChatRequest", "CompletionsRequest"]),
+    ("responses_api.py", ["ResponsesRequest", "ChatRequest"]),
     ("ollama.py", ["OllamaChatRequest", "OllamaGenerateRequest"]),
 ])
 def test_each_field_that_is_read_is_documented(module, requests):
@@ -101,12 +102,14 @@ def test_answers_are_as_documented(server):
     chunks, _ = server.stream(CHAT, stream_options={"include_usage": True}, timings_per_token=True, **REQUEST)
     for chunk in chunks:
         check(CHAT, chunk, kind="text/event-stream")
+    name = server.call("GET", "/v1/models")[1]["data"][0]["id"]
+    check("/v1/models/{id}", server.call("GET", "/v1/models/" + name)[1], "get")
+    check("/v1/responses", server.post("/v1/responses", input="The mill", max_output_tokens=3))
     check(TEXTS, server.post(TEXTS, prompt="The mill", echo=True, logprobs=2, max_tokens=2))
     for path in ("/health", "/v1/models", "/v1/stats", "/api/tags", "/api/ps", "/api/version"):
         status, value = server.call("GET", path)
         assert status == 200
         check(path, value, "get")
-    name = server.call("GET", "/v1/models")[1]["data"][0]["id"]
     for path in ("/api/show", "/api/pull"):
         check(path, server.post(path, model=name))
     check("/api/chat", server.post("/api/chat", model=name, stream=False, messages=REQUEST["messages"],
@@ -135,5 +138,5 @@ def test_a_tools_call_is_as_documented(tmp_path_factory, request):
 def test_the_page_names_each_path():
     with open(os.path.join(ROOT, "docs", "serving.md"), encoding="utf-8") as file:
         text = file.read()
-    named = set(re.findall(r"`(?:GET |POST )?(/[\w/]*)`", text))
+    named = set(re.findall(r"`(?:GET |POST )?(/[\w/{}]*)`", text))
     assert {path for path in DOCUMENT["paths"] if path not in ("/v1/health", "/api/pull")} <= named

@@ -101,7 +101,7 @@ def send(page, text):
 
 
 def finished(page):
-    page.locator("li.assistant:not([aria-busy]) button").wait_for()
+    page.locator("#conversation:not(:has([aria-busy])) button.again").wait_for()
     return page.locator("li.assistant .text").last.inner_text()
 
 
@@ -137,14 +137,14 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
     finished(page)
     assert [each["role"] for each in sent[1]["messages"]] == ["system", "user", "assistant", "user"]
     page.reload()
-    assert page.locator("li").count() == 4 and page.locator("#temperature").input_value() == "0"
+    assert page.locator("#conversation > li").count() == 4 and page.locator("#temperature").input_value() == "0"
     assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("#conversation img").count() == 0
     page.get_by_role("button", name="New", exact=True).click()
-    assert page.locator("li").count() == 0
+    assert page.locator("#conversation > li").count() == 0
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("button", name="Again").click()
     finished(page)
-    assert page.locator("li").count() == 4 and sent[2]["messages"] == sent[1]["messages"]
+    assert page.locator("#conversation > li").count() == 4 and sent[2]["messages"] == sent[1]["messages"]
 
 
 def test_tokens_appear_as_they_come_and_stop_ends_them_by_key_and_by_button(server, opened):
@@ -186,6 +186,87 @@ def test_a_model_that_does_not_talk_continues_the_text(server, opened):
     assert sent[1]["prompt"].startswith("Once upon a time") and sent[1]["prompt"].endswith(text.rstrip()[-5:] + " Then")
 
 
+def test_the_text_goes_on_in_its_line(server, opened):
+    page = opened(server)
+    name = server.call("GET", "/v1/models")[1]["data"][1]["id"]
+    page.evaluate("name => localStorage.setItem('merino.model', JSON.stringify(name))", name)
+    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", [
+        {"role": "user", "content": "Once upon"}, {"role": "assistant", "content": " *a* time", "model": name}])
+    page.reload()
+    until(page, SHOWS_MEMORY)
+    first, second = (page.locator("#conversation > li .text").nth(nth).bounding_box() for nth in (0, 1))
+    assert first["y"] == second["y"] and 0 <= second["x"] - first["x"] - first["width"] < 10
+    assert page.locator("#conversation").inner_text().startswith("Once upon *a* time")
+    assert page.locator("#conversation em").count() == 0 and page.get_by_role("button", name="Copy").count() == 1
+    assert f"{name}: no chat template, so it continues texts" in server.printed()
+
+
+MARKDOWN = """Flour is *mostly* **wheat**, see `a * b` and [the mill](https://mill.example/x?y=1).
+Second line, 2 * 3 * 4, snake_case_name, [no](javascript:alert(1)) <b onclick=x>
+
+# Steps
+1. Clean it.
+2. Grind it:
+   - coarse
+   - fine
+3) Sieve.
+
+~~~python
+print("**no mark**")
+~~~
+| Flour | Use |
+|:--- | ---: |
+| cake | *soft* |
+> dry place
+```
+never closed"""
+RENDERED = (
+    '<p>Flour is <em>mostly</em> <strong>wheat</strong>, see <code>a * b</code> and '
+    '<a href="https://mill.example/x?y=1" rel="noreferrer" target="_blank">the mill</a>.\n'
+    'Second line, 2 * 3 * 4, snake_case_name, [no](javascript:alert(1)) &lt;b onclick=x&gt;</p><h3>Steps</h3>'
+    '<ol start="1"><li><p>Clean it.</p></li><li><p>Grind it:</p>'
+    '<ul><li><p>coarse</p></li><li><p>fine</p></li></ul></li><li><p>Sieve.</p></li></ol>'
+    '<div><pre tabindex="0"><code>print("**no mark**")</code></pre><button type="button">Copy</button></div>'
+    '<div><table><tr><th>Flour</th><th>Use</th></tr><tr><td>cake</td><td><em>soft</em></td></tr></table></div>'
+    '<blockquote><p>dry place</p></blockquote>'
+    '<div><pre tabindex="0"><code>never closed</code></pre><button type="button">Copy</button></div>')
+
+
+def test_an_answer_is_markdown_and_nothing_in_it_is_markup(server, opened):
+    page = opened(server)
+    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", [
+        {"role": "user", "content": "*Why*? " + EVIL}, {"role": "assistant", "content": MARKDOWN + "\n```\n\n" + EVIL}])
+    page.reload()
+    until(page, SHOWS_MEMORY)
+    written = page.locator("li.assistant .text").inner_html()
+    assert re.sub(' class="[^"]*"', "", written).startswith(RENDERED)
+    assert page.locator("li.user .text").inner_text() == "*Why*? " + EVIL
+    assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("#conversation img").count() == 0
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for nth, text in ((0, 'print("**no mark**")'), (2, MARKDOWN + "\n```\n\n" + EVIL)):
+        page.locator("li.assistant button.copy").nth(nth).click()
+        until(page, f"document.querySelectorAll('li.assistant button.copy')[{nth}].textContent === 'Copied'")
+        assert page.evaluate("navigator.clipboard.readText()") == text
+    page.locator("#text").focus()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    assert page.get_by_label("Message", exact=True).input_value() == "one\ntwo"
+
+
+@pytest.mark.parametrize("height", [480, 360])
+def test_nothing_pushes_the_send_button_off_a_small_screen(server, opened, height):
+    page = opened(server, 320, height=height)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Message", exact=True).fill("line\n" * 30)
+    box = page.locator("#send").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["x"] + box["width"] <= 320
+    assert page.evaluate("document.documentElement.scrollHeight") <= height
+    defaults = server.call("GET", "/v1/models")[1]["data"][0]["meta"]["defaults"]
+    for name, value in {**defaults, "max_tokens": f"up to {CONTEXT}"}.items():
+        assert page.locator("#" + name).get_attribute("placeholder") == str(value)
+
+
 def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
     page = opened(server)
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "temperature": 0}).encode()
@@ -201,7 +282,8 @@ def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
         alert = page.get_by_role("alert")
         alert.filter(has_text="busy").wait_for()
         assert re.search(r"Send again in \d+ s", alert.inner_text())
-        assert page.get_by_label("Message", exact=True).input_value() == "Hello" and page.locator("li").count() == 0
+        assert page.get_by_label("Message", exact=True).input_value() == "Hello"
+        assert page.locator("#conversation > li").count() == 0
 
 
 def test_a_key_is_asked_for_and_a_server_that_stops_is_told(bundle, opened, tmp_path):
@@ -249,7 +331,7 @@ CONVERSATION = [{"role": "user", "content": "What is flour made of?"},
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_it_fits_and_can_be_read(server, opened, width, scheme, tmp_path):
     page = opened(server, width, scheme, 760)
     page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", CONVERSATION)

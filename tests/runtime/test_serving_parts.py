@@ -1,15 +1,21 @@
 """Parts of the server alone: whose turn it is among waiting requests, what heat does, who pays for a run."""
 import time
 from collections import namedtuple
+from functools import partial
 
 import pytest
 
 from merino_runtime.api import open_model
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 from merino_runtime.sampling import GREEDY
+from merino_runtime.serving import scheduler as scheduling
 from merino_runtime.serving.access import WrongKeys
 from merino_runtime.serving.choice import Call, Calls, TextDelta
 from merino_runtime.serving.metrics import Burden, Sensors
-from merino_runtime.serving.requests import Finished, GenerationRequest, TextChunk
+from merino_runtime.serving.models import slots_of
+from merino_runtime.serving.requests import Finished, GenerationRequest, Progress, TextChunk
 from merino_runtime.serving.scheduler import Job as RunningJob
 from merino_runtime.serving.scheduler import LoadedModel, Scheduler, Waiting
 from merino_runtime.serving.slots import Slots
@@ -116,6 +122,51 @@ def test_a_run_for_several_requests_is_shared_out_and_one_that_fails_is_made_up_
     answers()
     assert message == first and len(batched) == 19 and "one by one from now on" in capsys.readouterr().err
     slots.close()
+
+
+def test_any_number_of_prefills_shares_the_budget_of_one(folder, monkeypatch):
+    """Between two tokens of a stream, prompts of others get as many ids as one prompt alone does."""
+    monkeypatch.setattr(scheduling, "PREFILL_S", 1e-9)  # no chunk fits, so each round has one, the smallest
+    with open_model(folder, threads=1) as model:
+        slots = Slots(model, 5)
+        served, log = LoadedModel(slots), []
+        scheduler = Scheduler(9, Burden(Sensors(), None))
+
+        def take(name, event):
+            if isinstance(event, Progress):
+                log.append((name, event.ids))
+            elif isinstance(event, TextChunk):
+                log.append((name, "token"))
+            elif isinstance(event, Finished):
+                log.append((name, "end"))
+                if name == "stream":
+                    scheduler.close()
+
+        usual = GenerationRequest((1, 2, 3), 40, GREEDY, ignore_eos=True)
+        jobs = [RunningJob(usual, served, partial(take, "stream"))] + [
+            RunningJob(usual._replace(ids=tuple(range(start, start + 40)), max_new_tokens=2), served,
+                       partial(take, start)) for start in range(4, 8)]
+        scheduler.submit(jobs)
+        scheduler.run()
+        slots.close()
+    tokens = [place for place, (name, what) in enumerate(log) if (name, what) == ("stream", "token")]
+    gaps = [log[first + 1:last] for first, last in zip(tokens, tokens[1:])]  # noqa: B905, not in 3.6
+    for gap in gaps:
+        assert len({name for name, what in gap if isinstance(what, int) and what}) <= 1, gap
+    order = [name for name, what in log if isinstance(what, int) and what]
+    assert order == [4, 5, 6, 7] * 2  # they take turns
+    assert sum(what == "end" for _, what in log) == 5
+
+
+def test_slots_are_what_memory_allows(folder):
+    bundle = load_bundle(folder)
+    kv_mb = bundle.kv_bytes / board.MB
+    usual = 16 if bundle.dialect == "fused" else 4
+    assert slots_of([bundle], None, 100 * kv_mb) == usual and slots_of([bundle], 30, 100 * kv_mb) == 30
+    assert slots_of([bundle], None, 3.5 * kv_mb) == 2
+    assert slots_of([bundle, bundle], None, 7 * kv_mb) == 2
+    with pytest.raises(MerinoError, match="3 slots and one for background"):
+        slots_of([bundle], 3, 3.5 * kv_mb)
 
 
 def test_wrong_keys_are_forgotten_after_the_pause_and_their_addresses_are_bounded(monkeypatch):

@@ -27,7 +27,7 @@ CONSTANTS = {
     "vocab_curve": Constant(
         0.0102, 0.0088, 0.0122,
         "ln loss per square of ln(weights of the embedding / best ones): least squares over six decoders of 33 M to 1.1"
-        f" B weights with ten vocabularies each at equal text ({TAO}; bench/experiments/vocabulary.py)",
+        f" B weights with ten vocabularies each at equal text ({TAO}; bench/results/vocabulary.json)",
     ),
     "vocab_best": Constant(
         3.15e6, 2.06e6, 5.21e6,

@@ -22,8 +22,10 @@ from merino_runtime.errors import MerinoError
 
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
+# Operators that compute one row in another order than several.
+ROWS_DIFFER = {"GroupQueryAttention", "MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear", "MatMul", "Gemm", "Conv"}
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
-SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION = "1.21", "1.22", "1.24"
+SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
 DELTA_VERSION = "1.26"  # the oldest with LinearAttention and CausalConvWithState
 UNIT_EPS = 1e-6  # added to the square of a query's or a key's length in gated DeltaNet
 
@@ -82,8 +84,8 @@ class Fused(Operations):
         return normed, f"{normed}.3"
 
     def activation(self, x: str, kind: str) -> str:
-        if kind == "relu":
-            return self.node("Relu", [x])
+        if kind in ("relu", "tanh"):
+            return self.node(kind.capitalize(), [x])
         if kind == "silu":
             return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
         return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
@@ -91,7 +93,7 @@ class Fused(Operations):
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         check_heads(layer, attention)
         bits = self.cache_scales.bits if self.cache_scales else 32
-        plain = attention.softcap is None and attention.slopes is None
+        plain = attention.softcap is None and attention.slopes is None and not attention.shared
         own = self.by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
         write = group_attention if own else group_query_attention
         if not attention.gated:
@@ -255,7 +257,20 @@ class Fused(Operations):
     def last(self, x: str) -> str:
         if self.all_logits:
             return x
-        return self.node("Gather", [x, self.integers(-1)], axis=1)
+        if not self.verifies:
+            return self.node("Gather", [x, self.integers(-1)], axis=1)
+        # Positions become sequences of one position, as the head expects them.
+        rows = self.node("Slice", [x, self.first_logits(), self.integers(np.iinfo(np.int64).max), self.integers(1)])
+        return self.node("Reshape", [rows, self.integers(-1, 1, 0)])
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a run over several positions returns the logits that a run for each of them returns: to the bit with
+        this project's kernels, to the last digits in float32. Where ONNX Runtime's operators round activations or
+        cached entries, the last digits decide how these are rounded, and other tokens may follow."""
+        if self.form.precision == "fp32" and not self.cache_scales:
+            return True
+        return self.real == "float32" and ROWS_DIFFER.isdisjoint(node.op_type for node in self._nodes)
 
     def float_head(self, x: str, table: str) -> str:
         """Return logits [B, 1, vocab] of x [B, 1, width], or with `all_logits` [1, T, vocab] of x [1, T, width], for a
@@ -282,6 +297,11 @@ class Fused(Operations):
 def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -> str:
     """Write attention by ONNX Runtime's operator."""
     parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
+    pasts, presents = ports("past_key_values", layer), ports("present", layer)
+    mixed = f"attention.{layer.index}"
+    if attention.shared:  # no new keys and values; the cache has those of this run already
+        pasts, presents, mixed = presents, ("", ""), graph.unnamed("attention")
+        graph.oldest = max(graph.oldest, SHARED_VERSION, key=version_tuple)
     rotary = None if attention.norm_rotated else attention.rotary
     tables = graph.rotary_constants(rotary, layer.head_size) if rotary else ("", "")
     options: dict[str, int | float | str] = {}
@@ -298,11 +318,10 @@ def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Att
         more = [*(more or ["", ""]), "", *cache_scales(graph, layer)]  # head_sink
         options |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         options["kv_cache_bit_width"] = graph.cache_scales.bits
-    mixed = f"attention.{layer.index}"
     graph.node_into(
         "GroupQueryAttention",
-        [*parts, *ports("past_key_values", layer), graph.last_index, graph.total_length, *tables, *more],
-        [mixed, *ports("present", layer)],
+        [*parts, *pasts, graph.last_index, graph.total_length, *tables, *more],
+        [mixed, *presents],
         domain=CONTRIB, num_heads=attention.heads, kv_num_heads=layer.heads,
         do_rotary=int(rotary is not None), **options,
     )  # fmt: skip
@@ -366,7 +385,6 @@ def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -
         return []
     size = layer.head_size
     sizes = [heads * size for heads in (attention.heads, layer.heads, layer.heads)]
-    query = graph.node("Split", [qkv, graph.integers(*sizes)], outputs=3, axis=-1)
 
     def normed(x: str, heads: int, norm: Norm) -> str:
         if attention.norm_whole:
@@ -377,10 +395,15 @@ def normed_parts(graph: Fused, qkv: str, layer: KvLayer, attention: Attention) -
         split = graph.node("Reshape", [x, graph.integers(0, -1, heads, size)])
         return graph.node("Reshape", [graph.norm(split, norm), graph.integers(0, -1, heads * size)])
 
+    if attention.shared:
+        none = [graph.integers(0, 0), graph.integers(0, sizes[1]), graph.integers(1, 2)]
+        empty = graph.node("Slice", [qkv, *none])  # [B, 0, layer.heads * head_size]
+        return [normed(qkv, attention.heads, attention.query_norm), empty, empty]
+    query, key, value = graph.split(qkv, sizes)
     return [
         normed(query, attention.heads, attention.query_norm),
-        normed(f"{query}.1", layer.heads, attention.key_norm),
-        f"{query}.2",
+        normed(key, layer.heads, attention.key_norm),
+        normed(value, layer.heads, attention.value_norm) if attention.value_norm else value,
     ]
 
 

@@ -20,6 +20,7 @@ from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.rotary import Rotary, rotary_tables
 
 MODEL_FILE = "model.onnx"
+FIRST_LOGITS = "first_logits"
 KERNELS_DOMAIN = "merino"  # of the operators in runtime/kernels
 TYPES = {
     "int8": TensorProto.INT8,
@@ -78,6 +79,7 @@ class Graph:
         self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
+        self.optional_inputs: list[Port] = []  # constants that a caller may replace; no program has to know them
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray | Deferred] = {}
         self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
@@ -98,6 +100,10 @@ class Graph:
         """Add a node whose outputs have these names; an empty name leaves an optional output out."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+
+    def unnamed(self, kind: str) -> str:
+        """Return a new name of a tensor."""
+        return f"{kind}_{len(self._nodes)}"
 
     @property
     def own_kernels(self) -> tuple[str, ...]:
@@ -191,6 +197,12 @@ class Graph:
         self.inputs.append(Port(name, dtype, tuple(shape)))
         return name
 
+    def first_logits(self) -> str:
+        """Add the optional input `first_logits` [1]: the first position whose logits are returned, by default -1, the
+        last one. The runtime verifies several guessed tokens in one run by it."""
+        self.optional_inputs = [Port(FIRST_LOGITS, "int64", (1,))]
+        return self.constant(FIRST_LOGITS, np.array([-1], np.int64))
+
     def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
         self.outputs.append(Port(name, dtype, tuple(shape)))
         return name
@@ -237,7 +249,13 @@ class Graph:
         graph = helper.make_graph(
             self._nodes,
             "decoder",
-            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.inputs],
+            [
+                helper.make_tensor_value_info(port.name, TYPES[port.dtype], shape)
+                for port, shape in [
+                    *((port, self.declared(port)) for port in self.inputs),
+                    *((port, port.shape) for port in self.optional_inputs),
+                ]
+            ],
             [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.outputs],
             [store(name, value, data) for name, value in self._constants.items()],
         )

@@ -12,8 +12,11 @@ from merino_edge.families.graph_ops import Delta, KvLayer, Norm
 
 
 class Operations(Graph):
-    def embed(self, table: str) -> str:
-        return table_rows(self, "input_ids", table)
+    def embed(self, table: str, below: int | None = None) -> str:
+        ids = "input_ids"
+        if below is not None:
+            ids = self.node("Where", [self.node("Less", [ids, self.integer(below)]), ids, self.integer(0)])
+        return table_rows(self, ids, table)
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         return self.packed_linear(x, [weight], [bias] if bias else None)
@@ -59,6 +62,47 @@ class Operations(Graph):
 
     def scale(self, x: str, factor: float) -> str:
         return self.node("Mul", [x, self.scalar(factor)])
+
+    def shift(self, x: str, amount: float) -> str:
+        return self.node("Add", [x, self.scalar(amount)])
+
+    def float_linear(self, x: str, weight: str) -> str:
+        return self.node("MatMul", [x, self.matrix(weight)])
+
+    def multiply(self, x: str, y: str) -> str:
+        return self.node("Mul", [x, y])
+
+    def divide(self, x: str, y: str) -> str:
+        return self.node("Div", [x, y])
+
+    def weigh(self, x: str, weight: str) -> str:
+        return self.node("Mul", [x, self.weight(weight)])
+
+    def centered(self, x: str) -> str:
+        return self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
+
+    def rms(self, x: str, least: float = 0.0) -> str:
+        """Compute in float32, even in fp16: squares of activations overflow float16."""
+        half = self.real == "float16"
+        x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
+        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
+        if least:
+            square = self.node("Max", [square, self.constant(f"least_{least!r}", np.array(least, np.float32))])
+        root = self.node("Sqrt", [square])
+        return self.to_real(root) if half else root
+
+    def split(self, x: str, sizes: list[int]) -> list[str]:
+        first = self.node("Split", [x, self.integers(*sizes)], outputs=len(sizes), axis=-1)
+        return [first, *(f"{first}.{index}" for index in range(1, len(sizes)))]
+
+    def concat(self, parts: list[str]) -> str:
+        return self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
+
+    def mix(self, x: str, factors: str, count: int) -> str:
+        streams = self.node("Reshape", [x, self.constant(f"streams_{count}", np.array([0, 0, count, -1], np.int64))])
+        by = self.node("Reshape", [factors, self.constant(f"mixed_{count}", np.array([0, 0, -1, count], np.int64))])
+        mixed = self.node("MatMul", [by, streams])  # [1, T, n, width]
+        return self.node("Reshape", [mixed, self.constant("joined", np.array([0, 0, -1], np.int64))])
 
     def resize(self, x: str, width: int, following: int) -> str:
         if following < width:

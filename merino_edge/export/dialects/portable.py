@@ -108,8 +108,8 @@ class Portable(Operations):
         return self.norm(total, norm), total
 
     def activation(self, x: str, kind: str) -> str:
-        if kind == "relu":
-            return self.node("Relu", [x])
+        if kind in ("relu", "tanh"):
+            return self.node(kind.capitalize(), [x])
         if kind == "silu":
             return self.node("Mul", [x, self.node("Sigmoid", [x])])
         if kind == "gelu_erf":
@@ -122,6 +122,8 @@ class Portable(Operations):
         return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        if attention.shared:
+            return self._attended(self._shared_query(qkv, layer, attention), *ports("present", layer), layer, attention)
         query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]
         if not attention.norm_whole and not attention.norm_rotated:
             query, key = self._normed(query, key, attention)
@@ -129,10 +131,22 @@ class Portable(Operations):
             query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
         if attention.norm_rotated:
             query, key = self._normed(query, key, attention)
-        query = self.node("Mul", [query, self.scalar(attention.scale)])
-        query = self._as_heads(query, layer.heads, layer, attention)
+        value = self.norm(value, attention.value_norm) if attention.value_norm else value
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
+        return self._attended(query, key, value, layer, attention)
+
+    def _shared_query(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        """Return queries [1, heads, T, head_size] of an attention that has queries alone."""
+        split = self.node("Reshape", [qkv, self.integers(1, -1, attention.heads, layer.head_size)])
+        query = self.node("Transpose", [split], perm=[0, 2, 1, 3])
+        query = self.norm(query, attention.query_norm) if attention.query_norm else query
+        return self._rotate(query, layer, attention.rotary) if attention.rotary else query
+
+    def _attended(self, query: str, key: str, value: str, layer: KvLayer, attention: Attention) -> str:
+        """Return [1, T, heads * head_size] of queries over cached and new keys and values, [1, heads, T, head_size]."""
+        query = self.node("Mul", [query, self.scalar(attention.scale)])
+        query = self._as_heads(query, layer.heads, layer, attention)
         past_key, past_value = ports("past_key_values", layer)
         cached_mask, new_mask = self._masks(attention.window, attention.slopes)
         cached = self.add(self._scores(query, past_key, layer, attention), cached_mask)  # [1, heads, T, context]

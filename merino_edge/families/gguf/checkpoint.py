@@ -69,7 +69,7 @@ def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTr
         shapes = {name: tuple(value.shape) for name, value in stored_weights(kind(config)).items()}
     places = layouts(file, words, shapes)
     for name, place in places.items():
-        shape = file.tensors[place.stored].shape
+        shape = file.tensors[place.stored].shape[place.place is not None :]
         if place.shape(shape) != shapes[name]:
             raise MerinoError(
                 f"{file.path}: {place.stored} has the shape {list(shape)}, its metadata describes {list(shapes[name])}."

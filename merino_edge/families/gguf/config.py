@@ -5,104 +5,24 @@ metadata: the page on GGUF in github.com/ggml-org/ggml and `gguf.constants`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from merino_edge.families.checkpoint import CHOOSE
-from merino_edge.families.gguf.blocks import weights_of
 from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value, shown
+from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, special_ids, vocabulary
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
-ROPE_FACTORS = "rope_freqs.weight"
 HEAD = "output.weight"
 KV_HEADS = "attention.head_count_kv"
-LONG_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-LARGEST = 1 << 40
 SIZES = {  # by key of most families' config.json
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
 }  # fmt: skip
-
-# Keys that change no token, and their allowed value; None: any. Another key of the architecture that is not read and is
-# not 0 may change the logits, so the file is refused.
-NEUTRAL: Mapping[str, Any] = {
-    "vocab_size": None, "expert_used_count": None, "rope.scaling.finetuned": None,
-    "attention.causal": True, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
-    "rope.scaling.attn_factor": 1,
-}  # fmt: skip
-
-
-class Metadata(NamedTuple):
-    """The keys of the file's architecture, without its name before them. `read`: those that were read so far."""
-
-    file: GgufFile
-    architecture: str
-    read: set[str]
-
-    def value(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        return self.file.metadata.get(f"{self.architecture}.{key}", default)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        return int(self._checked(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
-
-    def same_count(self, key: str, default: int | None = None) -> int:
-        """Return a count that may be a list with an entry per layer, which then must be equal."""
-        stored = self.value(key)
-        if isinstance(stored, list | np.ndarray):
-            counts = stored if isinstance(stored, np.ndarray) and stored.dtype.kind in "iu" else np.zeros(1)
-            if len(set(counts.tolist())) != 1 or counts[0] < 1:
-                raise MerinoError(
-                    f"{self.file.path}: {self.architecture}.{key} is {shown(stored)}: exported are models of equal"
-                    " layers"
-                )
-            return int(counts[0])
-        return self.count(key, default)
-
-    def sizes(self, keys: Mapping[str, str]) -> dict[str, int]:
-        """Return counts by keys of config.json."""
-        return {word: self.same_count(key) for word, key in keys.items()}
-
-    def real(self, key: str, default: float | None = None) -> float:
-        def judge(value: Any) -> bool:
-            return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
-
-        return rounded(float(self._checked(key, judge, "a number above 0", default)))
-
-    def _checked(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
-        self.read.add(key)
-        return checked_value(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
-
-    def tensor(self, name: str) -> bool:
-        return name in self.file.tensors
-
-    def refuse_others(self) -> None:
-        """Raise MerinoError for keys that were not read and are not neutral, all at once."""
-        begin = f"{self.architecture}."
-        own = {key[len(begin) :]: value for key, value in self.file.metadata.items() if key.startswith(begin)}
-        wrong = [
-            f"{begin}{key} is {shown(value)}" for key, value in own.items()
-            if key not in self.read and not is_neutral(key, value)
-        ]  # fmt: skip
-        if wrong:
-            raise MerinoError(
-                f"{self.file.path} is a variant of {self.architecture} that is not exported: {'; '.join(wrong)}."
-                f" {CHOOSE}"
-            )
-
-
-def is_neutral(key: str, value: Any) -> bool:
-    if key in NEUTRAL:
-        return NEUTRAL[key] is None or isinstance(value, int | float) and value == NEUTRAL[key]
-    return isinstance(value, int | float) and value == 0
-
-
-def rounded(value: float) -> float:
-    """Stored in float32, written in decimals: 9.999999747e-06 was 1e-05."""
-    return float(f"{value:.7g}")
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
@@ -123,56 +43,6 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
     return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
-
-
-def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
-    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
-    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
-
-
-def vocabulary(metadata: Metadata) -> int:
-    """Return rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
-    place = metadata.file.tensors.get("token_embd.weight")
-    if place is None or len(place.shape) != 2:
-        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: give a model that generates text")
-    rows = place.shape[0]
-    tokens = metadata.file.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(tokens) > rows:
-        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows. {AGAIN}")
-    return rows
-
-
-def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
-    """Return `rope_parameters`: the scaling is in tensors with a divisor per frequency, or in the metadata.
-
-    Raise MerinoError for a kind of scaling that is not known. As in llama.cpp it is linear where none is stated.
-    """
-    kind = metadata.value("rope.scaling.type", "linear")
-    factor = max(metadata.value(key, 0) or 0 for key in ("rope.scaling.factor", "rope.scale_linear"))
-    original, context = metadata.value("rope.scaling.original_context_length"), metadata.count("context_length")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
-    long = metadata.tensor(LONG_FACTORS["long_factor"])
-    tensors = LONG_FACTORS if long else dict.fromkeys(LONG_FACTORS, ROPE_FACTORS)
-    if metadata.tensor(tensors["long_factor"]):
-        factors = {key: weights_of(metadata.file, name).reshape(-1).tolist() for key, name in tensors.items()}
-        magnitude = metadata.real("rope.scaling.attn_factor", 1.0)
-        if magnitude == 1 and set(factors["long_factor"]) == {1.0} == set(factors["short_factor"]):
-            return rope
-        return {
-            **rope, "rope_type": "longrope", **{key: list(map(rounded, values)) for key, values in factors.items()},
-            "factor": 1.0, "attention_factor": magnitude, "original_max_position_embeddings": original or context,
-        }  # fmt: skip
-    if kind == "none" or factor in (0, 1):
-        return rope
-    if kind == "linear":
-        return {**rope, "rope_type": "linear", "factor": rounded(factor)}
-    if kind == "yarn" and original:
-        return {**rope, "rope_type": "yarn", "factor": rounded(factor), "original_max_position_embeddings": original}
-    raise MerinoError(
-        f"{metadata.file.path}: {metadata.architecture}.rope.scaling.type is {shown(kind)}: exported are linear, and"
-        " yarn with its original_context_length"
-    )
 
 
 def rms_decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:
@@ -223,11 +93,14 @@ def of_layers(metadata: Metadata, period: int) -> list[bool]:
 
 
 def windows(metadata: Metadata, period: int) -> dict[str, Any]:
-    """Return the window of the layers that have one: all but every `period`th; without a window none has."""
+    """Return the window of the layers that have one: those that are listed, or all but every `period`th; without a
+    window none has."""
     window = metadata.value("attention.sliding_window") or None
     kinds = {True: "sliding_attention", False: "full_attention"}
-    pattern = metadata.count("attention.sliding_window_pattern", period)
-    listed = [kinds[windowed and window is not None] for windowed in of_layers(metadata, pattern)]
+    pattern = metadata.value("attention.sliding_window_pattern", period)
+    if not isinstance(pattern, list | np.ndarray):
+        pattern = of_layers(metadata, metadata.count("attention.sliding_window_pattern", period))
+    listed = [kinds[bool(windowed) and window is not None] for windowed in pattern]
     return {"sliding_window": window, "layer_types": listed}
 
 
@@ -326,6 +199,75 @@ def gemma3(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def gemma3n(metadata: Metadata) -> dict[str, Any]:
+    """Return the keys of Gemma 3n. Its factors of the standard deviation stand for the share of zeros."""
+    words = gemma3(metadata)
+    factors = metadata.value("activation_sparsity_scale")
+    shares = [rounded(NormalDist().cdf(float(factor))) for factor in factors] if factors is not None else None
+    del words["query_pre_attn_scalar"], words["attn_logit_softcapping"]
+    return {
+        **words,
+        "model_type": "gemma3n_text",
+        "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0),
+        "activation_sparsity_pattern": shares,
+        "altup_active_idx": metadata.value("altup.active_idx", 0),
+        "altup_num_inputs": metadata.count("altup.num_inputs", 4),
+        "hidden_size_per_layer_input": metadata.count("embedding_length_per_layer_input", 256),
+        "vocab_size_per_layer_input": metadata.rows("per_layer_token_embd.weight"),
+        "laurel_rank": metadata.rows("blk.0.laurel_l.weight"),
+        "num_kv_shared_layers": metadata.value("attention.shared_kv_layers", 0),
+    }
+
+
+def ministral3(metadata: Metadata) -> dict[str, Any]:
+    words = rms_decoder(metadata, "ministral3", sliding_window=None)
+    rope = words["rope_parameters"]
+    scale, beta = metadata.value("rope.scaling.yarn_log_multiplier", 1.0), metadata.value("attention.temperature_scale")
+    if rope["rope_type"] == "yarn":
+        rope |= {"mscale": scale, "mscale_all_dim": scale}
+        for key in ("beta_fast", "beta_slow"):
+            rope[key] = metadata.value(f"rope.scaling.yarn_{key}")
+    return {**words, "sliding_window": None, "rope_parameters": {**rope, "llama_4_scaling_beta": rounded(beta or 0.0)}}
+
+
+def llama4(metadata: Metadata) -> dict[str, Any]:
+    """Return the keys of a Llama 4 without experts. If layers attend within chunks of 8192, every fourth attends to all
+    positions and has none."""
+    if metadata.value("interleave_moe_layer_step", 1):
+        raise MerinoError(f"{metadata.file.path} has experts, supported is a llama4 without them. {CHOOSE}")
+    metadata.read.update(("expert_count", "leading_dense_block_count"))
+    chunked = metadata.value("attention.sliding_window") != 0
+    rotated = of_layers(metadata, 4) if chunked else [True] * metadata.count("block_count")
+    words = rms_decoder(metadata, "llama4_text", attention_bias=False, moe_layers=[], use_qk_norm=True)
+    return {
+        **words,
+        "intermediate_size_mlp": words["intermediate_size"],
+        "intermediate_size": metadata.count("expert_feed_forward_length", words["intermediate_size"]),
+        "no_rope_layers": [int(turned) for turned in rotated],
+        "layer_types": ["chunked_attention" if chunked and turned else "full_attention" for turned in rotated],
+        "attn_temperature_tuning": chunked,
+    }
+
+
+def bloom(metadata: Metadata) -> dict[str, Any]:
+    width = metadata.count("embedding_length")
+    if metadata.count("feed_forward_length", 4 * width) != 4 * width:
+        raise MerinoError(f"{metadata.file.path}: the FFN of bloom must be four times as wide as the model")
+    return {
+        "model_type": "bloom",
+        "hidden_size": width,
+        **metadata.sizes({"n_layer": "block_count", "n_head": "attention.head_count", "seq_length": "context_length"}),
+        "num_key_value_heads": metadata.same_count("attention.head_count_kv", metadata.count("attention.head_count")),
+        "layer_norm_epsilon": metadata.real("attention.layer_norm_epsilon"),
+    }
+
+
+def qwen2(metadata: Metadata) -> dict[str, Any]:
+    """Return the keys of Qwen 2, which are those of Qwen2-VL for text alone."""
+    metadata.value("rope.dimension_sections")
+    return rms_decoder(metadata, "qwen2", use_sliding_window=False, **WHOLE)
+
+
 def gpt2(metadata: Metadata) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
@@ -356,12 +298,13 @@ def gpt_neox(metadata: Metadata) -> dict[str, Any]:
 
 ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
     "llama": llama,
-    "qwen2": lambda metadata: rms_decoder(metadata, "qwen2", use_sliding_window=False, **WHOLE),
+    "qwen2": qwen2, "qwen2vl": qwen2,
     "qwen3": lambda metadata: rms_decoder(metadata, "qwen3", attention_bias=False, use_sliding_window=False),
     "ernie4_5": lambda metadata: rms_decoder(metadata, "ernie4_5", use_bias=False),
     "olmo2": lambda metadata: rms_decoder(metadata, "olmo2", attention_bias=False, **WHOLE),
     "hunyuan-dense": lambda metadata: rms_decoder(metadata, "hunyuan_v1_dense", attention_bias=False),
     "smollm3": smollm3, "exaone4": exaone4, "phi3": phi3, "stablelm": stablelm, "granite": granite, "gemma": gemma,
     "lfm2": lfm2,
-    "gemma2": gemma2, "gemma3": gemma3, "gpt2": gpt2, "gptneox": gpt_neox, "phi2": phi,
+    "gemma2": gemma2, "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom,
+    "gpt2": gpt2, "gptneox": gpt_neox, "phi2": phi,
 }  # fmt: skip

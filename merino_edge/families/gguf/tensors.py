@@ -1,28 +1,31 @@
 """A GGUF's tensors under the names, and in the layouts, of Hugging Face's class of the same model.
 
 Names are mapped by the package gguf. This module undoes the changes of llama.cpp's converter: the order of the rows of
-queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transposed matrices, GPT-NeoX's interleaved queries, keys
-and values.
+queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transposed matrices, the interleaved queries, keys and
+values of GPT-NeoX and BLOOM, Gemma 3n's stacked matrices.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 
 from merino_edge.families.gguf.blocks import bits_of, blocks_of, weights_of
-from merino_edge.families.gguf.config import LONG_FACTORS, ROPE_FACTORS
 from merino_edge.families.gguf.file import AGAIN, GgufFile
+from merino_edge.families.gguf.metadata import LONG_FACTORS, ROPE_FACTORS
 from merino_edge.families.weights import Blocks
 from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
 # llama.cpp rotates neighbors there, and Hugging Face halves: the rows are in another order.
-PAIRS_APART = ("llama", "granite", "smollm3")
+PAIRS_APART = ("llama", "granite", "smollm3", "mistral3")
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2: [in, out] in Hugging Face
 UNUSED = {ROPE_FACTORS, *LONG_FACTORS.values()}  # read into the configuration
+STACKED = re.compile(r"model\.altup_(unembed_)?projections\.(\d+)\.weight")
+SHARED = re.compile(r"blk\.\d+\.attn_(k|v|k_norm)\.weight")  # of layers that read another's cache
 
 
 class Layout(NamedTuple):
@@ -33,6 +36,7 @@ class Layout(NamedTuple):
     rows: np.ndarray | None = None
     transposed: bool = False
     added: float = 0.0
+    place: int | None = None  # of the matrix within a stack
     taps: bool = False
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,13 +57,15 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
     known = get_tensor_name_map(number, layers)
     by_name = {}
     for name in names:
-        stored = known.get_name(name, (".weight", ".bias"))
+        stored, place = stored_name(known, name)
         if stored is None or stored not in file.tensors:
             raise MerinoError(
                 f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has. {AGAIN}"
             )
-        by_name[name] = layout(architecture, config, name, stored)
+        by_name[name] = layout(architecture, config, name, stored)._replace(place=place)
     spare = sorted(set(file.tensors) - {tensor.stored for tensor in by_name.values()} - UNUSED)
+    if config.get("num_kv_shared_layers"):
+        spare = [name for name in spare if not SHARED.fullmatch(name)]
     if spare:
         raise MerinoError(
             f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}."
@@ -68,16 +74,26 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
     return by_name
 
 
+def stored_name(known: TensorNameMap, name: str) -> tuple[str | None, int | None]:
+    """Return the name of a weight in the file, and its place if it is one of a stack; None for an unknown weight."""
+    if match := STACKED.fullmatch(name):
+        return f"altup_{'unembd_' if match[1] else ''}proj.weight", int(match[2])
+    stored = known.get_name(name, (".weight", ".bias")) or known.get_name(
+        name.removeprefix("transformer."), (".weight", ".bias")
+    )
+    return f"{stored}.weight" if name.endswith("_scale") else stored, None
+
+
 def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str) -> Layout:
     part = stored.split(".")[-2]
-    heads = int(config.get("num_attention_heads", 0))
+    heads = int(config.get("num_attention_heads") or config.get("n_head", 0))
     if architecture in PAIRS_APART and part in ("attn_q", "attn_k"):
         of_part = heads if part == "attn_q" else int(config["num_key_value_heads"])
         size = int(config.get("head_dim") or config["hidden_size"] // heads)
         return Layout(stored, halves_together(of_part, size))
     if architecture in ("gemma", "gemma2", "gemma3") and part.endswith("_norm"):
         return Layout(stored, added=-1.0)
-    if architecture == "gptneox" and part == "attn_qkv":
+    if architecture in ("gptneox", "bloom") and part == "attn_qkv":
         size = int(config["hidden_size"]) // heads
         return Layout(stored, np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).reshape(-1))
     if part == "conv":
@@ -95,6 +111,7 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
     """Name and value in float32 as Hugging Face has them, one at a time."""
     for name, form in forms.items():
         value = weights_of(file, form.stored)
+        value = value if form.place is None else value[form.place]
         if form.rows is not None:
             check_rows(file, form)
             value = value[form.rows]

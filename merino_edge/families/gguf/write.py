@@ -4,16 +4,19 @@ The inverse of `config` and `tensors`, so that llama.cpp can run the same weight
 in llama.cpp, so that a mistake which is made in both directions does not pass.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 
-from merino_edge.families.gguf.config import LONG_FACTORS, ROPE_FACTORS, SIZES
-from merino_edge.families.gguf.tensors import Layout, layout
-from merino_edge.families.rotary import rope_facts, turned_channels
+from merino_edge.families.gguf.config import SIZES
+from merino_edge.families.gguf.metadata import LONG_FACTORS, ROPE_FACTORS
+from merino_edge.families.gguf.tensors import Layout, layout, stored_name
+from merino_edge.families.rotary import ORIGINAL, rope_facts, turned_channels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +26,8 @@ ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "granite": "granite", "gemma3_text": "gemma3", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "ernie4_5": "ernie4_5", "olmo2": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
     "smollm3": "smollm3", "exaone4": "exaone4", "phi3": "phi3", "stablelm": "stablelm", "gemma": "gemma",
-    "gemma2": "gemma2", "phi": "phi2", "mistral": "llama", "lfm2": "lfm2",
+    "gemma2": "gemma2", "phi": "phi2", "mistral": "llama", "gemma3n_text": "gemma3n", "ministral3": "mistral3",
+    "llama4_text": "llama4", "bloom": "bloom", "lfm2": "lfm2",
 }  # fmt: skip
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
@@ -77,14 +81,25 @@ def tensors_of(
     config = model.config
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    stacks: dict[str, list[np.ndarray]] = {}
     for name, value in stored_weights(model).items():
-        stored = names.get_name(name, (".weight", ".bias"))
+        stored, index = stored_name(names, name)
         assert stored is not None, name
+        if index is not None:
+            stacks.setdefault(stored, []).append(value.detach().float().numpy())
+            continue
         values = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
         whole = values.ndim == 1 or stored.startswith("position_embd") or ".conv." in stored
         yield stored, values, "F32" if whole else embedding if stored in EMBEDDINGS else matrices
+    for stored, stack in stacks.items():
+        yield stored, np.stack(stack), matrices
+    for layer in range(config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0), config.num_hidden_layers):
+        for part in ("attn_k", "attn_v"):  # llama.cpp requires them, and reads another layer's cache
+            rows = config.num_key_value_heads * config.head_dim
+            yield f"blk.{layer}.{part}.weight", np.zeros((rows, config.hidden_size), np.float32), matrices
+        yield f"blk.{layer}.attn_k_norm.weight", np.ones(config.head_dim, np.float32), "F32"
     scaling = scaling_of_config(config)
-    if scaling:
+    if scaling and architecture != "mistral3":
         divisors = np.array(scaling["divisors"], np.float32)
         for stored in LONG_FACTORS.values() if architecture == "phi3" else (ROPE_FACTORS,):
             yield stored, divisors, "F32"
@@ -130,6 +145,7 @@ def scaling_of_config(config: Any) -> dict[str, Any] | None:
     rope = rope_of(config)
     if not rope:
         return None
+    rope = {key: value for key, value in rope.items() if key != "llama_4_scaling_beta"}
     facts = rope_facts(rope, turned_channels(rope, head_size_of(config)), config.max_position_embeddings)
     scaling: dict[str, Any] | None = facts["rope_scaling"]
     return scaling
@@ -139,8 +155,16 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
     """Return the metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
     known = {key: getattr(config, word, None) for word, key in SIZES.items()}
-    known["feed_forward_length"] = known["feed_forward_length"] or config.n_inner or 4 * config.hidden_size
-    if architecture == "gpt2":
+    if architecture == "llama4":
+        known["feed_forward_length"] = config.intermediate_size_mlp
+    if architecture == "gemma3n":
+        known["feed_forward_length"] = config.intermediate_size[0]
+    if architecture == "bloom":
+        known["context_length"] = config.seq_length
+    known["feed_forward_length"] = (
+        known["feed_forward_length"] or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    )
+    if architecture in ("gpt2", "bloom"):
         return {**known, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     rope = rope_of(config)
     known["rope.freq_base"] = float(rope["rope_theta"])
@@ -173,6 +197,35 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
         known["final_logit_softcapping"] = float(config.final_logit_softcapping)
     if architecture == "gemma3":
         known["attention.sliding_window"] = config.sliding_window
+    if architecture == "gemma3n":
+        normal = NormalDist()
+        known |= {
+            "altup.active_idx": config.altup_active_idx, "altup.num_inputs": config.altup_num_inputs,
+            "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+            "attention.shared_kv_layers": config.num_kv_shared_layers,
+            "attention.sliding_window": config.sliding_window,
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+            "final_logit_softcapping": float(config.final_logit_softcapping),
+            "activation_sparsity_scale": [
+                normal.inv_cdf(share) if share else -math.inf for share in config.activation_sparsity_pattern
+            ],
+        }  # fmt: skip
+    if architecture == "llama4":
+        known |= {
+            "interleave_moe_layer_step": 0, "expert_count": 16, "expert_used_count": 1,
+            "expert_feed_forward_length": config.intermediate_size,
+        }  # fmt: skip
+        if set(config.layer_types) == {"full_attention"}:
+            known["attention.sliding_window"] = 0
+    if architecture == "mistral3" and rope["rope_type"] == "yarn":
+        known |= {
+            "rope.scaling.type": "yarn", "rope.scaling.factor": float(rope["factor"]),
+            "rope.scaling.original_context_length": rope[ORIGINAL],
+            "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
+            "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+            "rope.scaling.yarn_log_multiplier": float(rope["mscale_all_dim"]),
+            "attention.temperature_scale": float(rope["llama_4_scaling_beta"]),
+        }  # fmt: skip
     if architecture == "granite":
         known |= {
             "embedding_scale": float(config.embedding_multiplier), "residual_scale": float(config.residual_multiplier),

@@ -70,32 +70,17 @@ def jtop_source(root: str) -> Source:
 
 
 def jtop_watts(power: Any) -> Tuple[float, str]:
-    """Parse jtop's `power` into (watts, rail). The total has a rail's name if the board measures it, else it is a sum.
-
-    4.x gives {"rail", "tot"} with `power`; 3.x gives (total, rails) with `cur`, and does not name the total.
-    """
-    rails = jtop_rails(power)
-    sum_of = f"sum of {' + '.join(sorted(rails))}"
-    if isinstance(power, (tuple, list)):
-        total = power[0] or {}
-        is_sum = total.get("cur") == sum(_mw(rail) for rail in power[1].values())
-        watts, name = total.get("cur"), sum_of if is_sum else None
-    else:
-        total = power.get("tot") or {}
-        watts, name = total.get("power"), total.get("name") or sum_of
-    if watts is None:
+    """Parse the `power` of jtop 4.x into (watts, rail). The total has a rail's name if the board measures it, else it
+    is a sum."""
+    total = power.get("tot") or {}
+    if total.get("power") is None:
         raise OSError("jtop: it knows no power on this board")
-    return watts / 1000, name or "the board's input"
+    return total["power"] / 1000, total.get("name") or f"sum of {' + '.join(sorted(jtop_rails(power)))}"
 
 
 def jtop_rails(power: Any) -> Dict[str, float]:
     """Parse jtop's `power` into the watts of each rail but the total."""
-    rails = power[1] if isinstance(power, (tuple, list)) else power.get("rail")
-    return {name: _mw(rail) / 1000 for name, rail in (rails or {}).items()}
-
-
-def _mw(rail: Dict[str, Any]) -> float:
-    return rail["power"] if "power" in rail else rail["cur"]
+    return {name: rail["power"] / 1000 for name, rail in (power.get("rail") or {}).items()}
 
 
 def ina3221_source(root: str) -> Source:

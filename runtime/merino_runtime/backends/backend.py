@@ -20,6 +20,7 @@ class Backend:
     vocab = 0
     changes = 0  # grows by at least 1 with each `prefill`, `step`, `truncate` and `fill`
     extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
+    verifies = False  # whether `verify` exists: one run of the graph returns the logits of several positions
 
     @property
     def ids(self) -> List[int]:
@@ -48,6 +49,10 @@ class Backend:
         yield self.prefill(ids[:first + 1])[None]
         for token_id in ids[first + 1:]:
             yield self.step(token_id)[None]
+
+    def verify(self, ids: Sequence[int]) -> np.ndarray:
+        """Decode several ids [n] in one run: add them to the cache. Return the logits [n, vocab] after each of them."""
+        raise NotImplementedError
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` slots and free the others. Raise MerinoError if fewer are filled."""

@@ -20,6 +20,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import is_out_of_memory
 
 PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
+FIRST_LOGITS = "first_logits"  # optional input: the first position whose logits are returned
 FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
 
 
@@ -60,6 +61,9 @@ class OnnxBackend(Backend):
         self._decode_position = np.zeros((1, 1), dtype=np.int64)
         self._decode_binding, self._decode_new = self._bind(
             self._decode_session, self._decode_id, self._decode_position, self._logits)
+        optional = [node.name for node in self._decode_session.get_overridable_initializers()]
+        self.verifies = FIRST_LOGITS in optional and self.extends_fast
+        self._guess_bindings: Dict[int, Tuple[Any, ...]] = {}  # by the number of ids
 
     @property
     def threads(self) -> int:
@@ -149,6 +153,30 @@ class OnnxBackend(Backend):
         return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id, self._logits,
                          self.length)[0]
 
+    def verify(self, ids: Sequence[int]) -> np.ndarray:
+        self._open_model()
+        check_prefill(self, ids)
+        count = len(ids)
+        if count not in self._guess_bindings:
+            self._guess_bindings[count] = self._bind_guesses(count)
+        binding, new, id_array, positions, _, logits = self._guess_bindings[count]
+        id_array[0] = ids
+        positions[0] = np.arange(self.length, self.length + count)
+        if self._fused:
+            bind_input(binding, "attention_mask", self._mask, (1, self.length + count))
+        return self._run(self._decode_session, binding, new, id_array, logits)
+
+    def _bind_guesses(self, count: int) -> Tuple[Any, ...]:
+        """Return a binding, the arrays of new entries, ids, positions, the first position whose logits are returned,
+        and logits [1, count, vocab]. A fused graph returns them as a batch [count, 1, vocab]."""
+        id_array = np.zeros((1, count), self._decode_id.dtype)
+        positions, first = np.zeros((1, count), np.int64), np.array([-count], np.int64)
+        logits = np.zeros((1, count, self.vocab), self._logits.dtype)
+        bound = logits.reshape(count, 1, self.vocab) if self._fused else logits
+        binding, new = self._bind(self._decode_session, id_array, positions, bound)
+        bind_input(binding, FIRST_LOGITS, first)
+        return binding, new, id_array, positions, first, logits
+
     def truncate(self, length: int) -> None:
         self._open_model()
         check_truncate(self, length)
@@ -212,7 +240,7 @@ class OnnxBackend(Backend):
     def close(self) -> None:
         self._rows = self._ahead = None
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
-        self.cache, self._decode_new, self._ids = {}, {}, []
+        self.cache, self._decode_new, self._guess_bindings, self._ids = {}, {}, {}, []
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray,
              start: int) -> np.ndarray:

@@ -5,6 +5,10 @@ prompt and new tokens do not fit the context. `stop`: generation ends when the c
 refused. `shift`: a full cache is cut to the newest half of the context, those ids are prefilled again from position 0,
 and generation continues.
 
+Guesses: if the text repeats itself, one run of the graph verifies the next tokens, which `guesses` takes from the text.
+The tokens are sampled as without guesses, from the same logits and random numbers. A guess that differs from the
+sampled token is dropped from the cache.
+
 `constraint`: a grammar that the text follows. Tokens that it forces are not sampled: they are prefilled together with
 the next step. The generation ends with `eos` once no token is allowed to follow.
 
@@ -21,6 +25,7 @@ import numpy as np
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.guesses import Guesses
 from merino_runtime.generation.sampler import Sampler, log_probabilities
 from merino_runtime.generation.text import TextStream
 from merino_runtime.io.board import peak_rss_mb
@@ -66,6 +71,7 @@ class Done(NamedTuple):
     stop_reason: str  # eos, stop (a stop string), length (max_new_tokens), context (the KV cache is full) or interrupt
     shifts: int = 0  # how often a full cache dropped its older half
     forced: int = 0  # tokens that the constraint forced: they took no step
+    guessed: int = 0  # tokens that were guessed rightly: they took no step
 
 
 Event = Union[PromptCut, Prefilled, Token, TokenLogprobs, Done]
@@ -126,7 +132,8 @@ class Generation(Iterator[Event]):
     options: stops, ignore_eos, json_schema and tools have no effect here: the caller turns them into `stream`,
     `stop_ids` and `constraint`. chunk_size: cut the prefill into chunks, with a Prefilled before each, so that the
     caller can do other work in between, or stop. forces: tokens that the constraint forces take no step. stop_ids: any
-    of them ends the generation if the constraint allows it. stream None: yield ids only, every text is empty.
+    of them ends the generation if the constraint allows it. stream None: yield ids only, every text is empty. until_s:
+    by time.monotonic; the constraint raises MerinoError after it.
 
     Raise MerinoError for a wrong request. After the iterator is closed early, or after ctrl-C, the backend can be used
     again, and `measured` returns the Done so far. `next` raises MerinoError if something else, such as another
@@ -135,8 +142,8 @@ class Generation(Iterator[Event]):
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], options: GenerateOptions = GenerateOptions(), *,  # noqa: B008, E501
                  stop_ids: Sequence[int] = (), stream: Optional[TextStream] = None,
-                 chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True
-                 ) -> None:
+                 chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True,
+                 until_s: float = float("inf")) -> None:
         check_fits(len(prompt_ids), options, backend.context)
         unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
         if unknown:
@@ -145,12 +152,19 @@ class Generation(Iterator[Event]):
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
-        self._sampler = Sampler(options.sampling, kept)
+        breakers = stream.tokenizer.breakers() if stream and options.sampling.dry_multiplier else ()
+        self._sampler = Sampler(options.sampling, kept, breakers)
         self._chunk_size, self._top, self._forces = chunk_size, options.top, forces
         self._rest: Optional[Sequence[int]] = None  # ids of a prompt in chunks that are not in the cache yet
         self._uncached: List[int] = []  # sampled or forced ids that are not in the cache yet
+        # guessed ids that the cache holds and that are not sampled yet, with the logits [vocab] after each
+        self._guessed: List[Tuple[int, np.ndarray]] = []
+        self._guesses = Guesses(kept) if backend.verifies and options.lookup else None
+        self._known: Optional[np.ndarray] = None  # logits of the next token, if the last one was guessed
+        self._is_ahead = False  # whether the next step was computed ahead
+        self._right = 0  # tokens from such logits
         self._pending_ms = 0.0  # of the next token so far: the prefill's chunks, forced tokens, a step computed ahead
-        self._state = constraint.start() if constraint else None
+        self._state = constraint.start(until_s) if constraint else None
         self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
         self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
         self._runs = 0  # runs of the graph that returned logits of a next token
@@ -177,6 +191,7 @@ class Generation(Iterator[Event]):
     def computed_ahead(self, ms: float) -> None:
         """Add the time of a decode step that was computed ahead."""
         self._pending_ms += ms
+        self._is_ahead = True
 
     def measured(self, stop_reason: str = "interrupt") -> Done:
         """Return the measurements so far, for a generation that did not reach its own `Done`."""
@@ -189,7 +204,7 @@ class Generation(Iterator[Event]):
                     decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                     tok_s=1000 * len(after_prefill) / sum(decode_ms) if decode_ms else None,
                     peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=self._shifts,
-                    forced=len(step_ms) - len(runs))
+                    forced=len(step_ms) - len(runs) - self._right, guessed=self._right)
 
     def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
              ) -> Generator[Event, None, None]:
@@ -202,13 +217,13 @@ class Generation(Iterator[Event]):
             start = time.perf_counter()
             logprobs = None
             tokens = self._forced()
-            forced = bool(tokens)
+            forced, known = bool(tokens), self._known is not None
             if not forced:
-                logits, self._uncached = self._logits(prompt_ids), []
+                logits = self._logits(prompt_ids, max_new_tokens)
                 tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
                 logprobs = None if self._top is None else token_logprobs(logits, tokens[0], self._top)
             for token_id in tokens:
-                self._uncached.append(token_id)
+                self._append(token_id)
                 if forced:
                     self._sampler.note(token_id)
                 if state:
@@ -217,13 +232,15 @@ class Generation(Iterator[Event]):
                 is_eos = token_id in self._stop_ids
                 text = stream.push(token_id) if stream and not is_eos else ""
                 self._pending_ms += 1000 * (time.perf_counter() - start)
-                self._step_ms.append(0.0 if forced else self._pending_ms)
-                self._pending_ms = self._pending_ms if forced else 0.0
+                self._step_ms.append(0.0 if forced or known else self._pending_ms)
+                self._pending_ms = self._pending_ms if forced or known else 0.0
                 stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
                 if stop_reason:
+                    self._drop_guesses()
                     self._uncached = []
                     text += stream.finish() if stream else ""
                 self._tokens += 1
+                self._right += known and not forced
                 yield Token(token_id, text)
                 if logprobs:
                     yield logprobs
@@ -277,19 +294,61 @@ class Generation(Iterator[Event]):
                               "unfinished, such as another generation. Finish or close one before the next begins, or "
                               "run each on a fork() of the model.")
 
-    def _logits(self, prompt_ids: Sequence[int]) -> np.ndarray:
+    def _append(self, token_id: int) -> None:
+        """Add a sampled or forced id to the text. The cache holds it if it was guessed."""
+        if self._guesses:
+            self._guesses.append(token_id)
+        if self._guessed and self._guessed[0][0] == token_id:
+            _, self._known = self._guessed.pop(0)
+            if self._guesses:
+                self._guesses.right()
+            return
+        self._drop_guesses()
+        self._known = None
+        self._uncached.append(token_id)
+
+    def _drop_guesses(self) -> None:
+        """Remove from the cache what was guessed and not sampled."""
+        if self._guessed:
+            self._check_unchanged()
+            self._backend.truncate(self._backend.length - len(self._guessed))
+            self._changes, self._guessed = self._backend.changes, []
+
+    def _logits(self, prompt_ids: Sequence[int], max_new_tokens: int) -> np.ndarray:
         """Return the logits [vocab] of the next token, from the prompt's prefill, a decode step, a prefill of forced
-        tokens, or a shift."""
+        tokens, a verified guess, or a shift."""
         backend, ids = self._backend, self._uncached
         if not self._runs:
             ids = [*(self._reuse_prefix(prompt_ids) if self._rest is None else self._rest), *ids]
         else:
             self._check_unchanged()
+        if self._known is not None:
+            logits, self._known = self._known, None
+            return logits
+        guess = self._guess(max_new_tokens)
+        self._is_ahead = False
         if backend.length + len(ids) > backend.context:
             self._shifts += 1
             logits = shift(backend, ids)
+        elif guess:
+            rows = backend.verify([*ids, *guess])  # [1 + guesses, vocab]
+            logits, self._guessed = rows[0], list(zip(guess, rows[1:]))  # noqa: B905, not in 3.6
         else:
             logits = backend.step(ids[0]) if self._runs and len(ids) == 1 else backend.prefill(ids)
         self._runs += 1
+        self._uncached = []
         self._changes = backend.changes
         return logits
+
+    def _guess(self, max_new_tokens: int) -> List[int]:
+        """Return guesses of the tokens behind the uncached one; none if they would not pay off."""
+        if not self._guesses or self._is_ahead or not self._runs or len(self._uncached) != 1:
+            return []
+        room = min(self._backend.context - self._backend.length - 1, max_new_tokens - len(self._step_ms) - 1)
+        guess = self._guesses.next(room)
+        allowed = self._state.allowed() if guess and self._state else None
+        if allowed is not None and not (guess[0] < len(allowed) and allowed[guess[0]]):
+            return []
+        if guess:
+            self._guesses.begin(len(guess))
+        return guess

@@ -1,13 +1,13 @@
 """Samples the next token from logits, in numpy. Knows nothing of text, models or time.
 
-The order is repetition penalty, presence and frequency penalties, logit bias, temperature, top-k, top-p, min-p, as in
-transformers. Each cut works on the tokens that the one before kept. llama.cpp applies the temperature last, so its
+The order is repetition penalty, presence and frequency penalties, DRY, logit bias, temperature, top-k, top-p, min-p, as
+in transformers. Each cut works on the tokens that the one before kept. llama.cpp applies the temperature last, so its
 top-p and min-p keep other tokens at temperatures other than 1. top-k keeps the k likeliest tokens, top-p the fewest
 whose probabilities sum to p or more, min-p those with at least min_p times the probability of the likeliest. Equal
 logits are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; transformers keeps all that equal
 the k-th."""
 from collections import Counter
-from typing import Iterable, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling
 
 FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
+LONGEST_SEQUENCE = 50  # ids of a repetition that DRY counts; longer ones are penalized as this
+MOST_PLACES = 256  # of the last id, at which DRY looks for a repetition
 FEW = 4  # if at most one in FEW tokens is allowed, nothing is computed for the others
 
 
@@ -56,8 +58,10 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 class Sampler:
     """The state of one generation: its random stream, and the seen ids for the penalties."""
 
-    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = (), breakers: Iterable[int] = ()) -> None:
+        """breakers: ids at which DRY ends a sequence."""
         self._sampling = sampling
+        self._repetitions = Repetitions(prompt_ids, breakers) if sampling.dry_multiplier else None
         self._random = np.random.RandomState(sampling.seed)
         self._seen = set(prompt_ids)
         self._chosen = Counter()  # type: Counter[int]
@@ -93,20 +97,66 @@ class Sampler:
     def note(self, token_id: int) -> None:
         """Count an id as generated that was not sampled here."""
         self._seen.add(token_id)
+        if self._repetitions:
+            self._repetitions.append(token_id)
         self._chosen[token_id] += 1
 
     def _shifted(self, logits: np.ndarray) -> np.ndarray:
-        """Apply the presence and frequency penalties and the bias -> a changed copy, or `logits` if there are none."""
+        """Apply the presence and frequency penalties, DRY and the bias -> a changed copy; `logits` if there are none.
+        """
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
         if (presence or frequency) and self._chosen:
             ids = np.fromiter(self._chosen.keys(), dtype=np.int64, count=len(self._chosen))
             counts = np.fromiter(self._chosen.values(), dtype=np.float64, count=len(self._chosen))
             logits = logits.astype(np.float64)
             logits[ids] -= presence + frequency * counts
+        lengths = self._repetitions.lengths(self._sampling.dry_allowed_length) if self._repetitions else {}
+        if lengths:
+            ids = np.fromiter(lengths.keys(), dtype=np.int64, count=len(lengths))
+            longer = np.fromiter(lengths.values(), dtype=np.float64, count=len(lengths))
+            logits = logits.astype(np.float64)
+            logits[ids] -= self._sampling.dry_multiplier * self._sampling.dry_base ** (
+                longer - self._sampling.dry_allowed_length)
         if len(self._bias_ids):
             logits = logits.astype(np.float64)
             logits[self._bias_ids] += self._bias
         return logits
+
+
+class Repetitions:
+    """The text so far, for DRY ("don't repeat yourself", by p-e-w): which next ids would repeat a sequence of it.
+
+    A sequence does not reach over a breaker, such as a line end. llama.cpp has the same penalties.
+    """
+
+    def __init__(self, ids: Iterable[int], breakers: Iterable[int]) -> None:
+        self._ids: List[int] = []
+        self._places: Dict[int, List[int]] = {}  # of each id that is no breaker
+        self._breakers = frozenset(breakers)
+        for token_id in ids:
+            self.append(token_id)
+
+    def append(self, token_id: int) -> None:
+        if token_id not in self._breakers:
+            self._places.setdefault(token_id, []).append(len(self._ids))
+        self._ids.append(token_id)
+
+    def lengths(self, least: int) -> Dict[int, int]:
+        """Return the length of the longest repeated sequence that each next id would continue, if it is `least` or
+        more."""
+        ids, breakers, found = self._ids, self._breakers, {}  # type: List[int], FrozenSet[int], Dict[int, int]
+        last = len(ids) - 1
+        for place in self._places.get(ids[last], ())[-MOST_PLACES:] if ids else ():
+            following = ids[place + 1] if place < last else None
+            if following is None or following in breakers:
+                continue
+            length = 1
+            while (length < min(LONGEST_SEQUENCE, place + 1) and ids[place - length] == ids[last - length]
+                   and ids[last - length] not in breakers):
+                length += 1
+            if length >= least:
+                found[following] = max(length, found.get(following, 0))
+        return found
 
 
 def _only(logits: np.ndarray, allowed: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:

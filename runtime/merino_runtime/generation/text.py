@@ -7,7 +7,7 @@ Tokens are decoded to bytes, because a token may end inside a UTF-8 character, a
 import codecs
 import json
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.bundle.requirements import require, version_tuple
@@ -31,6 +31,7 @@ MOST_WORDS = 1000  # size of the tokenizer's word cache; its default of 10,000 t
 REMEDY = "Copy or export the bundle again."
 FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
 SPACE = "\u2581"  # replaces a space in SentencePiece vocabularies
+BREAKERS = (b"\n", b":", b'"', b"*")  # end a sequence for DRY, as in llama.cpp
 SHOWN = ("<think>", "</think>")  # special tokens in some tokenizers, but part of an answer's text
 
 
@@ -64,6 +65,14 @@ class Tokenizer:
             token["id"]: b"" if token["special"] and token["content"] not in SHOWN else token["content"].encode("utf-8")
             for token in added}
         self._marks = frozenset(token["id"] for token in added if token["special"] or token["content"] in SHOWN)
+
+    def breakers(self) -> FrozenSet[int]:
+        """Return the ids of tokens whose text has a character of BREAKERS. They are computed once."""
+        if "breakers" not in self.kept:
+            self.kept["breakers"] = frozenset(token_id for token_id, text in enumerate(self.spellings())
+                                              if any(mark in text for mark in BREAKERS))
+        found: FrozenSet[int] = self.kept["breakers"]
+        return found
 
     def encode(self, text: str, begins: bool = True) -> List[int]:
         """Encode a prompt; the text of a special token becomes that token. begins: add the tokenizer's prefix, such as
@@ -161,14 +170,14 @@ class TextStream:
             raise MerinoError(f"stops are {stops!r:.80}, allowed is a list of strings, each a stop string of at least "
                               "one character.")
         self._drops_space = begins and tokenizer.drops_first_space
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._stops = tuple(stops)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._withheld = ""  # the beginning of a possible stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        data = self._tokenizer.bytes_of(token_id)
+        data = self.tokenizer.bytes_of(token_id)
         if data and self._drops_space:
             self._drops_space = False
             data = data[1:] if data.startswith(b" ") else data

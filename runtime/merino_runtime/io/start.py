@@ -61,6 +61,18 @@ def raise_again() -> None:
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
+def run_main(module: str) -> int:
+    """Import the module of a command line and return what its `main` returns. Until that is imported, ctrl-C ends the
+    process silently."""
+    heard = end_at_once()
+    leave_current_folder()
+    run = __import__(module, fromlist=["main"]).main
+    if heard:
+        raise_again()
+    code: int = run()
+    return code
+
+
 def _end(*_: object) -> None:
     os._exit(INTERRUPTED)
 

@@ -1,7 +1,10 @@
 """Who may use the server: API keys, the addresses that need one, and web pages of other sites."""
 import collections
+import hashlib
 import hmac
+import ipaddress
 import math
+import re
 import time
 from typing import Dict, Optional, Sequence, Tuple
 
@@ -39,19 +42,58 @@ def check_address(host: str, keys: Sequence[str]) -> None:
             "--api-key-file key.txt. Without --host only programs on this machine reach it.")
 
 
-def check_origin(headers: Dict[str, str], local: bool) -> None:
+def origins_of(text: Optional[str]) -> Tuple[str, ...]:
+    """Return the origins of --allow-origin. Raise MerinoError for what is none."""
+    origins = tuple(origin.strip().lower() for origin in (text or "").split(",") if origin.strip())
+    for origin in origins:
+        if origin not in ("*", "null") and not re.match(r"[a-z][a-z0-9+.-]*://[^/\s]+\Z", origin):
+            raise MerinoError(f"--allow-origin has {origin[:80]!r}, allowed: origins such as https://ui.example or "
+                              "http://localhost:3000, without a path, or * for all web pages.")
+    return origins
+
+
+def cors_of(headers: Dict[str, str], origins: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
+    """Return the headers with which a browser lets the page of an allowed origin read the response; none for others."""
+    origin = headers.get("origin", "")
+    if not origin or not {"*", origin.lower()} & set(origins):
+        return ()
+    preflight = (("Access-Control-Allow-Methods", "GET, POST, OPTIONS"), ("Access-Control-Max-Age", "600"),
+                 ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", "*")),
+                 ("Access-Control-Allow-Private-Network", "true"))  # a page of the internet, a server at home
+    return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+            ("Access-Control-Expose-Headers", "Retry-After"),
+            *(preflight if "access-control-request-method" in headers else ()))
+
+
+def check_origin(headers: Dict[str, str], local: bool, allowed: bool = False) -> None:
     """Raise RefusedError for a web page in a browser on this machine, which must not use a server without a key,
     be it by a request to this address or by a domain name that resolves to it. local: whether only this machine
-    can connect."""
+    can connect. allowed: whether the page's origin is."""
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     origin = headers.get("origin")
     if local and host and name.lower() not in LOCAL_NAMES:
         raise RefusedError(f"the name {name[:80]!r} is not this machine's own. Use localhost, or serve with "
                            "--api-key-file.", 403)
-    if origin is not None and origin.partition("://")[2].lower() != host.lower():  # null: of a sandboxed frame
-        raise RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --api-key-file, and give "
-                           "the page a key.", 403)
+    # "null" is the origin of a sandboxed frame.
+    if not allowed and origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise foreign_page(origin)
+
+
+def foreign_page(origin: str) -> RefusedError:
+    return RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --allow-origin {origin[:80]}.",
+                        403)
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:80]
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return parsed.exploded[:19]
+    return address
 
 
 class WrongKeys:
@@ -75,11 +117,10 @@ class WrongKeys:
             self._counts.popitem(last=False)
         say(f"wrong API key from {address!r}" + f": all its keys are refused for {PAUSE_S:g} s" * (count == MOST))
 
-    def check(self, keys: Sequence[str], headers: Dict[str, str], client: str) -> None:
-        """Raise RefusedError unless the headers have one of the keys, if there are any. client: its address."""
+    def check(self, keys: Sequence[str], headers: Dict[str, str], address: str) -> str:
+        """Return a name of the key in the headers, "" if the server has no keys. Raise RefusedError for a wrong one."""
         if not keys:
-            return
-        address = client[:80]
+            return ""
         wait_s = self.wait_s(address)
         if wait_s:
             raise RefusedError("too many wrong API keys came from your address. Try again later.", 429,
@@ -87,8 +128,10 @@ class WrongKeys:
         scheme, _, sent = headers.get("authorization", "").partition(" ")
         sent = sent.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # All keys are compared, each in constant time, so that the time reveals none of them.
-        if sum(hmac.compare_digest(sent.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
+        found = [key for key in keys if hmac.compare_digest(sent.encode("utf-8", "replace"), key.encode("utf-8"))]
+        if not found:
             if sent:
                 self.add(address)
             raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", 401,
                                code="invalid_api_key")
+        return hashlib.sha256(found[0].encode("utf-8")).hexdigest()[:16]

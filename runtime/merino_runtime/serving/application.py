@@ -9,13 +9,22 @@ from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import freeze_loaded_objects
 from merino_runtime.sampling import Sampling
-from merino_runtime.serving import fields, metrics, models, ollama, openai_requests, openai_responses
-from merino_runtime.serving.access import WrongKeys, check_origin
+from merino_runtime.serving import (
+    fields,
+    metrics,
+    models,
+    ollama,
+    openai_requests,
+    openai_responses,
+    responses_api,
+)
+from merino_runtime.serving.access import WrongKeys, check_origin, cors_of, foreign_page, network_of
 from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
-from merino_runtime.serving.requests import Event, Finished, RefusedError
+from merino_runtime.serving.requests import Client, Event, Finished, RefusedError
 from merino_runtime.serving.scheduler import Job, Scheduler
+from merino_runtime.serving.unsupported import check_fields, check_path
 
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
@@ -28,7 +37,8 @@ class Request(NamedTuple):
     path: str
     headers: Dict[str, str]  # names in lower case
     body: bytes
-    client: str  # its address
+    address: str  # of the client
+    owner: str = ""  # the name of its key
 
 
 class Response(NamedTuple):
@@ -40,6 +50,7 @@ class Response(NamedTuple):
 
 class Settings(NamedTuple):
     keys: Tuple[str, ...] = ()
+    origins: Tuple[str, ...] = ()  # of web pages that may use the server
     local: bool = True  # served on this machine's own address alone
     most_waiting: int = 32
     sampling: Sampling = Sampling()
@@ -68,7 +79,7 @@ class PendingResponse:
             job, text = self.jobs[index], self._writer.choices[index].raw
             known = event.reason in ("stop", "length", "context") and job.request.begins and not job.request.stops
             if known and job.completion is not None and text and "\ufffd" not in text:
-                self._model.prompts.remember(text, job.completion.ids)
+                self._model.prompts.remember(text, job.completion.ids, job.request.client.owner)
         return written
 
     def response(self) -> Response:
@@ -95,9 +106,11 @@ class Application:
         self.ready, self._sensors, self._wrong_keys = False, sensors, WrongKeys()
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
-            "/v1/models": {"GET": self._listed},
+            "/v1/models": {"GET": self._listed}, "/v1/models/{id}": {"GET": self._model},
             "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
             "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
+            "/v1/responses": {"POST": partial(self._openai, read=responses_api.response_of,
+                                              write=responses_api.ResponseWriter)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
                 "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
@@ -128,7 +141,8 @@ class Application:
         """Handle a request; never raise. deliver: gets events with the index of their prompt, from another thread."""
         error_of = _error_of(request)
         try:
-            return self._call_of(request)(request, deliver)
+            call, owner = self._call_of(request)
+            return call(request._replace(owner=owner), deliver)
         except RefusedError as refusal:
             return refused(refusal, error_of)
         except MerinoError as error:
@@ -137,36 +151,55 @@ class Application:
             traceback.print_exc(file=sys.stderr)
             return refused(RefusedError("the server failed at this request. Look into its log.", 500), error_of)
 
-    def _call_of(self, request: Request) -> Callable[..., Handled]:
+    def _call_of(self, request: Request) -> Tuple[Callable[..., Handled], str]:
+        """Return what handles a request, and the name of its key."""
+        cors = self.cors(request)
+        if request.method == "OPTIONS" and "origin" in request.headers:  # a browser's preflight, which has no key
+            if not cors:
+                raise foreign_page(request.headers["origin"])
+            return (lambda *_: Response(204, b"")), ""
         if not self.settings.keys:
-            check_origin(request.headers, self.settings.local)
+            check_origin(request.headers, self.settings.local, allowed=bool(cors))
         path = request.path.rstrip("/") or "/"
         methods = self._routes.get(path) or self._routes.get("/v1" + path)
+        if path.startswith(("/v1/models/", "/models/")):
+            methods = self._routes["/v1/models/{id}"]
+        owner = ""
         if path not in PUBLIC:
-            self._wrong_keys.check(self.settings.keys, request.headers, request.client)
+            owner = self._wrong_keys.check(self.settings.keys, request.headers, network_of(request.address))
         if methods is None:
+            check_path(path if path.startswith(("/v1/", "/api/")) else "/v1" + path)
             raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", 404)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
             raise RefusedError(f"{path} does not take {request.method[:20]}, allowed: {', '.join(methods)}.",
                                405)
-        return call
+        return call, owner
+
+    def cors(self, request: Request) -> Tuple[Tuple[str, str], ...]:
+        """Return the headers that each response to a web page has, if its origin is allowed."""
+        return cors_of(request.headers, self.settings.origins)
 
     def _health(self, *_: Any) -> Response:
-        if self.ready:
+        if self.ready and not self.scheduler.stalled:
             return _json({"status": "ok"})
-        error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+        message = "A request blocks all others" if self.ready else "Loading model"
+        error = {"message": message, "type": "unavailable_error", "code": 503}
         return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:
-        return _json({"object": "list", "data": models.listed(self.models)})
+        return _json({"object": "list", "data": models.listed(self.models, self.settings.sampling)})
 
-    def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any]) -> Handled:
+    def _model(self, request: Request, *_: Any) -> Response:
+        name = request.path.rstrip("/").partition("/models/")[2]
+        return _json(models.listed({name: models.model_of(self.models, name)}, self.settings.sampling)[0])
+
+    def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any],
+                write: Callable[..., Any] = openai_responses.ResponseWriter) -> Handled:
         body = fields.body_of(request.body)
         model = models.model_of(self.models, fields.text(body, "model", ""))
         requests, options = read(body, model.prompts, self._limits(model), self._client(request))
-        writer = openai_responses.ResponseWriter(options._replace(model=model.name), len(requests),
-                                                 model.loaded.model.tokenizer)
+        writer = write(options._replace(model=model.name), len(requests), model.loaded.model.tokenizer)
         return self._started(model, requests, writer, deliver)
 
     def _running(self, *_: Any) -> Response:
@@ -187,6 +220,7 @@ class Application:
     def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], field: str) -> Handled:
         body = fields.body_of(request.body)
         model = self._named(body)
+        check_fields(body)
         if not body.get(field):
             return _json(ollama.loaded(model.name, field == "messages"))
         generation, options = read(body, model.prompts, self._limits(model), self._client(request))
@@ -211,9 +245,8 @@ class Application:
         bundle = model.bundle
         return Limits(bundle.context, bundle.vocab, self.settings.sampling, self.settings.limit_s)
 
-    def _client(self, request: Request) -> str:
-        """Identify the client by its key, else by its address. Clients take turns."""
-        return request.headers.get("authorization") or request.client
+    def _client(self, request: Request) -> Client:
+        return Client(request.owner or network_of(request.address), request.owner)
 
 
 def _error_of(request: Request) -> Callable[[RefusedError], Any]:

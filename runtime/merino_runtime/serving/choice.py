@@ -26,9 +26,10 @@ Delta = Union[TextDelta, Call]
 
 class Choice:
     """The completion of one prompt. chat: separate thinking and, with `tools`, calls from the content; otherwise all
-    text is content."""
+    text is content. required: the completion is a call."""
 
-    def __init__(self, chat: bool = False, thinks: bool = False, tools: bool = False) -> None:
+    def __init__(self, chat: bool = False, thinks: bool = False, tools: bool = False, required: bool = False) -> None:
+        self._required = required
         self._thinking = Thinking(thinks) if chat else None
         self._calls = Calls() if tools else None
         self._has_content = False
@@ -53,7 +54,8 @@ class Choice:
             return self._keep(self._split(self._thinking.push(event.text)))
         if isinstance(event, Finished):
             deltas = self._split(self._thinking.finish()) if self._thinking else []
-            deltas += self._calls.finish() if self._calls else []
+            if self._calls and not (event.reason != "stop" and (self._required or self._calls.inside)):
+                deltas += self._calls.finish()  # a call that was cut is neither a call nor content
             self.reason, self.usage = event.reason, event.usage
             return self._keep(deltas)
         if isinstance(event, Failed):
@@ -89,20 +91,20 @@ class Calls:
     """Separates tool calls from the text around them. A marked text that is not a valid call stays text."""
 
     def __init__(self) -> None:
-        self._text, self._inside, self._any = "", False, False
+        self._text, self.inside, self._any = "", False, False
 
     def push(self, text: str) -> List[Delta]:
         self._text += text
         deltas: List[Delta] = []
         while True:
-            mark = CALL_END if self._inside else CALL
+            mark = CALL_END if self.inside else CALL
             start = self._text.find(mark)
             if start < 0:
                 break
             before, self._text = self._text[:start], self._text[start + len(mark):]
-            deltas += self._call(before, CALL_END) if self._inside else self._text_deltas(before)
-            self._inside = not self._inside
-        if not self._inside:
+            deltas += self._call(before, CALL_END) if self.inside else self._text_deltas(before)
+            self.inside = not self.inside
+        if not self.inside:
             sure = len(self._text) - tail_to_hold(self._text, [CALL])
             deltas += self._text_deltas(self._text[:sure])
             self._text = self._text[sure:]
@@ -110,7 +112,7 @@ class Calls:
 
     def finish(self) -> List[Delta]:
         text, self._text = self._text, ""
-        return self._call(text, "") if self._inside else self._text_deltas(text)
+        return self._call(text, "") if self.inside else self._text_deltas(text)
 
     def _text_deltas(self, text: str) -> List[Delta]:
         if self._any and not text.strip():  # line ends around calls

@@ -7,14 +7,16 @@ from typing import Any, List, Tuple
 from merino_runtime.backends.choice import add_opening
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import say, say_note
-from merino_runtime.serving.access import LOCAL_HOSTS, check_address, keys_of
+from merino_runtime.serving.access import LOCAL_HOSTS, check_address, keys_of, origins_of
 
 # What the command line declares: name, type, default, help.
 OPTIONS: Tuple[Tuple[str, type, Any, str], ...] = (
     ("host", str, "127.0.0.1", "address to serve on; any other than this machine's own needs --api-key-file"),
     ("port", int, 8080, "port to serve on; 0: any free one"),
     ("api_key_file", str, None, "file with the API keys that are accepted, one per line"),
-    ("slots", int, None, "number of KV caches for requests side by side; default: 4, or what memory allows"),
+    ("allow_origin", str, None,
+     "origins of web pages that may use the server, such as https://ui.example, with commas; *: all"),
+    ("slots", int, None, "number of KV caches for requests side by side; default: what memory allows, up to 16"),
     ("memory_mb", float, None, "memory of all KV caches in MB; default: half of the available memory"),
     ("queue", int, 32, "number of requests that may wait; more get status 429"),
     ("max_seconds", float, None, "wall-clock limit of a request, the wait included; default: none"),
@@ -23,6 +25,9 @@ OPTIONS: Tuple[Tuple[str, type, Any, str], ...] = (
     ("cache_dir", str, None, "folder of the prefix cache on disk; default: merino/serve in the user's cache"),
     ("cache_mb", float, 512.0, "size limit of the prefix cache on disk in MB; 0: none"),
 )
+# Option, least and greatest value.
+BOUNDS = (("port", 0, 65535), ("slots", 1, 1024), ("memory_mb", 0, 1e9), ("queue", 0, 1e6), ("max_seconds", 0.1, 1e9),
+          ("max_temperature", 0, 200), ("cache_mb", 0, 1e9))
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +45,13 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     # 1. What can be refused before anything is loaded.
     keys = keys_of(arguments.api_key_file)
     check_address(arguments.host, keys)
-    if arguments.queue < 0:
-        raise MerinoError(f"--queue is {arguments.queue}, allowed: 0 or more.")
+    origins = origins_of(arguments.allow_origin)
+    for name, low, high in BOUNDS:
+        value = getattr(arguments, name)
+        if value is not None and not low <= value <= high:  # nor is NaN
+            raise MerinoError(f"--{name.replace('_', '-')} is {value}, allowed: {low} to {high:g}.")
     if arguments.max_temperature is not None and not (sensors and sensors.temperatures_c()):
         raise MerinoError("--max-temperature needs a temperature sensor, and none can be read here. Leave it out.")
-    if arguments.slots is not None and arguments.slots < 1:
-        raise MerinoError(f"--slots is {arguments.slots}, allowed: 1 or more.")
     # 2. The models' descriptions and the address.
     from merino_runtime.bundle.requirements import require
     from merino_runtime.io.memory import keep_one_heap, keep_small_pages
@@ -63,12 +69,17 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     options = {"threads": arguments.threads, "prefill_threads": arguments.prefill_threads,
                "verify": not arguments.no_verify, "allow_slow": arguments.allow_slow, "backend": arguments.backend}
     application = Application(known, Settings(
-        keys=keys, local=arguments.host in LOCAL_HOSTS, most_waiting=arguments.queue, limit_s=arguments.max_seconds,
-        ceiling_c=arguments.max_temperature), sensors or Sensors(), page())
+        keys=keys, origins=origins, local=arguments.host in LOCAL_HOSTS, most_waiting=arguments.queue,
+        limit_s=arguments.max_seconds, ceiling_c=arguments.max_temperature), sensors or Sensors(), page())
     server = server_of(application)
     listener = listening(arguments.host, arguments.port)
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    say(f"serving {', '.join(known)} on http://{shown}:{listener.getsockname()[1]}")
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    say(f"serving {', '.join(known)} on {address}")
+    texts = [name for name, model in known.items() if model.bundle.chat is None]
+    if texts:
+        say_note(f"{', '.join(texts)}: no chat template, so it continues texts. Open {address}/, or use "
+                 "/v1/completions; /v1/chat/completions refuses it.")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = arguments.cache_dir or os.path.join(base, "merino/serve")
     # 3. Connections are served on this thread, models on another. A load that fails ends both.

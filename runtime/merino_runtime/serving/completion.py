@@ -7,6 +7,7 @@ from typing import Callable, Generator, Iterator, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
+from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Done, Generation, Prefilled, Token, TokenLogprobs, token_logprobs
 from merino_runtime.generation.text import TextStream
 from merino_runtime.sampling import GenerateOptions
@@ -22,6 +23,7 @@ class Completion(Iterator[Event]):
                  chunk_size: Callable[[int], int]) -> None:
         self._request, self._model, self._backend, self._chunk_size = request, model, backend, chunk_size
         self._arrived_s, self._started_s = arrived_s, time.monotonic()
+        self._until_s = arrived_s + (float("inf") if request.limit_s is None else request.limit_s)
         self._stream = TextStream(model.tokenizer, request.stops, request.begins)
         self.generation: Optional[Generation] = None
         self.ids: List[int] = []  # generated
@@ -29,7 +31,13 @@ class Completion(Iterator[Event]):
         self._events = self._run()
 
     def __next__(self) -> Event:
-        return next(self._events)
+        try:
+            return next(self._events)
+        except MerinoError:
+            if time.monotonic() < self._until_s:
+                raise
+            self._events = (event for event in self.finish("time"))  # the constraint's work was stopped
+            return next(self._events)
 
     def close(self) -> None:
         self._events.close()
@@ -53,7 +61,8 @@ class Completion(Iterator[Event]):
         self.generation = Generation(
             self._backend, request.ids, GenerateOptions(request.max_new_tokens, request.sampling, top=request.top),
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None)
+            chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None,
+            until_s=self._until_s)
         cache_counted, pending = request.echo, None  # pending: a token whose log-probabilities follow it
         for event in self.generation:
             if pending is not None:

@@ -47,7 +47,7 @@ def number(body: Body, name: str, default: Any, low: float, high: float) -> Any:
     return value
 
 
-def integer(body: Body, name: str, default: Any, low: int, high: int) -> Any:
+def integer(body: Body, name: str, default: Any, low: float, high: float) -> Any:
     value = body.get(name)
     if value is None:
         return default
@@ -111,7 +111,7 @@ def texts_of(content: Any, name: str) -> str:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
             raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}: give text alone, as "
                           '{"type": "text", "text": ...}.', param=name)
         texts.append(part["text"])

@@ -1,4 +1,4 @@
-"""HTTP: the ASGI application over `application` and the chat page, on uvicorn. Bounds on bodies, times, connections.
+"""HTTP: the ASGI application over `application` and the chat page, on uvicorn. Bounds on bodies.
 
 uvicorn 0.16 is the last for Python 3.6, so nothing here needs a later one (docs/decisions/serving.md).
 """
@@ -8,13 +8,15 @@ import concurrent.futures
 import contextlib
 import hashlib
 import pkgutil
+import re
 import signal
 import socket
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Awaitable, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving.application import Application, PendingResponse, Request, Response, refused
+from merino_runtime.serving.connections import IDLE_S, MOST_CONNECTIONS, REQUIREMENTS, protocol
 from merino_runtime.serving.events import WHOLE_S, Events, LeftError
 from merino_runtime.serving.requests import RefusedError
 
@@ -22,17 +24,12 @@ LARGEST_BODY = 4 * 2 ** 20
 MOST_ARRIVING = 32 * 2 ** 20  # of all bodies that are arriving
 MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
 BODY_S = 30.0  # for a body to arrive
-MOST_CONNECTIONS = 512  # more get status 503
 QUIET_S = 3.0  # a stream that has nothing to send writes a comment, so that no proxy closes it
 HANDLERS = 4  # threads that read bodies and tokenize: not the thread that serves connections
 COMMENTS = {"text/event-stream": b": waiting\n\n"}
 
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
 Send = Callable[[Dict[str, Any]], Awaitable[None]]
-REQUIREMENTS = ["uvicorn>=0.16"]
-HEADER_S = 30.0  # for the headers of a request to arrive
-IDLE_S = 75.0  # between two requests of a connection
-WRITE_S = 60.0  # for a client to read a write
 
 
 class Site:
@@ -52,12 +49,17 @@ class Site:
     async def _handle(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
         loop = asyncio.get_event_loop()
         request = _request(scope)
+        send = _with_headers(send, self._application.cors(request))
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            both = RefusedError("the request has Transfer-Encoding and Content-Length. Send one of them.")
+            await _respond(send, refused(both), closes=True)
+            return
         refusal = self._application.refusal_of(request)
         if refusal is not None:
             await _respond(send, refusal, scope["method"] == "HEAD")
             return
         try:
-            request = request._replace(body=await self._body(request, receive))
+            request = request._replace(body=await self._body(receive))
         except RefusedError as error:
             await _respond(send, refused(error), closes=True)
             return
@@ -83,9 +85,7 @@ class Site:
             if not response.over:
                 response.cancel()
 
-    async def _body(self, request: Request, receive: Receive) -> bytes:
-        if "transfer-encoding" in request.headers and "content-length" in request.headers:
-            raise RefusedError("the request has Transfer-Encoding and Content-Length. Send one of them.")
+    async def _body(self, receive: Receive) -> bytes:
         end_s = asyncio.get_event_loop().time() + BODY_S
         parts, size, ends = [], 0, False  # type: List[bytes], int, bool
         try:
@@ -105,6 +105,15 @@ class Site:
             return b"".join(parts)
         finally:
             self._arriving -= sum(map(len, parts))
+
+
+def _with_headers(send: Send, more: Sequence[Tuple[str, str]]) -> Send:
+    async def sent(message: Dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = dict(message, headers=[*message["headers"], *_encoded(more)])
+        await send(message)
+
+    return sent if more else send
 
 
 async def _stream(send: Send, response: PendingResponse, events: Events) -> None:
@@ -138,11 +147,15 @@ async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
 
 def _request(scope: Dict[str, Any]) -> Request:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    return Request(scope["method"], scope["path"], headers, b"", (scope.get("client") or ("",))[0])
+    path, absolute = scope["path"], re.match(r"https?://([^/]*)", scope["path"], re.IGNORECASE)
+    if absolute:  # as to a proxy; the address in it counts, not the header
+        path, headers["host"] = path[absolute.end():] or "/", absolute.group(1)
+    return Request(scope["method"], path, headers, b"", (scope.get("client") or ("",))[0])
 
 
 async def _respond(send: Send, response: Response, head: bool = False, closes: bool = False) -> None:
     headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body))), *response.headers]
+    headers = headers[2:] if response.status == 204 else headers
     if closes:
         headers.append(("Connection", "close"))
     await _sent(send, {"type": "http.response.start", "status": response.status, "headers": _encoded(headers)})
@@ -156,7 +169,7 @@ async def _sent(send: Send, message: Dict[str, Any]) -> None:
         raise LeftError from None
 
 
-def _encoded(headers: List[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
+def _encoded(headers: Sequence[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
@@ -211,45 +224,6 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise MerinoError(f"cannot serve on {host}, port {port}: {error.strerror or error}. Choose another --port or "
                           "--host, or stop what uses it.") from error
-
-
-def protocol() -> Any:
-    """Return uvicorn's protocol, which also closes connections that send no request or half of one, or read nothing."""
-    base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
-
-    class Protocol(base):  # type: ignore[misc, valid-type]
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._answered: Any = None  # the latest request of the connection that was over at the latest look
-            self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
-            self._full: Any = None  # timer of a client that does not read
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._full = self.loop.call_later(WRITE_S, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._full.cancel()
-
-        def connection_lost(self, exc: Any) -> None:
-            self._silent.cancel()
-            if self._full is not None:
-                self._full.cancel()
-            super().connection_lost(exc)
-            if self.timeout_keep_alive_task is not None:  # else a connection that was reset stays in memory for IDLE_S
-                self.timeout_keep_alive_task.cancel()
-
-        def _close_if_silent(self) -> None:
-            """uvicorn closes an idle connection, but not one that sends a byte now and then."""
-            over = self.cycle is None or self.cycle.response_complete
-            if over and self.cycle is self._answered:
-                self.transport.abort()
-                return
-            self._answered = self.cycle if over else self
-            self._silent = self.loop.call_later(IDLE_S + 1, self._close_if_silent)
-
-    return Protocol
 
 
 def page() -> Response:

@@ -6,12 +6,13 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
+from merino_runtime.sampling import Sampling
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.requests import RefusedError
 from merino_runtime.serving.scheduler import LoadedModel
 from merino_runtime.serving.slots import PrefixCache, Slots
 
-SLOTS = 4  # for requests of people, where memory allows
+SLOTS, SINGLE_SLOTS = 16, 4  # of people, where memory allows: if a run of the graph steps several requests; if not
 SHARE = 0.5  # of the memory that is available when the server starts
 
 
@@ -43,10 +44,12 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
     more.
     """
     kv_mb = sum(bundle.kv_bytes for bundle in bundles) / board.MB
+    together = all(bundle.dialect == "fused" for bundle in bundles)
+    usual = SLOTS if together else SINGLE_SLOTS
     if memory_mb is None:
         available = board.read_memory_mb(board.read_text("/proc/meminfo")).get("MemAvailable")
-        memory_mb = SHARE * available if available else 2 * (SLOTS + 1) * kv_mb
-    most = int(memory_mb / kv_mb) - 1 if kv_mb else SLOTS
+        memory_mb = SHARE * available if available else (SINGLE_SLOTS + 1) * kv_mb
+    most = int(memory_mb / kv_mb) - 1 if kv_mb else usual
     if count is not None and count > max(most, 0):
         raise MerinoError(f"{count} slots and one for background requests need {(count + 1) * kv_mb:,.0f} MB of KV "
                           f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Give fewer --slots, "
@@ -55,7 +58,7 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
         raise MerinoError(f"a slot and one for background requests need {2 * kv_mb:,.0f} MB of KV cache, "
                           f"{memory_mb:,.0f} MB are allowed. Stop other programs, give more --memory-mb, or export "
                           "with a shorter --context.")
-    return min(most, SLOTS) if count is None else count
+    return min(most, usual) if count is None else count
 
 
 def load(model: Model, slots: int, options: Mapping[str, Any], cache_folder: str, cache_mb: float,
@@ -86,10 +89,11 @@ def model_of(models: Dict[str, Model], name: str) -> Model:
     return model
 
 
-def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
-    """Describe the models for /v1/models."""
+def listed(models: Dict[str, Model], sampling: Sampling) -> List[Dict[str, Any]]:
+    """Describe the models for /v1/models. sampling: of requests that set nothing."""
+    defaults = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
                       "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),
-                      "chat": model.bundle.chat is not None}}
+                      "chat": model.bundle.chat is not None, "defaults": defaults}}
             for model in models.values()]

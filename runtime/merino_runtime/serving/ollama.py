@@ -10,7 +10,7 @@ from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import LARGEST, Limits, grammar_of, messages_of, request_of, tools_of
 from merino_runtime.serving.prompts import Prompts
-from merino_runtime.serving.requests import Event, GenerationRequest, Progress, RefusedError
+from merino_runtime.serving.requests import Client, Event, GenerationRequest, Progress, RefusedError
 
 Json = Dict[str, Any]
 RENAMED = {"repeat_penalty": "repetition_penalty"}
@@ -53,20 +53,22 @@ def schema_of_format(body: Body) -> Any:
     return True if schema == "json" else schema
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client) -> Tuple[GenerationRequest, ResponseOptions]:
     if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
         raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
     tools = tools_of(body)
     think = body.get("think")
     grammar = grammar_of(prompts, schema_of_format(body), tools,
                                   thinks=prompts.thinking and think is not False)
-    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
+    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False,
+                                 owner=client.owner)
     return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
         "", fields.flag(body, "stream", True), chat=True, tools=bool(tools),
         thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
-def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, ResponseOptions]:
+def generate_of(body: Body, prompts: Prompts, limits: Limits, client: Client
+                ) -> Tuple[GenerationRequest, ResponseOptions]:
     """Apply the chat template, as Ollama does, unless `raw` is set or the model has none."""
     text = fields.text(body, "prompt", "")
     stream, think = fields.flag(body, "stream", True), body.get("think")
@@ -79,12 +81,13 @@ def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tu
     system = fields.text(body, "system", "")
     messages = [{"role": "system", "content": system}] if system else []
     prompt = prompts.of_messages([*messages, {"role": "user", "content": text}],
-                                 no_think=grammar is not None or think is False)
+                                 no_think=grammar is not None or think is False,
+                                 owner=client.owner)
     return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
         "", stream, False, thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
-def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> GenerationRequest:
+def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: Client, **more: Any) -> GenerationRequest:
     options = options_of(body)
     most = fields.integer(options, "num_predict", None, 1, LARGEST)
     return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)

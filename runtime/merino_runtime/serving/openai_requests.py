@@ -1,4 +1,6 @@
-"""Parses the bodies of OpenAI's chat completions and completions into requests. Unknown fields are ignored."""
+"""Parses the bodies of OpenAI's chat completions and completions into requests. Unknown fields are ignored, except
+those in `unsupported`."""
+import json
 import threading
 import time
 import uuid
@@ -9,13 +11,14 @@ from merino_runtime.sampling import RANGES, Sampling
 from merino_runtime.serving import fields
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
-from merino_runtime.serving.requests import GenerationRequest, RefusedError
+from merino_runtime.serving.requests import Client, GenerationRequest, RefusedError
+from merino_runtime.serving.unsupported import check_fields
 
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
          "function": "tool"}
 MOST_MESSAGES = 4096
 MOST_TOOLS = 128
-MOST_PROMPTS = 64  # of one request
+MOST_PROMPTS = 64  # of one request, each counted once per answer
 MOST_TOP = 20
 LARGEST = 2 ** 31
 LONGEST_S = 86400
@@ -43,8 +46,10 @@ class ResponseOptions(NamedTuple):
     chat: bool
     counts: bool = False  # in a stream: each chunk has the number of tokens so far
     tools: bool = False
+    required: bool = False  # the answer is a call
     thinks: bool = False
     logprobs: bool = False
+    n: int = 1  # answers per prompt
     echo: Tuple[str, ...] = ()  # per prompt: the text before the completion
 
 
@@ -54,20 +59,41 @@ def sampling_of(body: Body, default: Sampling) -> Sampling:
                for name, (low, high) in RANGES.items() if name != "logit_bias"}
     return default._replace(**dict(
         numbers, top_k=max(0, fields.integer(body, "top_k", default.top_k, -1, LARGEST)),
+        dry_allowed_length=fields.integer(body, "dry_allowed_length", default.dry_allowed_length,
+                                          *RANGES["dry_allowed_length"]),
         top_p=max(1e-6, numbers["top_p"]), seed=None if seed is None else seed % SAME_SEED,
         logit_bias=fields.logit_bias(body)))
 
 
-def check_one_choice(body: Body) -> None:
-    for name in ("n", "best_of"):
-        if fields.integer(body, name, 1, 1, 128) != 1:
-            raise RefusedError(f"{name} is {body[name]}, allowed: 1. Send the request several times for several "
-                               "answers.", param=name)
+def several(requests: Sequence[GenerationRequest], body: Body) -> List[GenerationRequest]:
+    """Return `n` requests for each; the answers to one prompt have different seeds. They compute the prompt once."""
+    n = fields.integer(body, "n", 1, 1, MOST_PROMPTS)
+    best_of = fields.integer(body, "best_of", n, 1, MOST_PROMPTS)
+    if best_of != n:
+        raise RefusedError(f"best_of is {best_of}, allowed: {n}, the value of n. Choose the best answer yourself.",
+                           param="best_of")
+    if n * len(requests) > MOST_PROMPTS:
+        raise RefusedError(f"n is {n} for {len(requests)} prompts, allowed are {MOST_PROMPTS} answers.", param="n")
+    seeds = [(request, request.sampling.seed, index) for request in requests for index in range(n)]
+    return [request._replace(sampling=request.sampling._replace(seed=None if seed is None else seed + index))
+            for request, seed, index in seeds]
 
 
-def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: Any, **more: Any
+def most_of(body: Body, *names: str, default: Optional[int] = None, least: int = 1) -> Optional[int]:
+    """Return the most tokens of an answer, from the first of the fields that is given; None, or -1: as many as fit."""
+    for name in names:
+        most = fields.integer(body, name, None, -1, LARGEST)
+        if most is not None and -1 < most < least:
+            raise fields.wrong(name, most, f"{least} or more, or -1 for as many as fit")
+        if most is not None:
+            return None if most == -1 else int(most)
+    return default
+
+
+def request_of(body: Body, ids: Sequence[int], limits: Limits, client: Client, most: Any, **more: Any
                ) -> GenerationRequest:
     """Build a request. most: `max_tokens`, clamped to the room in the context; None: as many as fit."""
+    check_fields(body)
     room = limits.context - len(ids)
     if room < 1:
         raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
@@ -95,45 +121,44 @@ def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most
         client=client, limit_s=min(limits_s) if limits_s else None, **more)
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client
             ) -> Tuple[List[GenerationRequest], ResponseOptions]:
-    check_one_choice(body)
-    choice = body.get("tool_choice") or "auto"
-    tools = [] if choice == "none" else tools_of(body)
+    tools, choice = tool_choice_of(body)
     schema = schema_of(body)
     grammar = grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
-    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or not _thinks(body))
+    messages, continued = continued_of(body, messages_of(body))
+    prompt = prompts.of_messages(messages, tools, no_think=grammar is not None or not _thinks(body),
+                                 owner=client.owner, continued=continued)
     logprobs = fields.flag(body, "logprobs")
     top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
-    most = fields.integer(body, "max_completion_tokens", fields.integer(body, "max_tokens", None, 1, LARGEST), 1,
-                          LARGEST)
-    request = request_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
-                 grammar=grammar, watched=fields.flag(body, "stream"))
-    return [request], _response_options(body, "chatcmpl", chat=True, tools=bool(tools),
-                          thinks=prompt.thinks and grammar is None, logprobs=logprobs)
+    most = most_of(body, "max_completion_tokens", "max_tokens")
+    request = request_of(body, prompt.ids, limits, client, most, begins=not continued, top=top if logprobs else None,
+                         grammar=grammar, watched=fields.flag(body, "stream"))
+    return several([request], body), _response_options(
+        body, "chatcmpl", chat=True, tools=bool(tools), required=bool(tools) and choice != "auto",
+        thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
-def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str
+def completions_of(body: Body, prompts: Prompts, limits: Limits, client: Client
                    ) -> Tuple[List[GenerationRequest], ResponseOptions]:
-    check_one_choice(body)
     echo = fields.flag(body, "echo")
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
-    most = fields.integer(body, "max_tokens", 16, 0, LARGEST)
-    if not most and not echo:
-        raise RefusedError("max_tokens is 0, which is allowed with echo alone. Request 1 or more.", param="max_tokens")
+    most = most_of(body, "max_tokens", default=16, least=0 if echo else 1)
     listed = prompts_of(body)
+    grammar = grammar_of(prompts, schema_of(body))
     requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), limits, client, most,
-                           top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"))
+                           top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"), grammar=grammar)
                 for prompt in listed]
     texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in listed) if echo and top is None else ()
-    return requests, _response_options(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
+    return several(requests, body), _response_options(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
 
 
 def _response_options(body: Body, kind: str, **more: Any) -> ResponseOptions:
     return ResponseOptions(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()),
                       model=fields.text(body, "model", ""), stream=fields.flag(body, "stream"),
                       usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
-                      counts=fields.flag(body, "timings_per_token"), **more)
+                      counts=fields.flag(body, "timings_per_token"), n=fields.integer(body, "n", 1, 1, MOST_PROMPTS),
+                      **more)
 
 
 def prompts_of(body: Body) -> List[Any]:
@@ -170,10 +195,10 @@ def messages_of(body: Body) -> List[Message]:
 
 def _message(message: Any, name: str) -> Message:
     role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(role, str) or role not in ROLES:
-        raise RefusedError(f"{name}.role must be one of {', '.join(ROLES)}.", param=f"{name}.role")
+    if not isinstance(role, str) or not role:
+        raise RefusedError(f"{name}.role must be a string, such as {', '.join(ROLES)}.", param=f"{name}.role")
     content = fields.texts_of(message.get("content"), f"{name}.content")
-    parsed: Dict[str, Any] = {"role": ROLES[role], "content": content}
+    parsed: Dict[str, Any] = {"role": ROLES.get(role, role), "content": content}  # templates may have more roles
     calls = [_call(call, f"{name}.tool_calls") for call in fields.a_list(message, "tool_calls")]
     if calls:
         parsed["tool_calls"] = calls
@@ -181,6 +206,19 @@ def _message(message: Any, name: str) -> Message:
         if isinstance(message.get(key), str):
             parsed[key] = message[key]
     return parsed
+
+
+def continued_of(body: Body, messages: List[Message]) -> Tuple[List[Message], str]:
+    """Return the messages, and the beginning of the answer: with continue_final_message the last message's text."""
+    if not fields.flag(body, "continue_final_message"):
+        return messages, ""
+    if fields.flag(body, "add_generation_prompt"):
+        raise RefusedError("continue_final_message and add_generation_prompt exclude each other. Set one of them.",
+                           param="continue_final_message")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"] or len(messages) < 2:
+        raise RefusedError("continue_final_message needs a last message of the assistant with a text, and a message "
+                           "before it.", param="continue_final_message")
+    return messages[:-1], str(messages[-1]["content"])
 
 
 def _call(call: Any, name: str) -> Dict[str, Any]:
@@ -210,8 +248,34 @@ def tools_of(body: Body) -> List[Dict[str, Any]]:
     return tools
 
 
+def tool_choice_of(body: Body) -> Tuple[List[Dict[str, Any]], Any]:
+    """Return the tools that may be called, and the choice among them: auto, required or a tool."""
+    tools, choice = tools_of(body), body.get("tool_choice") or "auto"
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)  # OpenAI's Responses API has its fields without a level between
+        listed = fields.a_list(allowed, "tools") if isinstance(allowed, dict) else []
+        names = {(tool.get("function") or tool).get("name") for tool in listed if isinstance(tool, dict)}
+        unknown = names - {tool["function"]["name"] for tool in tools}
+        if not names or unknown:
+            raise RefusedError(f"tool_choice.allowed_tools has {sorted(map(str, unknown)) or 'no tools'}. Name tools "
+                               "of the request.", param="tool_choice")
+        tools, choice = [tool for tool in tools if tool["function"]["name"] in names], allowed.get("mode", "auto")
+    if choice == "none":
+        return [], "auto"
+    if choice != "auto" and not tools:
+        raise RefusedError(f"tool_choice is {json.dumps(choice)[:80]}, and the request has no tools. Send tools, or "
+                           "leave tool_choice out.", param="tool_choice")
+    return tools, choice
+
+
 def schema_of(body: Body) -> Any:
-    """Read OpenAI's response_format -> a schema, True for any JSON object, None for text."""
+    """Read OpenAI's response_format, or llama.cpp's and vLLM's fields -> a schema, True for any JSON object, None for
+    text."""
+    for name in ("json_schema", "guided_json"):
+        if body.get(name) is not None:
+            if not isinstance(body[name], (dict, bool)):
+                raise fields.wrong(name, body[name], "a JSON schema")
+            return body[name]
     response_format = fields.an_object(body, "response_format")
     kind = response_format.get("type", "text")
     if kind not in FORMATS:
@@ -221,6 +285,10 @@ def schema_of(body: Body) -> Any:
         if not isinstance(schema, (dict, bool)):
             raise fields.wrong("response_format.json_schema.schema", schema, "a JSON schema")
         return schema
+    if kind == "json_object" and response_format.get("schema") is not None:  # as in llama.cpp
+        if not isinstance(response_format["schema"], (dict, bool)):
+            raise fields.wrong("response_format.schema", response_format["schema"], "a JSON schema")
+        return response_format["schema"]
     return True if kind == "json_object" else None
 
 

@@ -23,7 +23,7 @@ class ResponseWriter:
 
     def __init__(self, options: ResponseOptions, count: int, tokenizer: Tokenizer) -> None:
         self.options, self.stream, self._tokenizer = options, options.stream, tokenizer
-        self.choices = [Choice(options.chat, options.thinks, options.tools) for _ in range(count)]
+        self.choices = [Choice(options.chat, options.thinks, options.tools, options.required) for _ in range(count)]
         self._begun = [False] * count
         self._offsets = [0] * count  # of the next token in the text, where each token has one
 
@@ -133,7 +133,7 @@ class ResponseWriter:
                 "finish_reason": self._reason(index)}
 
     def _echo(self, index: int) -> str:
-        return self.options.echo[index] if self.options.echo else ""
+        return self.options.echo[index // self.options.n] if self.options.echo else ""
 
     def _reason(self, index: int) -> str:
         choice = self.choices[index]
@@ -161,25 +161,30 @@ class ResponseWriter:
             logprobs["tokens"].append(text)
             logprobs["token_logprobs"].append(known and known.logprob)
             logprobs["top_logprobs"].append(
-                known and {self._token(token_id): logprob for token_id, logprob in reversed(known.top)})
+                known and dict({text: known.logprob}, **{
+                    self._token(token_id): logprob for token_id, logprob in reversed(known.top)}))
             logprobs["text_offset"].append(self._offsets[index])
             self._offsets[index] += len(text)
         return logprobs
 
     def _usage(self) -> Json:
-        usages = [choice.usage for choice in self.choices if choice.usage]
-        prompt, tokens = sum(usage.prompt_tokens for usage in usages), sum(usage.tokens for usage in usages)
+        tokens = sum(choice.usage.tokens for choice in self.choices if choice.usage)
+        usages = [choice.usage for choice in self.choices[::self.options.n] if choice.usage]  # of each prompt once
+        prompt = sum(usage.prompt_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens,
                 "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)}}
 
     def _extras(self) -> Json:
-        """Return the fields beyond OpenAI's."""
-        first = self.choices[0]
-        if first.usage is None:
-            return {}
-        costs = {name: value for name, value in (("energy", first.usage.energy), ("thermal", first.usage.thermal))
-                 if value is not None}
-        return dict(costs, timings=timings(first.usage), stop_reason=first.reason)
+        return extras(self.choices[0])
+
+
+def extras(choice: Choice) -> Json:
+    """Return the fields beyond OpenAI's."""
+    if choice.usage is None:
+        return {}
+    costs = {name: value for name, value in (("energy", choice.usage.energy), ("thermal", choice.usage.thermal))
+             if value is not None}
+    return dict(costs, timings=timings(choice.usage), stop_reason=choice.reason)
 
 
 def _data(value: Json) -> bytes:

@@ -52,7 +52,7 @@ class Prompts:
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
         self.bundle, self.tokenizer, self._chat = bundle, tokenizer, bundle.chat
         self._template: Any = None  # compiled at its first use
-        self._answers: Dict[str, Tuple[int, ...]] = collections.OrderedDict()
+        self._answers: Dict[Tuple[str, str], Tuple[int, ...]] = collections.OrderedDict()  # by owner and text
 
     @property
     def has_template(self) -> bool:
@@ -72,9 +72,10 @@ class Prompts:
     def of_text(self, text: str) -> Tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
 
-    def of_messages(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]] = (), no_think: bool = False
-                    ) -> Prompt:
-        """Render messages. Raise RefusedError if the template does not support them."""
+    def of_messages(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]] = (), no_think: bool = False,
+                    owner: str = "", continued: str = "") -> Prompt:
+        """Render messages. owner: whose remembered answers are used. continued: the answer's beginning. Raise
+        RefusedError if the template does not support them."""
         if self._chat is None:
             raise RefusedError(f"the model {self.bundle.name!r} has no chat template: it continues texts. Use "
                           "/v1/completions or /api/generate with raw, or serve a model that was trained to chat.")
@@ -84,16 +85,17 @@ class Prompts:
             raise
         except MerinoError as error:
             raise RefusedError(str(error), param="messages") from error
-        opening, answers = segments[-1].text, self._answers
+        opening, answers = segments[-1].text + continued, self._answers
+        segments += [Segment(continued)] if continued else []
         ids = encode_segments(self.tokenizer, segments, lambda index: (
-            () if segments[index].turn is None else answers.get(segments[index].text, ())))
+            () if segments[index].turn is None else answers.get((owner, segments[index].text), ())))
         return Prompt(tuple(ids), opening.rfind(THINK) > opening.rfind(THINK_END))
 
-    def remember(self, text: str, ids: Sequence[int]) -> None:
+    def remember(self, text: str, ids: Sequence[int], owner: str) -> None:
         """Remember the ids of a complete answer."""
         stops = self.bundle.stop_ids
-        self._answers.pop(text, None)
-        self._answers[text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
+        self._answers.pop((owner, text), None)
+        self._answers[owner, text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
 

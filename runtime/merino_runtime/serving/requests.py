@@ -21,6 +21,12 @@ class RefusedError(MerinoError):
         self.kind = KINDS.get(status, "invalid_request_error")
 
 
+class Client(NamedTuple):
+    """Clients take turns. owner: the name of the client's key; only its own requests share prefixes."""
+    name: str = ""
+    owner: str = ""
+
+
 class GenerationRequest(NamedTuple):
     """One prompt for one model."""
     ids: Tuple[int, ...]  # the prompt
@@ -33,7 +39,7 @@ class GenerationRequest(NamedTuple):
     background: bool = False  # gives way to interactive requests
     watched: bool = False  # streamed: somebody reads along, and is likely to continue
     limit_s: Optional[float] = None  # wall-clock limit, the wait for a slot included
-    client: str = ""  # clients take turns
+    client: Client = Client()
     grammar: Any = None  # the constraint that the text follows
     echo: bool = False  # the prompt's tokens come first; with `top`, with their log-probabilities
 

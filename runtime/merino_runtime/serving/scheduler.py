@@ -1,8 +1,9 @@
-"""Runs the completions of all models on one thread, in turns: one chunk of a prefill or one token each.
+"""Runs the completions of all models on one thread, in rounds: a token of each request that decodes, then prefills.
 
 There is one thread because a step uses all cores already (docs/decisions/serving.md). If several requests to one model
-have a decode step next, one run of the graph computes them all before their turns. Between two turns a request can
-start, be cancelled or run out of time. Background requests have a turn only if no interactive request runs.
+have a decode step next, one run of the graph computes them all before their turns. All prefills of a round share one
+budget of time, and take turns, so that any number of them delays a token by as much as one does. Between two turns a
+request can start, be cancelled or run out of time. Background requests run only if no interactive request does.
 """
 import collections
 import sys
@@ -15,13 +16,14 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
 from merino_runtime.serving.completion import Completion, finished_without_slot
 from merino_runtime.serving.metrics import Burden, Moment
-from merino_runtime.serving.requests import Event, Failed, Finished, GenerationRequest, Progress, RefusedError
+from merino_runtime.serving.requests import Client, Event, Failed, Finished, GenerationRequest, Progress, RefusedError
 from merino_runtime.serving.slots import PrefixCache, Slot, Slots
 
-TURN_S = 0.25  # longest time that a chunk of a prefill may block the others
-FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 64, 16, 256  # ids
+PREFILL_S = 0.25  # longest time that the prefills of a round block the requests that decode
+LEAST_CHUNK, MOST_CHUNK = 16, 256  # ids
 LONGEST_RETRY_S = 60
 QUIET_S = 1.0  # without a request, before free memory is returned
+STALLED_S = 180  # of one turn, before the server is reported as not healthy
 
 
 class LoadedModel:
@@ -32,9 +34,9 @@ class LoadedModel:
         self.together = True  # whether steps of several requests are computed in one run
         self._id_s = 0.0  # prefill time of one id, a moving average
 
-    def chunk_size(self) -> int:
-        """Return how many ids take about TURN_S."""
-        return max(LEAST_CHUNK, min(MOST_CHUNK, int(TURN_S / self._id_s))) if self._id_s else FIRST_CHUNK
+    def chunk_size(self, seconds: float) -> int:
+        """Return how many ids are computed in this time; the fewest until the speed is known."""
+        return max(LEAST_CHUNK, min(MOST_CHUNK, int(seconds / self._id_s))) if self._id_s else LEAST_CHUNK
 
     def prefilled(self, count: int, seconds: float) -> None:
         self._id_s = seconds / count if not self._id_s else 0.7 * self._id_s + 0.3 * seconds / count
@@ -51,14 +53,20 @@ class Job:
         self.completion: Optional[Completion] = None
         self.fault: Optional[Exception] = None  # why it got no slot
         self.prefilled = -1  # ids of the prompt; -1: not started
+        self.prefills = not request.echo  # until the first token
+        self.left_s = PREFILL_S  # of the round, for the next chunk
         self.keep = 0  # number of its ids that the prefix cache keeps
         self.since: Optional[Moment] = None  # its start
         self.busy_s = 0.0
 
     def chunk_size(self, at: int) -> int:
         """Return the number of ids in the chunk behind the first `at` ids of the prompt."""
-        count = self.loaded.chunk_size()
+        count = self.loaded.chunk_size(self.left_s)
         return min(count, self.keep - at) if at < self.keep else count
+
+    def same_prompt(self, other: "Job") -> bool:
+        return self.loaded is other.loaded and self.request.ids == other.request.ids and \
+            self.request.client.owner == other.request.client.owner
 
     @property
     def late(self) -> bool:
@@ -68,8 +76,8 @@ class Job:
 class Waiting:
     def __init__(self) -> None:
         # By client; the client whose turn it is comes first.
-        self._persons: Dict[str, Deque[Any]] = collections.OrderedDict()
-        self._background: Dict[str, Deque[Any]] = collections.OrderedDict()
+        self._persons: Dict[Client, Deque[Any]] = collections.OrderedDict()
+        self._background: Dict[Client, Deque[Any]] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self.all())
@@ -117,6 +125,12 @@ class Scheduler:
         self.running: List[Job] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._turn_s = time.monotonic()  # the beginning of the current turn
+
+    @property
+    def stalled(self) -> bool:
+        """Return whether the current turn takes so long that no other request makes progress."""
+        return bool(self.running) and time.monotonic() - self._turn_s > STALLED_S
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all jobs or none. Raise RefusedError if too many wait."""
@@ -152,6 +166,7 @@ class Scheduler:
         while True:
             with self._changed:
                 self._wait_for_work()
+                self._turn_s = time.monotonic()
                 if self._closing:
                     break
                 self._admit()
@@ -160,15 +175,23 @@ class Scheduler:
             for loaded in {id(job.loaded): job.loaded for job in jobs}.values():
                 if loaded.together:
                     self._step_ahead(loaded, [job for job in jobs if job.loaded is loaded])
+            prefilling = [job for job in jobs if job.prefills]
             for job in jobs:
-                try:
-                    self._turn(job)
-                except MerinoError as error:
-                    self._end(job, [Failed(RefusedError(str(error), 500))])
-                except Exception:  # a bug in one request must not end the others
-                    traceback.print_exc(file=sys.stderr)
-                    message = "the server failed at this request. Look into its log."
-                    self._end(job, [Failed(RefusedError(message, 500))])
+                if not job.prefills:
+                    self._safe_turn(job)
+            end_s, turns = time.perf_counter() + PREFILL_S, 0
+            for job in prefilling:
+                job.left_s = end_s - time.perf_counter()
+                if job.completion is None and any(other.prefills and other.completion is not None
+                                                  and job.same_prompt(other) for other in prefilling):
+                    continue  # it copies what the other one computes
+                if turns and job.left_s < PREFILL_S / 4 and not (job.cancelled or job.late):
+                    continue
+                turns += 1
+                self._safe_turn(job)
+                if job in self.running:  # its next turn comes after the others'
+                    self.running.remove(job)
+                    self.running.append(job)
         for job in [*self.running, *self.waiting.all()]:
             if job.completion is not None:
                 job.completion.close()
@@ -194,11 +217,11 @@ class Scheduler:
 
     def _takes_slot(self, job: Job) -> bool:
         try:
-            job.slot = job.loaded.slots.take(job.request.ids, job.request.background, job.request.watched)
-            prefixes = job.loaded.prefixes
-            if job.slot is not None and prefixes is not None and not job.request.echo:
-                job.keep = prefixes.to_keep(job.request.ids)
-                prefixes.load(job.slot.backend, job.request.ids)
+            request, prefixes = job.request, job.loaded.prefixes
+            job.slot = job.loaded.slots.take(request)
+            if job.slot is not None and prefixes is not None and not request.echo:
+                job.keep = prefixes.to_keep(request.ids, request.client.owner)
+                prefixes.load(job.slot.backend, request.ids, request.client.owner)
         except Exception as error:  # such as a lack of memory: only this request fails
             job.fault = error
         return job.slot is not None or job.fault is not None
@@ -229,11 +252,22 @@ class Scheduler:
             job.busy_s += took_s / len(computed)
             generation.computed_ahead(1000 * took_s)
 
+    def _safe_turn(self, job: Job) -> None:
+        try:
+            self._turn(job)
+        except MerinoError as error:
+            self._end(job, [Failed(RefusedError(str(error), 500))])
+        except Exception:  # a bug in one request must not end the others
+            traceback.print_exc(file=sys.stderr)
+            self._end(job, [Failed(RefusedError("the server failed at this request. Look into its log.", 500))])
+
     def _turn(self, job: Job) -> None:
+        self._turn_s = time.monotonic()
         if job.fault is not None:
             raise job.fault
         if job.completion is None:
             assert job.slot is not None
+            job.loaded.slots.copy_prefix(job.slot, job.request)
             job.completion = Completion(job.request, job.loaded.model, job.slot.backend, job.arrived_s, job.chunk_size)
             job.since = self.burden.moment()
         if job.cancelled or job.late:
@@ -244,13 +278,14 @@ class Scheduler:
         took_s = time.perf_counter() - start
         job.busy_s += took_s
         self.burden.busy_s += took_s
+        job.prefills = isinstance(event, Progress)
         if isinstance(event, Progress):
             count = event.ids - job.prefilled
             if job.prefilled >= 0 and count:
                 job.loaded.prefilled(count, took_s)
             job.prefilled = event.ids
             if job.keep and event.ids == job.keep and job.loaded.prefixes is not None and job.slot is not None:
-                job.loaded.prefixes.save(job.slot.backend)
+                job.loaded.prefixes.save(job.slot.backend, job.request.client.owner)
         if isinstance(event, Finished):
             self._end(job, [event])
         else:

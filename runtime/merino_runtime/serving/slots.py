@@ -1,6 +1,7 @@
 """KV caches over one set of weights, in memory and on disk: prompts that share a prefix compute it once.
 
-A request gets the slot with which it shares the longest prefix, if its prompt extends that prefix or changes less than
+Requests share only prefixes of their own owner, because the number of cached tokens tells what others wrote. A request
+gets the slot with which it shares the longest prefix, if its prompt extends that prefix or changes less than
 half of it. Other requests get the least recently used slot, with a copy of the prefix that they share with any slot, so
 that two chats with the same system message coexist. For a while a slot whose response was streamed is taken last: after
 each answer a client may request a title, tags and follow-ups, which are not streamed. Background requests have a slot
@@ -23,6 +24,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, write_cache
 from merino_runtime.io.board import MB
 from merino_runtime.io.lock import others_may_write
+from merino_runtime.serving.requests import GenerationRequest
 
 WORTH_A_COPY = 16  # ids; computing fewer again is as fast
 WATCHED_S = 900.0  # a chat is likely to continue within this time
@@ -36,8 +38,13 @@ class Slot:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.busy = False
+        self.owner = ""  # of the request that filled it
         self.watched = False
         self.used_s = 0.0
+
+    def shared(self, request: GenerationRequest) -> int:
+        """Return the length of the prefix that a request's prompt may use of this slot."""
+        return shared(self.ids, request.ids) if self.owner == request.client.owner else 0
 
     @property
     def ids(self) -> List[int]:
@@ -54,25 +61,27 @@ class Slots:
         self.persons, self.background = [Slot(backend) for backend in persons], [Slot(background)]
         model.backend.close()
 
-    def take(self, ids: Sequence[int], background: bool, watched: bool = False) -> Optional[Slot]:
-        """Return a slot for a prompt and mark it busy; None if all are."""
-        free = [slot for slot in (self.background if background else self.persons) if not slot.busy]
+    def take(self, request: GenerationRequest) -> Optional[Slot]:
+        """Return a slot for a request and mark it busy; None if all are."""
+        free = [slot for slot in (self.background if request.background else self.persons) if not slot.busy]
         if not free:
             return None
-        slot = max(free, key=lambda candidate: shared(candidate.ids, ids))
-        if not slot.ids or 2 * shared(slot.ids, ids) < len(slot.ids):  # it does not extend most of the slot's prefix
+        slot = max(free, key=lambda candidate: candidate.shared(request))
+        if not slot.ids or 2 * slot.shared(request) < len(slot.ids):  # it does not extend most of the slot's prefix
             slot = next((candidate for candidate in free if not candidate.ids), None) or min(free, key=_turn)
-            self._copy_prefix(slot, ids)
-        slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
+            if slot.owner != request.client.owner:
+                slot.backend.truncate(0)
+                slot.owner = request.client.owner
+            self.copy_prefix(slot, request)
+        slot.busy, slot.watched, slot.used_s = True, request.watched, time.monotonic()
         return slot
 
-    def _copy_prefix(self, slot: Slot, ids: Sequence[int]) -> None:
+    def copy_prefix(self, slot: Slot, request: GenerationRequest) -> None:
         """Copy a prefix from the slot that shares the most with the prompt, busy or not."""
         others = [other for other in [*self.persons, *self.background] if other is not slot]
-        source = max(others, key=lambda other: shared(other.ids, ids), default=None)
-        if source is None or shared(source.ids, ids) < shared(slot.ids, ids) + WORTH_A_COPY:
-            return
-        slot.backend.copy_prefix(source.backend, shared(source.ids, ids))
+        source = max(others, key=lambda other: other.shared(request), default=None)
+        if source is not None and source.shared(request) >= slot.shared(request) + WORTH_A_COPY:
+            slot.backend.copy_prefix(source.backend, source.shared(request))
 
     def give(self, slot: Slot) -> None:
         slot.busy, slot.used_s = False, time.monotonic()
@@ -100,7 +109,7 @@ class PrefixCache:
         self._bundle, self._most_mb, self._say = bundle, most_mb, say
         self._folder = os.path.join(folder, identity(bundle)[:16])
         self._kept: Dict[str, List[int]] = {}  # ids by path
-        self._recent: Deque[Tuple[int, ...]] = collections.deque(maxlen=RECENT)
+        self._recent: Deque[Tuple[str, Tuple[int, ...]]] = collections.deque(maxlen=RECENT)  # with their owners
         self._saving: Optional[threading.Thread] = None
         self._read_folder()
 
@@ -121,18 +130,24 @@ class PrefixCache:
             self._say(f"the prefix cache is off: {error}. Choose another --cache-dir, or run chmod 700 on it.")
             self._most_mb = 0.0
 
-    def to_keep(self, ids: Tuple[int, ...]) -> int:
+    def _own(self, owner: str) -> Dict[str, List[int]]:
+        """Return the ids of an owner's files, by path."""
+        return {path: ids for path, ids in self._kept.items() if os.path.basename(path).startswith(owner + "-")}
+
+    def to_keep(self, ids: Tuple[int, ...], owner: str) -> int:
         """Return how many ids of a new prompt are a prefix that came before and is not saved yet; 0 for none."""
-        common = [shared(prompt, ids) for prompt in self._recent if shared(prompt, ids) < len(prompt)]  # another chat
-        self._recent.append(ids)
+        common = [shared(prompt, ids) for other, prompt in self._recent
+                  if other == owner and shared(prompt, ids) < len(prompt)]  # another chat
+        self._recent.append((owner, ids))
         count = max(common, default=0)
-        known = max((shared(kept, ids) for kept in self._kept.values()), default=0)
+        known = max((shared(kept, ids) for kept in self._own(owner).values()), default=0)
         return count if self._most_mb and count >= max(LEAST, known + ALIKE) else 0
 
-    def load(self, backend: Backend, ids: Sequence[int]) -> None:
+    def load(self, backend: Backend, ids: Sequence[int], owner: str) -> None:
         """Load a file into a slot's cache if it has more of the prompt."""
-        path = max(self._kept, key=lambda name: shared(self._kept[name], ids), default=None)
-        if path is None or shared(self._kept[path], ids) < shared(backend.ids, ids) + LEAST:
+        own = self._own(owner)
+        path = max(own, key=lambda name: shared(own[name], ids), default=None)
+        if path is None or shared(own[path], ids) < shared(backend.ids, ids) + LEAST:
             return
         try:
             load_cache(self._bundle, backend, path)
@@ -140,17 +155,17 @@ class PrefixCache:
         except (MerinoError, OSError) as error:
             self._drop(path, str(error))
 
-    def save(self, backend: Backend) -> None:
+    def save(self, backend: Backend, owner: str) -> None:
         """Save a copy of the slot's cache, in a thread. Do nothing while another one is being written."""
         if self._saving is not None and self._saving.is_alive():
             return
         ids, arrays = backend.filled()
-        self._saving = threading.Thread(target=self._write, args=(ids, arrays), name="prefix cache")
+        self._saving = threading.Thread(target=self._write, args=(ids, arrays, owner), name="prefix cache")
         self._saving.start()
 
-    def _write(self, ids: List[int], arrays: Dict[str, Any]) -> None:
+    def _write(self, ids: List[int], arrays: Dict[str, Any], owner: str) -> None:
         name = hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest()[:16] + END
-        path = os.path.join(self._folder, name)
+        path = os.path.join(self._folder, f"{owner}-{name}")
         try:
             write_cache(self._bundle, ids, arrays, path)
             self._kept = dict(self._kept, **{path: ids})  # another thread may be reading the old dict

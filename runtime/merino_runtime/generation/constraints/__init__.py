@@ -8,8 +8,10 @@ import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints.automaton import Automaton
+from merino_runtime.generation.constraints.automaton import MOST_NODES, Automaton
+from merino_runtime.generation.constraints.closed import closed_schema
 from merino_runtime.generation.constraints.guidance import COMPACT, Guided, guided
+from merino_runtime.generation.constraints.keywords import BY_TYPE, IN_PLACE, refused
 from merino_runtime.generation.constraints.schema import any_object, schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
 from merino_runtime.io.json_file import value_of
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Compiled = Union[Grammar, Guided]
 KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
 CHOICES = ("auto", "required")
+STATED = {*BY_TYPE["object"], *IN_PLACE, "enum", "const"}  # with one of these a tool has arguments
 
 
 class Style(NamedTuple):
@@ -46,7 +49,7 @@ def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) 
     """Compile a JSON schema. MerinoError names a keyword that cannot be expressed, and its path."""
     return _grammar(("schema", _plain(schema, "the JSON schema")), tokenizer, eos_ids,
                     lambda make: schema_node(make, schema),
-                    lambda: {"schema": schema} if isinstance(schema, dict) else {})
+                    lambda: {"schema": closed_schema(schema)} if isinstance(schema, dict) else {})
 
 
 def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
@@ -99,15 +102,21 @@ def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], build: Ca
     key = (*key, tuple(eos_ids))
     kept: Dict[Any, Compiled] = tokenizer.kept.setdefault("grammars", {})
     grammar = kept.pop(key, None)
-    if grammar is None:
+    if grammar is None or isinstance(grammar, Grammar) and grammar.automaton.size > MOST_NODES // 2:
         trie = tokenizer.kept.get("trie") or tokenizer.kept.setdefault("trie", Trie(tokenizer))
         automaton = Automaton(trie.spelled)
         try:
             grammar = Grammar(trie, automaton, build(automaton), key[-1])
+        except RecursionError as error:
+            raise MerinoError("the JSON schema is nested too deeply. Give a flatter one.") from error
         except MerinoError as refusal:
-            if not source():
+            try:
+                described = source()
+            except MerinoError:
+                raise refusal  # noqa: B904
+            if not described or described.get("schema") is False:
                 raise
-            grammar = guided(trie, key[-1], source(), refusal)
+            grammar = guided(trie, key[-1], described, refusal)
     while len(kept) >= KEPT_GRAMMARS:
         kept.pop(next(iter(kept)), None)
     kept[key] = grammar
@@ -147,8 +156,8 @@ def _tool(tool: Any, path: str) -> Tool:
         raise MerinoError(f"{path}.function.name is {shown(name)}, allowed are 1 to 64 letters, digits and _ . : -")
     if parameters is not None and not isinstance(parameters, dict):
         raise MerinoError(f"{path}.function.parameters is {shown(parameters)}, must be a JSON schema, an object.")
-    none = not parameters or not (parameters.get("properties") or parameters.get("additionalProperties")
-                                  or set(parameters) & {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
+    stated = {keyword for keyword, value in (parameters or {}).items() if keyword in STATED and value not in ([], {})}
+    none = not stated - {"additionalProperties"} and not (parameters or {}).get("additionalProperties")
     return Tool(name, None if none else parameters, path + ".function.parameters")
 
 
@@ -156,17 +165,20 @@ def tools_source(form: Style, tools: Sequence[Tool], or_other: bool, schema: Opt
     """Calls in llguidance's own language of grammars. or_other: or JSON that the schema takes, without one any text."""
     calls, rules = [], []
     for index, tool in enumerate(tools):
-        parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
-        rules.append(_json_rule(f"a{index}", parameters))
+        parameters = tool.parameters or {"type": "object", "additionalProperties": False}
+        rules.append(_json_rule(f"a{index}", parameters, tool.path))
         begin = form.before + json.dumps(tool.name) + form.between
         calls.append(f"{json.dumps(begin)} a{index} {json.dumps(form.after)}")
     if or_other and schema is not None:
         calls.append("other")
-        rules.append(_json_rule("other", schema))
+        rules.append(_json_rule("other", schema, ""))
     elif or_other:
         calls.append(f"/[^{form.before[0]}](.|\\n)*/")
     return f"start: {' | '.join(calls)}\n" + "".join(rules)
 
 
-def _json_rule(name: str, schema: Dict[str, Any]) -> str:
-    return f"{name}: %json {json.dumps(dict(schema, **{'x-guidance': COMPACT}))}\n"
+def _json_rule(name: str, schema: Any, path: str) -> str:
+    closed = closed_schema(schema, path)
+    if closed is False:
+        raise refused(path + "#", "nothing satisfies it")
+    return f"{name}: %json {json.dumps(dict(closed, **{'x-guidance': COMPACT}))}\n"

@@ -15,6 +15,9 @@ from merino_runtime.generation.constraints.tokens import Trie, spelled
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
 
 COMPACT: Any = {"whitespace_flexible": False}
+# Of one step and of one grammar: five to ten times what llguidance allows. Older versions have no limits.
+LIMITS = {"initial_lexer_fuel": 10000000, "step_lexer_fuel": 2000000, "step_max_items": 500000,
+          "max_items_in_row": 20000, "max_lexer_states": 250000, "verbose_errors": False}
 
 
 def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
@@ -35,10 +38,14 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
     matcher = llguidance.LLMatcher
     grammar = (matcher.grammar_from_lark(source["lark"]) if "lark" in source else
                matcher.grammar_from_json_schema(json.dumps(source["schema"]), overrides=COMPACT))
-    compiled = matcher(tokens, grammar, log_level=0)
-    constraint = Guided(compiled, eos_ids)
-    if compiled.is_error() or not constraint.start().allowed().any():
-        reason = (compiled.get_error().strip().splitlines() or ["nothing satisfies it"])[0][:200]
+    limits = {"limits": llguidance.LLParserLimits(**LIMITS)} if hasattr(llguidance, "LLParserLimits") else {}
+    constraint = Guided(matcher(tokens, grammar, log_level=0, **limits), eos_ids)
+    state = constraint.start()
+    try:
+        reason = "" if state.allowed().any() else "nothing satisfies it"
+    except MerinoError:
+        reason = state.error
+    if reason:
         raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
     return constraint
 
@@ -83,12 +90,13 @@ class Guided:
     def __init__(self, matcher: Any, eos_ids: Sequence[int]) -> None:
         self._matcher, self.eos_ids = matcher, tuple(eos_ids)
 
-    def start(self) -> "GuidedState":
+    def start(self, until_s: float = float("inf")) -> "GuidedState":  # noqa: ARG002, its steps have limits of their own
         return GuidedState(self._matcher.deep_copy(), self.eos_ids)
 
 
 class GuidedState:
-    """A state of llguidance, with the interface of tokens.State."""
+    """A state of llguidance, with the interface of tokens.State. An error of llguidance is a MerinoError: it also
+    reports that state as the end of the text."""
 
     def __init__(self, matcher: Any, eos_ids: Sequence[int], ended: bool = False) -> None:
         self._matcher, self._eos_ids, self._ended = matcher, eos_ids, ended
@@ -98,25 +106,36 @@ class GuidedState:
         return GuidedState(self._matcher.deep_copy(), self._eos_ids, self._ended)
 
     @property
+    def error(self) -> str:
+        return (self._matcher.get_error().strip().splitlines() or ["it is in an unknown error state"])[0][:200]
+
+    def _checked(self, result: Any) -> Any:
+        if self._matcher.is_error():
+            raise MerinoError(f"the constraint is too large for llguidance: {self.error}. Give a schema with fewer "
+                              "alternatives and smaller repetitions.")
+        return result
+
+    @property
     def finished(self) -> bool:
-        return self._ended or self._matcher.is_accepting()
+        return self._ended or self._checked(self._matcher.is_accepting())
 
     @property
     def ended(self) -> bool:
-        return self._ended or self._matcher.is_stopped()
+        return self._ended or self._checked(self._matcher.is_stopped())
 
     def allowed(self) -> np.ndarray:
         if self._mask is None:
-            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            bits = np.frombuffer(self._checked(self._matcher.compute_bitmask()), dtype=np.uint8)
             self._mask = np.unpackbits(bits, bitorder="little").astype(bool)
         return self._mask
 
     def advance(self, token_id: int) -> None:
         if token_id in self._eos_ids and self.finished:
             self._ended = True
-        elif self._ended or not self._matcher.validate_tokens([token_id]) or not self._matcher.consume_token(token_id):
+        elif self._ended or not self._checked(self._matcher.validate_tokens([token_id])) or not self._checked(
+                self._matcher.consume_token(token_id)):
             raise MerinoError(f"token {token_id} is not allowed here by the constraint. Choose one that `allowed` has.")
         self._mask = None
 
     def forced(self) -> List[int]:
-        return [] if self.ended else list(self._matcher.compute_ff_tokens())
+        return [] if self.ended else self._checked(list(self._matcher.compute_ff_tokens()))

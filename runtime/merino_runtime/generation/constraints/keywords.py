@@ -1,57 +1,50 @@
-"""The keywords of JSON schema that a constraint takes, and what they mean without an automaton."""
+"""The keywords of JSON schema, what their values must be, and JSON values compared as JSON Schema compares them.
+
+Unknown keywords are annotations, so they are ignored.
+"""
 import json
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints.pattern import FORMATS
 from merino_runtime.io.json_shape import shown
 
-DESCRIBING = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "$anchor", "deprecated",
-              "readOnly", "writeOnly", "$defs", "definitions", "nullable"}  # OpenAPI's: null is never written then
-# Of JSON schema: texts that are of none are refused. A name that it does not know, such as entity_id, only describes.
-OTHER_FORMATS = {"duration", "hostname", "idn-hostname", "idn-email", "ipv6", "uri", "uri-reference", "uri-template",
-                 "iri", "iri-reference", "json-pointer", "relative-json-pointer", "regex"}
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 BY_TYPE: Dict[str, Tuple[str, ...]] = {
-    "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
+    "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
+               "maxProperties"),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains"),
     "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), "boolean": (), "null": (),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
-WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")  # stand alone, or beside a type and nothing else
-KNOWN = {"type", *WHOLE, *(keyword for keywords in BY_TYPE.values() for keyword in keywords)}
+NOT_PATTERN, EXCEPT = " not pattern", " not enum"  # keywords of our own: what a string and a value must not be
+IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependencies", "dependentRequired", "dependentSchemas", "$ref")
+# They state something, and nothing here reads them.
+REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
 
 
 def compact(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
+def identity(value: Any) -> str:
+    """Return a text that two values share exactly if they are equal in JSON Schema: 1 and 1.0 are, and so are objects
+    whose keys are in another order."""
+    def plain(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {key: plain(member) for key, member in inner.items()}
+        if isinstance(inner, list):
+            return [plain(item) for item in inner]
+        return int(inner) if isinstance(inner, float) and inner.is_integer() else inner
+    return json.dumps(plain(value), sort_keys=True)
+
+
+def different(values: Iterable[Any]) -> List[Any]:
+    """Return the values, each of several equal ones once."""
+    return list({identity(value): value for value in reversed(list(values))}.values())[::-1]
+
+
 def refused(where: str, what: str) -> MerinoError:
     return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}. Change that part.")
-
-
-def describes(keyword: str, schema: Dict[str, Any]) -> bool:
-    """Return whether a keyword states nothing of which values are valid."""
-    value = schema.get(keyword)
-    return keyword in DESCRIBING or keyword == "uniqueItems" and value is False or (
-        keyword == "format" and isinstance(value, str) and value not in FORMATS and value not in OTHER_FORMATS)
-
-
-def as_one(schemas: Sequence[Any], here: str) -> Dict[str, Any]:
-    """Return the schemas of an allOf, where no keyword has two values, and one alone describes what an object or a list
-    holds."""
-    merged: Dict[str, Any] = {}
-    inside: Dict[str, int] = {}
-    for index, schema in enumerate(schemas):
-        if not isinstance(schema, dict):
-            raise refused(f"{here}/{index}", f"it is {shown(schema)}, beside others it must be an object")
-        for keyword in [key for key in schema if not describes(key, schema)]:
-            kind = next((kind for kind in ("object", "array") if keyword in BY_TYPE[kind]), "")
-            if merged.setdefault(keyword, schema[keyword]) != schema[keyword] or kind and inside.setdefault(
-                    kind, index) != index:
-                raise refused(f"{here}/{index}/{keyword}", "another schema beside it has this keyword, or one that it "
-                                                           "depends on, which is not supported")
-    return merged
 
 
 def is_a(kind: str, value: Any) -> bool:
@@ -64,31 +57,72 @@ def is_a(kind: str, value: Any) -> bool:
     return isinstance(value, kinds[kind])
 
 
-def types_of(schema: Dict[str, Any], where: str, keywords: Sequence[str]) -> List[str]:
-    """Return the types of a schema; none: any. Without `type`, the other keywords determine the type."""
-    declared = schema.get("type")
-    if declared is None and "type" not in schema:
-        return [kind for kind in ("object", "array", "string", "number") if set(BY_TYPE[kind]) & set(keywords)]
+def types_of(schema: Dict[str, Any], where: str) -> List[str]:
+    declared = schema["type"]
     kinds: List[Any] = declared if isinstance(declared, list) else [declared]
-    if not kinds or any(not isinstance(kind, str) or kind not in BY_TYPE for kind in kinds):
-        raise refused(f"{where}/type", f"it is {shown(declared)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
-    return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
+    if not kinds or any(not isinstance(kind, str) or kind not in TYPES for kind in kinds):
+        raise refused(f"{where}/type", f"it is {shown(declared)}, allowed: {', '.join(TYPES)}, or a list of them")
+    return kinds
 
 
-def bound_of(schema: Dict[str, Any], keyword: str, where: str) -> Any:
-    value = schema.get(keyword)
-    if keyword in schema and not is_a("number", value):
-        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a number")
+def list_of(schema: Dict[str, Any], keyword: str, where: str, least: int = 0) -> List[Any]:
+    """Return the value of a keyword that must be a list; [] without the keyword."""
+    value = schema.get(keyword, [])
+    if not isinstance(value, list) or keyword in schema and len(value) < least:
+        what = "an empty list" if value == [] else shown(value)
+        raise refused(f"{where}/{keyword}", f"it is {what}, must be a list" + " of at least one" * bool(least))
     return value
 
 
-def counts_of(schema: Dict[str, Any], low: str, high: str, where: str) -> Tuple[int, int]:
-    """Return the least and the most of two keywords; most -1: no limit. Raise MerinoError for wrong values."""
-    for keyword in (low, high):
-        value = schema.get(keyword, 0)
-        if not is_a("integer", value) or value < 0:
-            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an integer, 0 or more")
-    least, most = int(schema.get(low, 0)), int(schema.get(high, -1))
-    if 0 <= most < least:
-        raise refused(f"{where}/{high}", f"nothing satisfies it: it is {most}, and {low} is {least}")
-    return least, most
+def names_of(schema: Dict[str, Any], keyword: str, where: str) -> List[str]:
+    value = list_of(schema, keyword, where)
+    if any(not isinstance(name, str) for name in value):
+        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a list of strings")
+    return value
+
+
+def object_of(schema: Dict[str, Any], keyword: str, where: str) -> Dict[str, Any]:
+    value = schema.get(keyword, {})
+    if not isinstance(value, dict):
+        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an object")
+    return value
+
+
+def bounds_of(schema: Dict[str, Any], where: str) -> List[Tuple[str, Any]]:
+    """Return the bounds of numbers: minimum, maximum, exclusiveMinimum and exclusiveMaximum, which is true or false in
+    draft 4."""
+    bounds = []
+    for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        value, strict = schema.get(keyword), schema.get("exclusive" + keyword[:1].upper() + keyword[1:])
+        if keyword not in schema or keyword.startswith("ex") and isinstance(value, bool):
+            continue
+        if not is_a("number", value):
+            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a number")
+        name = "exclusive" + keyword[:1].upper() + keyword[1:] if strict is True else keyword
+        bounds.append((name, value))
+    return bounds
+
+
+def count_of(schema: Dict[str, Any], keyword: str, where: str) -> int:
+    value = schema[keyword]
+    if not is_a("integer", value) or value < 0:
+        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an integer, 0 or more")
+    return int(value)
+
+
+def holds(name: str, bound: Any, value: Any) -> bool:
+    """Return whether a number keeps a bound of `bounds_of`."""
+    if name in ("minimum", "exclusiveMinimum"):
+        return value > bound or value == bound and name == "minimum"
+    return value < bound or value == bound and name == "maximum"
+
+
+def items_of(schema: Dict[str, Any], where: str) -> Tuple[List[Tuple[Any, str]], Tuple[Any, str]]:
+    """Return the schemas of the first items and of the others, each with its path. `items` may be the list of the first
+    ones, as before draft 2020-12."""
+    if isinstance(schema.get("items"), list):
+        first, keyword, others = list_of(schema, "items", where), "items", "additionalItems"
+    else:
+        first, keyword, others = list_of(schema, "prefixItems", where), "prefixItems", "items"
+    parts = [(part, f"{where}/{keyword}/{index}") for index, part in enumerate(first)]
+    return parts, (schema.get(others, True), f"{where}/{others}")

@@ -3,8 +3,11 @@
 Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
 around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
 """
+import functools
 import json
+import re
 import sys
+import unicodedata
 import warnings
 from typing import Any, Callable, List, Sequence, Tuple
 
@@ -14,23 +17,33 @@ from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
 MOST_REPEATED = 1000
+MOST_LENGTH = 10 ** 9  # stands for no limit
+SPACES = [(28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
+          (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # by some dialects
 CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
-_YEAR = r"(\d{3}[1-9]|\d{2}[1-9]\d|\d[1-9]\d{2}|[1-9]\d{3})"
-_DAY = (_YEAR + r"-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|"
-        r"02-(0[1-9]|1\d|2[0-8]))")  # without the 29th of February
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-FORMATS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}T{_TIME}$",
-           "uuid": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-           "ipv4": rf"^{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}$",
-           "email": r"^[A-Za-z0-9]+([._+-][A-Za-z0-9]+){0,4}@([A-Za-z0-9]+(-[A-Za-z0-9]+){0,4}\.){1,4}[A-Za-z]+$"}
 Refuse = Callable[[str], MerinoError]
 
 
 def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
     """Return a JSON string with its quotes, in which the pattern is found. `refuse` makes the error for one that is not
     supported."""
-    import re
+    any_text = make.rep(_characters(make, [(0, LAST)]))
+    nodes = []
+    for items, begins, ends in _branches(text, refuse):
+        node = _sequence(make, items, refuse)
+        nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
+    return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
+
+
+def length_of(text: str, refuse: Refuse) -> Tuple[int, int]:
+    """Return the least and the most characters of a text in which the pattern is found; most -1: no limit."""
+    branches = [(_width(items), begins and ends) for items, begins, ends in _branches(text, refuse)]
+    longest = [width[1] if whole else MOST_LENGTH for width, whole in branches]
+    return min(width[0] for width, _ in branches), max(longest) if max(longest) < MOST_LENGTH else -1
+
+
+def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
+    """Return the alternatives of a pattern, each with whether it begins and ends with an anchor."""
     parser: Any = getattr(re, "_parser", None)
     if parser is None:  # before Python 3.11
         import sre_parse as parser
@@ -40,17 +53,34 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
             parsed = list(parser.parse(text))
     except (re.error, RecursionError, OverflowError) as error:
         raise refuse(f"{json.dumps(text)[:80]} is not a pattern that can be read: {error}") from error
-    any_text = make.rep(_characters(make, [(0, LAST)]))
-    branches = len(parsed) == 1 and str(parsed[0][0]) == "BRANCH"  # alternatives, each with its own anchors
-    nodes = []
-    for items in (map(list, parsed[0][1][1]) if branches else [parsed]):
-        begins = items and _named(items[0]) == ("AT", "AT_BEGINNING")
+    while len(parsed) == 1 and str(parsed[0][0]) == "SUBPATTERN" and not any(parsed[0][1][1:-1]):
+        parsed = list(parsed[0][1][-1])  # a group around all
+    branches = list(map(list, parsed[0][1][1])) if len(parsed) == 1 and str(parsed[0][0]) == "BRANCH" else [parsed]
+    results = []
+    for items in branches:
+        begins = bool(items) and _named(items[0]) == ("AT", "AT_BEGINNING")
         items = items[1:] if begins else items
-        ends = items and _named(items[-1]) == ("AT", "AT_END")
-        items = items[:-1] if ends else items
-        node = _sequence(make, items, refuse)
-        nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
-    return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
+        ends = bool(items) and _named(items[-1]) == ("AT", "AT_END")
+        results.append((items[:-1] if ends else items, begins, ends))
+    return results
+
+
+def _width(items: Sequence[Any]) -> Tuple[int, int]:
+    """Return the least and the most characters of a sequence."""
+    least = most = 0
+    for kind, value in items:
+        name = str(kind)
+        low = high = 1
+        if name == "SUBPATTERN":
+            low, high = _width(value[-1])
+        elif name == "BRANCH":
+            widths = [_width(branch) for branch in value[1]]
+            low, high = min(width[0] for width in widths), max(width[1] for width in widths)
+        elif name in ("MAX_REPEAT", "MIN_REPEAT"):
+            inner = _width(value[2])
+            low, high = int(value[0]) * inner[0], int(value[1]) * inner[1]
+        least, most = least + low, min(MOST_LENGTH, most + high)
+    return least, most
 
 
 def _named(item: Any) -> Tuple[str, str]:
@@ -86,8 +116,9 @@ def _item(make: Automaton, kind: str, value: Any, refuse: Refuse) -> int:
 
 
 def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
+    """Return the characters that are in the class by every dialect."""
     negated = bool(items) and str(items[0][0]) == "NEGATE"
-    ranges: Ranges = []
+    ranges: Ranges = []  # if negated, with those that are in it by some dialect
     for kind, value in items[1:] if negated else items:
         if str(kind) == "LITERAL":
             ranges.append((value, value))
@@ -95,14 +126,32 @@ def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
             ranges.append((value[0], value[1]))
         elif str(kind) == "CATEGORY":
             name = str(value).replace("CATEGORY_", "")
-            members = CLASSES.get(name.replace("NOT_", ""))
-            if members is None:
+            inner = name.replace("NOT_", "")
+            if inner not in CLASSES:
                 raise refuse(f"{name} is not supported")
-            # Beyond ASCII the two dialects differ in what a class is: there nothing is one or is none.
-            ranges += [span for span in _others(members) if span[1] < 128] if name.startswith("NOT_") else members
+            doubtful = [] if name.startswith("NOT_") == negated else _doubtful(inner)
+            members = [*CLASSES[inner], *doubtful]
+            ranges += _others(members) if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
     return _others(ranges) if negated else ranges
+
+
+@functools.lru_cache(maxsize=None)
+def _doubtful(name: str) -> Ranges:
+    """Return the characters that some dialects count into a class and others do not."""
+    if name == "SPACE":
+        return SPACES
+    codes = [code for code in range(128, 0x10000) if (
+        chr(code).isnumeric() if name == "DIGIT" else unicodedata.category(chr(code))[0] in "LNM"
+        or unicodedata.category(chr(code)) in ("Pc", "Cn", "Cf"))]
+    ranges: Ranges = []
+    for code in codes:
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1] = (ranges[-1][0], code)
+        else:
+            ranges.append((code, code))
+    return [*ranges, (0x10000, LAST)]
 
 
 def _others(ranges: Ranges) -> Ranges:

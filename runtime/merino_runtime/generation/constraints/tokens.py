@@ -4,13 +4,14 @@ A mask is computed once for each state of the automaton and then kept. Inside a 
 are allowed. Their numbers of characters are counted once for each tokenizer, so that such a mask is a comparison, and a
 traversal of the few tokens that continue behind the closing quote.
 """
+import contextlib
 import threading
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints.automaton import DEAD, END, Automaton
+from merino_runtime.generation.constraints.automaton import DEAD, END, STEP_S, Automaton
 
 LONGEST_TOKEN_BYTES = 256  # longer ones are left out: shorter ones spell the same
 TAIL_BYTES = 64  # of the answer, before a forced text: enough for the tokenizer to go on from
@@ -113,13 +114,21 @@ class Grammar:
 
     def __init__(self, trie: Trie, automaton: Automaton, node: int, eos_ids: Iterable[int] = ()) -> None:
         self.trie, self.automaton, self.eos_ids = trie, automaton, tuple(eos_ids)
-        self.lock = threading.RLock()  # held while the automaton may grow
+        self._lock = threading.RLock()  # held while the automaton may grow
         self._start = automaton.start(node)
         self._masks: Dict[Any, np.ndarray] = {}  # packed bits
         self.vocab = max([len(trie.spellings), *[token_id + 1 for token_id in self.eos_ids]])
 
-    def start(self) -> "State":
-        return State(self, self._start, b"")
+    def start(self, until_s: float = float("inf")) -> "State":
+        """until_s: by time.monotonic; after it, work on this text raises MerinoError."""
+        return State(self, self._start, b"", until_s)
+
+    @contextlib.contextmanager
+    def step(self, until_s: float) -> Iterator[Automaton]:
+        """Lock the automaton, which then has the time and the work of one step."""
+        with self._lock:
+            self.automaton.budget.renew(STEP_S, until_s)
+            yield self.automaton
 
     def mask(self, state: int) -> np.ndarray:
         """[vocab], without the EOS."""
@@ -163,28 +172,29 @@ class Grammar:
 class State:
     """How far an answer has come."""
 
-    def __init__(self, grammar: Grammar, number: int, tail: bytes, ended: bool = False) -> None:
+    def __init__(self, grammar: Grammar, number: int, tail: bytes, until_s: float, ended: bool = False) -> None:
         self._grammar, self._number, self._tail, self._ended = grammar, number, tail, ended
+        self._until_s = until_s
 
     def copy(self) -> "State":
-        return State(self._grammar, self._number, self._tail, self._ended)
+        return State(self._grammar, self._number, self._tail, self._until_s, self._ended)
 
     @property
     def finished(self) -> bool:
         """Return whether the text may end here."""
-        with self._grammar.lock:
-            return self._ended or self._grammar.automaton.accepts(self._number)
+        with self._grammar.step(self._until_s) as automaton:
+            return self._ended or automaton.accepts(self._number)
 
     @property
     def ended(self) -> bool:
         """Return whether nothing but an EOS may follow."""
-        with self._grammar.lock:
-            return self._ended or not self._grammar.automaton.goes_on(self._number)
+        with self._grammar.step(self._until_s) as automaton:
+            return self._ended or not automaton.goes_on(self._number)
 
     def allowed(self) -> np.ndarray:
         """[vocab] of bool: the tokens that may follow, the EOS among them where the text may end."""
         grammar = self._grammar
-        with grammar.lock:
+        with grammar.step(self._until_s):
             allowed = np.zeros(grammar.vocab, dtype=bool) if self._ended else grammar.mask(self._number)
         if self.finished:
             allowed[list(grammar.eos_ids)] = True
@@ -197,8 +207,8 @@ class State:
             self._ended = True
             return
         data = grammar.trie.spellings[token_id] if 0 <= token_id < len(grammar.trie.spellings) else b""
-        with grammar.lock:
-            number = DEAD if self._ended or not data else grammar.automaton.run(self._number, data)
+        with grammar.step(self._until_s) as automaton:
+            number = DEAD if self._ended or not data else automaton.run(self._number, data)
         if number == DEAD:
             raise MerinoError(f"token {token_id} ({data!r:.80}) is not allowed here by the constraint. Choose one that "
                               "`allowed` names.")
@@ -207,7 +217,7 @@ class State:
     def forced(self) -> List[int]:
         """Return the tokens that must follow, as the tokenizer writes their text: without the last ones where a longer
         token could stand in their place."""
-        with self._grammar.lock:
+        with self._grammar.step(self._until_s):
             data = b"" if self._ended else self._forced_bytes()
             if not data:
                 return []

@@ -71,6 +71,9 @@ function hint() {
     ? "Write a message below. It is answered on this machine; nothing leaves it for the internet."
     : "This model was not trained to chat: it continues what you write. Begin a text below.";
   at("text").placeholder = chats() ? "Message" : "Beginning of a text";
+  const {n_ctx_train: context, defaults = {}} = chosen() ? chosen().meta : {};
+  for (const [name, value] of Object.entries(defaults)) if (at(name)) at(name).placeholder = value;
+  if (context) at("max_tokens").placeholder = "up to " + context;
 }
 
 function element(kind, name, text = "") {
@@ -80,33 +83,126 @@ function element(kind, name, text = "") {
   return node;
 }
 
+function button(name, text, call) {
+  const node = element("button", name, text);
+  node.type = "button";
+  node.onclick = call;
+  return node;
+}
+
+// A button that copies a text. The clipboard's own interface needs TLS, or a server on this machine.
+function copier(text) {
+  const node = button("copy", "Copy", async () => {
+    try { await navigator.clipboard.writeText(text()); } catch {
+      const box = document.body.appendChild(element("textarea", "unseen"));
+      box.value = text();
+      box.select();
+      document.execCommand("copy");
+      box.remove();
+      node.focus();
+    }
+    node.textContent = "Copied";
+    setTimeout(() => { node.textContent = "Copy"; }, 1500);
+  });
+  return node;
+}
+
+// Markdown as nodes. What is none of it stays text, so nothing is lost, and nothing becomes markup of the page.
+const MARKS = /(`+)(.*?[^`])\1(?!`)|\*\*(\S|\S.*?\S)\*\*|\*([^\s*]|[^\s*][^*]*[^\s*])\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/s;
+const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)$/, RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const BLOCK = /^\s*(`{3,}|~{3,}|#{1,6} |> ?)/;
+const marked = (node, text) => {
+  for (let found; (found = MARKS.exec(text)); text = text.slice(found.index + found[0].length)) {
+    const [, , code, strong, soft, label, address] = found;
+    node.append(text.slice(0, found.index));
+    if (code) node.append(element("code", "", code));
+    else if (address) node.append(Object.assign(marked(element("a", ""), label), {href: address, rel: "noreferrer", target: "_blank"}));
+    else node.append(marked(element(strong ? "strong" : "em", ""), strong || soft));
+  }
+  node.append(text);
+  return node;
+};
+const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
+const isTable = (lines, at) => lines[at].includes("|") && at + 1 < lines.length && lines[at + 1].includes("-") && RULE.test(lines[at + 1])
+  && cells(lines[at]).length === cells(lines[at + 1]).length;
+
+function markdown(node, text) {
+  const lines = text.split("\n"), take = (test) => { const start = at; while (at < lines.length && test(lines[at])) at++; return lines.slice(start, at); };
+  let at = 0;
+  while (at < lines.length) {
+    const line = lines[at], [, fence = ""] = /^\s*(`{3,}|~{3,})/.exec(line) || [], item = ITEM.exec(line), head = /^\s*(#{1,6}) +(.*)$/.exec(line);
+    if (!line.trim()) at++;
+    else if (fence) {
+      at++;
+      const code = take((one) => !one.trim().startsWith(fence)).join("\n"), block = node.appendChild(element("div", "code"));
+      at++;
+      block.append(element("pre", ""), copier(() => code));
+      Object.assign(block.firstChild, {tabIndex: 0}).append(element("code", "", code));
+    } else if (head) {
+      at++;
+      node.append(marked(element("h" + Math.min(6, head[1].length + 2), ""), head[2]));
+    } else if (/^\s*>/.test(line)) {
+      node.append(markdown(element("blockquote", ""), take((one) => /^\s*>/.test(one)).map((one) => one.replace(/^\s*> ?/, "")).join("\n")));
+    } else if (isTable(lines, at)) {
+      const [names, , ...rows] = take((one) => one.includes("|")), table = element("table", "");
+      for (const [index, row] of [names, ...rows].entries()) {
+        table.append(element("tr", ""));
+        table.lastChild.append(...cells(row).map((cell) => marked(element(index ? "td" : "th", ""), cell)));
+      }
+      node.appendChild(element("div", "table")).append(table);
+    } else if (item) {
+      const ordered = /\d/.test(item[2]), list = node.appendChild(element(ordered ? "ol" : "ul", "")), indent = item[1].length;
+      if (ordered) list.start = parseInt(item[2], 10);
+      for (let own; at < lines.length && (own = ITEM.exec(lines[at])) && own[1].length <= indent + 1 && /\d/.test(own[2]) === ordered;) {
+        const depth = own[1].length + own[2].length;
+        at++;
+        const inner = take((one) => !one.trim() ? at + 1 < lines.length && /^\s/.test(lines[at + 1]) && lines[at + 1].search(/\S/) > indent : one.search(/\S/) > indent + 1);
+        const cut = (one) => one.slice(Math.min(one.search(/\S|$/), depth + 1));
+        list.append(markdown(element("li", ""), [own[4], ...inner.map(cut)].join("\n")));
+      }
+    } else {
+      const first = at++;
+      take((one) => one.trim() && !BLOCK.test(one) && !ITEM.test(one) && !isTable(lines, at));
+      node.append(marked(element("p", ""), lines.slice(first, at).join("\n")));
+    }
+  }
+  return node;
+}
+
 // The list item of a message, with functions that add to it.
 function shown(message) {
   const item = element("li", message.role), who = element("h2", "", message.role === "user" ? "You" : message.model || "Model");
-  const text = element("div", "text", message.content), note = element("p", "note", message.note);
+  const text = element("div", "text"), note = element("p", "note", message.note);
   const details = element("details", ""), thought = element("div", "thought", message.thinking);
   if (message.role === "user") who.classList.add("unseen");
   details.append(element("summary", "", "Thinking"), thought);
   details.hidden = !message.thinking;
   note.hidden = !message.note;
   item.append(who, details, text, note);
-  const add = (place, more) => { place.append(more); place.normalize(); };
+  const write = () => {
+    if (message.role === "user" || !chats()) text.textContent = message.content;
+    else text.replaceChildren(...markdown(element("div", ""), message.content).childNodes);
+  };
+  write();
   return {
     item,
-    say: (more) => { message.content += more; add(text, more); },
-    think: (more) => { message.thinking += more; details.hidden = false; add(thought, more); },
+    say: (more) => { message.content += more; write(); },
+    think: (more) => { message.thinking += more; details.hidden = false; thought.textContent = message.thinking; },
     note: (words) => { message.note = words; note.textContent = words; note.hidden = !words; },
   };
 }
 
 function draw() {
+  at("conversation").className = chats() ? "" : "continued";
   at("conversation").replaceChildren(...conversation.map((message) => shown(message).item));
+  for (const [index, item] of chats() ? [...at("conversation").children].entries() : []) {
+    if (conversation[index].role === "assistant") item.append(copier(() => conversation[index].content));
+  }
   const last = conversation[conversation.length - 1];
   if (last && last.role === "assistant") {
-    const again = element("button", "", "Again");
-    again.type = "button";
-    again.onclick = () => { const old = conversation.pop(); answer(() => conversation.push(old)); };
-    at("conversation").lastChild.append(again);
+    const item = at("conversation").lastChild;
+    item.append(button("again", "Again", () => { const old = conversation.pop(); answer(() => conversation.push(old)); }));
+    if (!chats()) item.append(copier(() => conversation.map((message) => message.content).join("")));
   }
   keep("session", "conversation", conversation);
   hint();
@@ -267,7 +363,7 @@ async function open() {
   at("model").replaceChildren(...models.map((model) => new Option(model.id, model.id)));
   const before = kept("local", "model");
   if (models.some((model) => model.id === before)) at("model").value = before;
-  hint();
+  if (!running) draw();
   if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) at("text").focus();
 }
 
@@ -282,7 +378,7 @@ at("settings").addEventListener("input", () => {
 at("key").addEventListener("change", live);
 at("settings").addEventListener("submit", (event) => event.preventDefault());
 at("set").addEventListener("click", () => showSettings(at("settings").hidden));
-at("model").addEventListener("change", () => { keep("local", "model", at("model").value); hint(); });
+at("model").addEventListener("change", () => { keep("local", "model", at("model").value); draw(); });
 at("new").addEventListener("click", () => {
   const before = conversation;
   conversation = [];

@@ -1,0 +1,223 @@
+"""What OpenAI's interface promises beyond a plain chat: several answers, choices among tools, the Responses API, and
+what is refused because it is not implemented."""
+import json
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("torch")  # of the workstation, which makes the bundle
+
+from chat_bundle import make_bundle  # noqa: E402
+from served import Server  # noqa: E402
+
+from merino_runtime.serving import unsupported  # noqa: E402
+
+CHAT, TEXTS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+QUESTION = [{"role": "user", "content": "How many sacks?"}]
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+def tool(name, **properties):
+    return {"type": "function", "function": {"name": name, "parameters": {
+        "type": "object", "properties": properties, "required": list(properties)}}}
+
+
+TOOLS = [tool("lamp", on={"type": "boolean"}), tool("oven", on={"type": "boolean"})]
+ON = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+
+
+def bytes_of(choice):
+    """Of the tokens: a random model's text is hardly UTF-8."""
+    content = choice["logprobs"]["content"] if choice["logprobs"] else []
+    return [byte for entry in content for byte in entry["bytes"]]
+
+
+@pytest.fixture(scope="module")
+def server(decoder, tmp_path_factory):
+    folder = make_bundle(tmp_path_factory.mktemp("bundle") / "chat", decoder, dialect="fused", context=1024)
+    with Server(folder, options=["--cache-mb", 0]) as running:
+        yield running
+
+
+def texts(answer):
+    return [choice["message"]["content"] for choice in answer["choices"]]
+
+
+def test_several_answers_compute_the_prompt_once(server):
+    before = server.call("GET", "/v1/stats")[1]
+    body = {"messages": [{"role": "user", "content": "The miller counts the sacks in the evening. " * 8}],
+            "max_tokens": 8, "seed": 5, "temperature": 9, "ignore_eos": True, "logprobs": True}
+    several = server.post(CHAT, n=3, **body)
+    after = server.call("GET", "/v1/stats")[1]
+    assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
+    answers = list(map(bytes_of, several["choices"]))
+    assert len(set(map(bytes, answers))) == 3
+    used = several["usage"]
+    assert used["completion_tokens"] == 24 and used["prompt_tokens"] > 100
+    computed = after["prompt_tokens_total"] - before["prompt_tokens_total"]
+    assert computed <= used["prompt_tokens"] + 2  # each of the others computes the last token
+    assert answers[1] == bytes_of(server.post(CHAT, **dict(body, seed=6))["choices"][0])
+    chunks, _ = server.stream(CHAT, n=3, **body)
+    streamed = [[], [], []]
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            streamed[choice["index"]] += bytes_of(choice)
+    assert streamed == answers
+    two = server.post(TEXTS, prompt=["The mill", "The baker"], n=2, echo=True, max_tokens=3, seed=1)["choices"]
+    assert [choice["text"][:8] for choice in two] == ["The mill", "The mill", "The bake", "The bake"]
+
+
+def test_a_model_by_its_name(server):
+    (listed,) = server.call("GET", "/v1/models")[1]["data"]
+    assert server.call("GET", "/v1/models/" + listed["id"]) == (200, listed)
+    status, answer = server.call("GET", "/v1/models/gpt-9")
+    assert status == 404 and answer["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(("choice", "called"), [
+    ("required", {"lamp", "oven"}), ({"type": "function", "function": {"name": "oven"}}, {"oven"}),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [
+        {"type": "function", "function": {"name": "oven"}}]}}, {"oven"}),
+])
+def test_which_tool_is_called(server, choice, called):
+    for seed in range(3):
+        answer = server.post(CHAT, messages=QUESTION, tools=TOOLS, tool_choice=choice, seed=seed)["choices"][0]
+        (call,) = answer["message"]["tool_calls"]
+        assert call["function"]["name"] in called and answer["finish_reason"] == "tool_calls"
+        assert set(json.loads(call["function"]["arguments"])) == {"on"}
+
+
+def test_a_call_that_is_cut_is_not_content(server):
+    for most in (1, 5, 9):
+        body = dict(GREEDY, messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=most)
+        choice = server.post(CHAT, **body)["choices"][0]
+        assert choice["finish_reason"] == "length" and not choice["message"]["content"]
+        chunks, _ = server.stream(CHAT, **body)
+        assert not any(part["delta"].get("content") for chunk in chunks for part in chunk["choices"])
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [
+    (CHAT, {"tool_choice": "required"}, "tool_choice"), (CHAT, {"tool_choice": "required", "tools": []}, "tool_choice"),
+    (CHAT, {"tool_choice": {"type": "function", "function": {"name": "lamp"}}}, "tool_choice"),
+    (CHAT, {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+        "mode": "auto", "tools": [{"type": "function", "function": {"name": "door"}}]}}}, "tool_choice"),
+    (CHAT, {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "door"}}}, "tools"),
+    (CHAT, {"response_format": {"type": "json_object", "schema": 3}}, "response_format.schema"),
+    (CHAT, {"response_format": {"type": "json_object", "schema": {"type": "hiccup"}}}, "response_format"),
+    (CHAT, {"max_tokens": 0}, "max_tokens"), (CHAT, {"max_tokens": -2}, "max_tokens"), (CHAT, {"n": 65}, "n"),
+    (CHAT, {"best_of": 2}, "best_of"), (TEXTS, {"prompt": ["x"] * 40, "n": 2}, "n"),
+    (CHAT, {"continue_final_message": True}, "continue_final_message"),
+    (CHAT, {"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
+    (RESPONSES, {"tools": [{"type": "web_search"}]}, "tools"),
+    (RESPONSES, {"input": [{"type": "item_reference"}]}, "input"),
+    (RESPONSES, {"tools": [{"type": "function", "name": "lamp"}], "tool_choice": {
+        "type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "door"}]}}, "tool_choice"),
+])
+def test_what_cannot_be_meant_is_refused_by_its_name(server, path, body, param):
+    usual = {CHAT: {"messages": QUESTION}, TEXTS: {"prompt": "x"}, RESPONSES: {"input": "x"}}[path]
+    status, answer = server.call("POST", path, dict(usual, **body))
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+@pytest.mark.parametrize("name", sorted(unsupported.FIELDS))
+def test_what_is_not_implemented_is_refused_by_its_name(server, name):
+    for path, body in ((CHAT, {"messages": QUESTION}), (TEXTS, {"prompt": "x"}), (RESPONSES, {"input": "x"})):
+        status, answer = server.call("POST", path, dict(body, **{name: 0.5}))
+        assert (status, answer["error"]["param"]) == (400, name)
+        for neutral in (None, [], *unsupported.FIELDS[name][:1]):
+            assert server.call("POST", path, dict(body, max_tokens=1, max_output_tokens=1, **{name: neutral}))[0] == 200
+    status, answer = server.call("POST", "/api/chat", {"messages": QUESTION, "options": {name: 0.5}})
+    assert status == 400 and answer["error"].startswith(name)
+
+
+def test_paths_that_are_not_implemented_are_refused_by_their_names(server):
+    for path in ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings"):
+        status, answer = server.call("POST", path, {"model": "x", "input": "y"})
+        assert status == 404 and "embeddings" in str(answer["error"])
+
+
+def test_json_in_each_of_its_forms(server):
+    strict = {"type": "json_schema", "json_schema": {"schema": ON}}
+    for path, body, form in (
+            (CHAT, {"messages": QUESTION}, {"response_format": {"type": "json_object", "schema": ON}}),
+            (CHAT, {"messages": QUESTION}, {"json_schema": ON}), (CHAT, {"messages": QUESTION}, {"guided_json": ON}),
+            (TEXTS, {"prompt": "The lamp:"}, {"response_format": strict}),
+            (RESPONSES, {"input": "The lamp?"}, {"text": {"format": {"type": "json_schema", "schema": ON}}})):
+        answer = server.post(path, max_tokens=300, max_output_tokens=300, **body, **form)
+        text = answer["output"][0]["content"][0]["text"] if path == RESPONSES else \
+            answer["choices"][0].get("text") or texts(answer)[0]
+        assert set(json.loads(text)) == {"on"}
+
+
+def test_as_many_tokens_as_fit_and_log_probabilities_of_the_token_alone(server):
+    used = server.post(CHAT, messages=QUESTION, max_tokens=-1, ignore_eos=True)["usage"]
+    assert used["total_tokens"] == 1024
+    logprobs = server.post(TEXTS, prompt="The mill", logprobs=0, max_tokens=3)["choices"][0]["logprobs"]
+    pairs = zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)
+    assert logprobs["top_logprobs"] == [{token: logprob} for token, logprob in pairs]
+
+
+def test_an_answer_is_continued(server):
+    whole = server.post(CHAT, messages=QUESTION, ignore_eos=True, logprobs=True, **GREEDY)
+    begun = [*QUESTION, {"role": "assistant", "content": "There are"}]
+    answer = server.post(CHAT, messages=begun, continue_final_message=True, add_generation_prompt=False, **GREEDY)
+    assert answer["usage"]["prompt_tokens"] > whole["usage"]["prompt_tokens"]
+    again = server.post(CHAT, messages=begun, **GREEDY)  # an answer, and another one
+    assert again["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
+
+
+def test_roles_of_a_template_of_its_own(server):
+    messages = [{"role": "narrator", "content": "A mill at night."}, *QUESTION]
+    other = server.post(CHAT, messages=[dict(messages[0], role="user"), *QUESTION], **GREEDY)
+    assert server.post(CHAT, messages=messages, **GREEDY)["usage"]["prompt_tokens"] != other["usage"]["prompt_tokens"]
+
+
+def events_of(server, **body):
+    connection, response = server.open("POST", RESPONSES, dict(body, stream=True))
+    text = response.read().decode("utf-8")
+    connection.close()
+    assert response.status == 200, text
+    events = [part.split("\n") for part in text.split("\n\n") if part.startswith("event: ")]
+    values = [json.loads(data[len("data: "):]) for _, data in events]
+    assert [name[len("event: "):] for name, _ in events] == [value["type"] for value in values]
+    assert [value["sequence_number"] for value in values] == list(range(len(values)))
+    return values
+
+
+def test_a_response_and_its_events_say_the_same(server):
+    body = {"input": "How many sacks?", "instructions": "You count.", "temperature": 0, "max_output_tokens": 9,
+            "ignore_eos": True}
+    whole = server.post(RESPONSES, **body)
+    (item,) = whole["output"]
+    assert (whole["status"], whole["incomplete_details"]["reason"]) == ("incomplete", "max_output_tokens")
+    assert whole["usage"]["output_tokens"] == 9 and item["role"] == "assistant"
+    chat = server.post(CHAT, messages=[{"role": "system", "content": "You count."}, *QUESTION], temperature=0,
+                       max_tokens=9, ignore_eos=True)
+    assert item["content"][0]["text"] == texts(chat)[0]
+    events = events_of(server, **body)
+    kinds = [event["type"].partition(".")[2] for event in events]
+    assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "incomplete"]
+    assert "".join(event.get("delta", "") for event in events) == item["content"][0]["text"]
+    assert events[-1]["response"]["output"][0]["content"] == item["content"]
+
+
+def test_a_response_calls_tools_and_reads_their_results(server):
+    flat = [dict(part["function"], type="function") for part in TOOLS]
+    body = {"input": "Lamp on.", "tools": flat, "tool_choice": {"type": "function", "name": "lamp"}, "temperature": 0}
+    whole = server.post(RESPONSES, **body)
+    (call,) = whole["output"]
+    assert (whole["status"], call["type"], call["name"]) == ("completed", "function_call", "lamp")
+    events = events_of(server, **body)
+    assert [event["arguments"] for event in events if event["type"].endswith("arguments.done")] == [call["arguments"]]
+    talk = [{"role": "user", "content": [{"type": "input_text", "text": "Lamp on."}]},
+            {"type": "reasoning", "summary": []}, call,
+            {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}]
+    answer = server.post(RESPONSES, input=talk, tools=flat, tool_choice="none", max_output_tokens=5)
+    same = server.post(CHAT, max_tokens=5, messages=[
+        {"role": "user", "content": "Lamp on."},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {
+            "name": "lamp", "arguments": call["arguments"]}}]},
+        {"role": "tool", "content": "done"}])
+    assert answer["usage"]["input_tokens"] == same["usage"]["prompt_tokens"]
