@@ -54,11 +54,6 @@ class Qwen35Architecture(GatedGeometry):
         if unknown:
             known = ", ".join(map(repr, KINDS))
             raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {known}")
-        if config.linear_num_value_heads % config.linear_num_key_heads:
-            raise MerinoError(
-                f"linear_num_value_heads is {config.linear_num_value_heads}, supported is a multiple of"
-                f" linear_num_key_heads, {config.linear_num_key_heads}"
-            )
 
     @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:
@@ -67,6 +62,11 @@ class Qwen35Architecture(GatedGeometry):
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
+        if config.linear_num_value_heads % config.linear_num_key_heads:
+            raise MerinoError(
+                f"linear_num_value_heads is {config.linear_num_value_heads}, supported is a multiple of"
+                f" linear_num_key_heads, {config.linear_num_key_heads}"
+            )
         return {**super().facts(config), "attends": tuple(KINDS[kind] for kind in config.layer_types)}
 
     def words(self) -> dict[str, Any]:
