@@ -17,7 +17,7 @@ x86_64) flags=-march=x86-64-v3 ;;
 esac
 # shellcheck disable=SC2086  # a list of words
 "${CC:-cc}" -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fwrapv $flags -o "$work/check" \
-    "$here/check.c" "$here"/matmul*.c "$here/attention.c" "$here/pool.c" -lm -pthread
+    "$here/check.c" "$here"/matmul*.c "$here/attention.c" "$here/taps.c" "$here/pool.c" -lm -pthread
 
 cores=$(getconf _NPROCESSORS_ONLN)
 rows=

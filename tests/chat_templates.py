@@ -154,6 +154,28 @@ DISTILLED = (  # an answer begins inside its thinking
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
 
+LFM2 = """{{- bos_token -}}
+{%- set ns = namespace(system="") -%}
+{%- if messages[0]["role"] == "system" -%}
+    {%- set ns.system = messages[0]["content"] -%}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- if tools -%}
+    {%- set ns.system = ns.system + "List of tools: <|tool_list_start|>" + (tools | tojson) + "<|tool_list_end|>" -%}
+{%- endif -%}
+{%- if ns.system -%}
+    {{- "<|im_start|>system\n" + ns.system + "<|im_end|>\n" -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- set content = message["content"] -%}
+    {%- if content is not string -%}{%- set content = content | tojson -%}{%- endif -%}
+    {{- "<|im_start|>" + message["role"] + "\n" + content + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "<|im_start|>assistant\n" -}}
+{%- endif -%}
+"""
+
 MISTRAL = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
     "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}{% if message.role == 'user' %}"
@@ -244,7 +266,7 @@ TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 EXACT = {
     "chatml": CHATML, "qwen2.5": QWEN25, "qwen3": QWEN3, "llama3.2": LLAMA32, "gemma2": GEMMA2, "gemma3": GEMMA3,
     "granite": GRANITE, "distilled": DISTILLED, "phi3": PHI3, "phi4": PHI4, "olmo2": OLMO2, "stablelm2": STABLELM2,
-    "ernie4.5": ERNIE45, "exaone4": EXAONE4, "hunyuan": HUNYUAN, "qwen2-vl": QWEN2_VL,
+    "ernie4.5": ERNIE45, "exaone4": EXAONE4, "hunyuan": HUNYUAN, "qwen2-vl": QWEN2_VL, "lfm2": LFM2,
 }
 INEXACT = {"mistral": MISTRAL, "numbered": NUMBERED}
 

@@ -37,6 +37,8 @@ CONFIGS = {
     "exaone4": {"model_type": "exaone4", **GROUPED, "head_dim": 16, "sliding_window": None,
                 "layer_types": ["full_attention"] * 2,
                 "tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    "lfm2": {"model_type": "lfm2", **GROUPED, **THETA, "num_hidden_layers": 4, "block_auto_adjust_ff_dim": False,
+             "layer_types": ["conv", "conv", "full_attention", "conv"], "tie_word_embeddings": True},
     "phi3": {"model_type": "phi3", **GROUPED, "hidden_size": 128, "num_hidden_layers": 2, "sliding_window": None,
              "original_max_position_embeddings": 128, "tie_word_embeddings": True, "rope_parameters": {
                  "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,

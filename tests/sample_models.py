@@ -26,6 +26,7 @@ SMALL = {
     "ministral3": {**GATED, "window": None, "windowed": (False, False)},
     "exaone4": {**GATED, "window": 5, "windowed": (True, False)},
     "llama4_text": {**GATED, "rotated_layers": (True, False), "normed_heads": True},
+    "lfm2": {**GATED, "attends": (False, True), "taps": 3},
     "phi3": {
         **GATED, "rotated": 12, "window": None, "windowed": (False, False),
         "rope_scaling": {"divisors": (1.0, 1.1, 1.5, 2.0, 2.5, 4.0), "magnitude": 1.2},
@@ -55,6 +56,13 @@ SMALL = {
     "bloom": {**SHAPE, "heads": 6, "width": 96, "ffn_width": 384},
     "gpt_neox": {**SHAPE, "rotated": 4, "rope_theta": 500.0, "parallel": True, "tied": False},
 }  # fmt: skip
+
+
+# Not in SMALL, because its layers with recurrent states have one dialect.
+QWEN35 = FAMILIES["qwen3_5_text"].geometry(
+    **{**GATED, "layers": 4, "head_size": 32, "context": 48}, rotated=8, attends=(False, False, False, True),
+    key_heads=2, value_heads=4, key_size=16, value_size=8, taps=4,
+)  # fmt: skip
 
 
 def small(family, **keys):

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from merino_edge.bundles.description import ModelFacts
+from merino_edge.families.operators import caches_inputs, has_states
 from merino_edge.families.registry import family_of
 
 GENAI, CONFIG, TOKENIZER_CONFIG = "genai_config.json", "config.json", "tokenizer_config.json"
@@ -25,6 +26,8 @@ def files_for_others(
     tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text; `library`: the
     file with this project's operators, if the graph has some. transformers.js and optimum cannot load it.
     """
+    if has_states(model.geometry.operators):  # none of these programs binds them
+        return {}
     files = {GENAI: genai_config(model, set(inputs), context, library)}
     config = None if library else hugging_face_config(model, context)
     if config:
@@ -39,10 +42,10 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str
     """onnxruntime-genai's description of a decoder, as its version 0.18 reads it. It looks for `library` in the folder
     of the bundle.
 
-    Heads, widths and the length of a head are those of the first layer. genai takes each layer's own from the graph.
+    Heads, widths and the length of a head are those of one layer. genai takes each layer's own from the graph.
     """
     geometry = model.geometry
-    layers, (kv_heads, head_size) = geometry.layer_shapes, geometry.kv_layers[0]
+    layers, (kv_heads, head_size) = geometry.layer_shapes, max(geometry.kv_layers)
     named = [name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs]
     decoder: dict[str, Any] = {
         "filename": "model.onnx",
@@ -79,12 +82,13 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str
 
 
 def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | None:
-    """transformers' configuration; None for a family that transformers does not have.
+    """transformers' configuration; None for a family that transformers does not have, and for a graph that caches
+    inputs of convolutions, which requires a cache of full length.
 
     The version of transformers is left out: a bundle's bytes, and so its hash, do not depend on it.
     """
     family = family_of(model.geometry)
-    if family.loader is not None:
+    if family.loader is not None or caches_inputs(model.geometry.operators):
         return None
     stops = list(model.stop_ids)
     config = family.config_of(

@@ -18,8 +18,8 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal
 from merino_edge.design.costs import AtThreads, Costs, table
 from merino_edge.design.law import Constants, ln_loss
 from merino_edge.design.space import Layer, Space, architecture
-from merino_edge.families.designed import SLOTS, Architecture, Ngrams
-from merino_edge.families.operators import Operator
+from merino_edge.families.designed import Architecture, Ngrams
+from merino_edge.families.operators import SLOTS, Operator
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.limits import most_within, positive
 from merino_runtime.errors import MerinoError

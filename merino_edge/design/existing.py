@@ -53,7 +53,8 @@ def groups_of(geometry: Geometry) -> list[Group]:
     layers = geometry.layer_shapes
     if not isinstance(geometry, Architecture):
         weights = layers_weights(geometry) // len(layers)
-        return [Group(len(layers), False, weights, is_gated(geometry), layers[0].heads, geometry.kv_layers[0][0])]
+        kv_heads = max(heads for heads, _ in geometry.kv_layers)  # a convolution's cache has one
+        return [Group(len(layers), False, weights, is_gated(geometry), layers[0].heads, kv_heads)]
     groups, size = [], geometry.head_size
     for one in geometry.blocks:
         keys, ffn_width = one.kv_width(size), (2 + one.gated) * one.ffn_width

@@ -24,9 +24,8 @@ from merino_edge.export.request import (
     in_one_format,
 )
 from merino_edge.export.source import Source, check_memory
-from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states
 from merino_edge.families.registry import decoder_of
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape, default_prompt
@@ -37,6 +36,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import JSON, read_text
 
+WITH_STATES = [("fused", precision, None) for precision in ("fp32", "int8", "int4")]
 MOST_COLUMNS = 768  # of a matrix, for GPTQ on the 2,048 tokens that the model generates (docs/decisions/quantization)
 
 
@@ -73,10 +73,15 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
     """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
     check_context(request.context, source.arch.context)
     form = graph_format(request, source.design, request.context or source.arch.context)
-    if form.kv and isinstance(source.arch, Architecture) and source.arch.caches_inputs:
+    if form.kv and caches_inputs(source.arch.operators):
         raise MerinoError(
             f"a cache in {form.kv} is not possible for {source.name}: it holds inputs of convolutions or token ids"
             " besides keys and values, which are not quantized. Give --kv fp32"
+        )
+    if has_states(source.arch.operators) and (form.dialect, form.precision, form.kv) not in WITH_STATES:
+        raise MerinoError(
+            f"{source.name} has recurrent states (gated DeltaNet), which are exported with --dialect fused in fp32,"
+            " int8 and int4, without --kv and for ONNX Runtime alone"
         )
     check_replaces(source, out, request.overwrite)
     check_readable(source)

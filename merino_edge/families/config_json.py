@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from merino_edge.families.checkpoint import CONFIG, COPY_AGAIN, check_not_quantized
 from merino_edge.families.gated import GatedGeometry
 from merino_edge.families.registry import FAMILIES
+from merino_edge.families.rotary import PART
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
@@ -92,7 +93,8 @@ def text_decoder(kind: str, content: Mapping[str, Any]) -> Judged:
     for key in ("rope_scaling", "rope_parameters"):
         if "mrope_section" in (words.get(key) or {}):
             theta = words[key].get("rope_theta", words.get("rope_theta"))
-            words[key] = {"rope_type": "default", "rope_theta": theta}
+            part = {PART: words[key][PART]} if PART in words[key] else {}
+            words[key] = {"rope_type": "default", "rope_theta": theta, **part}
     words = {key: value for key, value in words.items() if not OTHER_KEYS.fullmatch(key)}
     return Judged(words["model_type"], words, inner=True)
 

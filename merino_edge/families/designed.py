@@ -14,7 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, ngrams, norm, taps
+from merino_edge.families.operators import (
+    SLOTS,
+    Operator,
+    activation,
+    attention,
+    convolution,
+    embed,
+    head,
+    linear,
+    ngrams,
+    norm,
+    taps,
+)
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_layer, residual_norm
 from merino_edge.families.rotary import Rotary
 
@@ -26,7 +38,6 @@ MIXED, TAPPED = 3, 4  # taps of a gated convolution; taps before a mixer and bef
 # Of the hash: a universal one, whose sums of three ids below 2^20 fit into int64.
 PRIME, MULTIPLIERS = 2**31 - 1, (1_540_483_477, 1_000_000_933, 1_878_242_191)
 MOST_ROWS = 2**31
-SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values
 ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
@@ -220,11 +231,9 @@ def attention_operators(
 
 
 def convolution_operators(width: int, *, final: bool = False) -> Iterator[Operator]:
-    """RMSNorm, in-projection, gated taps, output."""
+    """RMSNorm and gated convolution."""
     yield norm(width)
-    yield linear(width, 3 * width, also_live=width)
-    yield taps(width, MIXED, also_live=3 * width)
-    yield linear(width, width, also_live=width, final=final)
+    yield from convolution(width, MIXED, final=final)
 
 
 def ffn_operators(

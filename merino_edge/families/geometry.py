@@ -4,7 +4,7 @@ One function counts the operators of all decoders of equal layers, which differ 
 learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -114,7 +114,7 @@ class UniformGeometry(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return list(decoder_operators(self))
+        return list(decoder_operators(self, lambda _, final: attention_operators(self, final)))
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -148,7 +148,12 @@ class EqualLayers(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return self.counts.operators
+        return list(decoder_operators(self.counts, self.mixer))
+
+    def mixer(self, layer: int, final: bool) -> Iterable[Operator]:  # noqa: ARG002 - layers of a family may differ
+        """Return the operators that mix the positions in a layer. `final`: whether it computes one position only
+        behind them."""
+        return attention_operators(self.counts, final)
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -175,16 +180,11 @@ def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
     return {field: getattr(config, key) for field, key in keys.items()}
 
 
-def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:
-    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
-    counts.
-
-    `final`: whether it computes one position only after its attention.
-    """
-    width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
-    affine = 2 if geometry.norm == "layer" else 1
-    yield norm(width, affine=affine)
-    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, also_live=width)
+def attention_operators(geometry: UniformGeometry, final: bool, *, gated: bool = False) -> Iterator[Operator]:
+    """Yield the operators of an attention. `gated`: whether its first matrix also computes a gate of its output."""
+    width, queries, cached = geometry.width, geometry.query_width, geometry.kv_width
+    packed = (2 if gated else 1) * queries + 2 * cached
+    yield linear(width, packed, bias="qkv" in geometry.biases, also_live=width)
     if geometry.query_key_norm:
         for normed in (queries, cached):
             live = queries + 2 * cached + normed + width
@@ -192,6 +192,15 @@ def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[
             yield Operator("norm", vector=vector, live=live, vectors=normed)
     yield attention(queries, geometry.heads, kv_width=cached, also_live=width)
     yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
+
+
+def layer_operators(geometry: UniformGeometry, mixer: Iterable[Operator], final: bool) -> Iterator[Operator]:
+    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
+    counts."""
+    width, ffn = geometry.width, geometry.ffn_width
+    affine = 2 if geometry.norm == "layer" else 1
+    yield norm(width, affine=affine)
+    yield from mixer
     for _ in range(geometry.norms // 2):
         yield norm(width, affine=affine, also_live=width, final=final)
     biased = "ffn" in geometry.biases
@@ -202,7 +211,9 @@ def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[
         yield norm(width, affine=affine, also_live=width, final=final)
 
 
-def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
+def decoder_operators(
+    geometry: UniformGeometry, mixer: Callable[[int, bool], Iterable[Operator]]
+) -> Iterator[Operator]:
     width, embedded = geometry.width, geometry.embed_width
     yield embed(geometry.vocab, embedded)
     affine = 2 if geometry.norm == "layer" else 1
@@ -213,7 +224,8 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     if geometry.positions == "learned":
         yield embed(geometry.context + geometry.position_offset, width, also_live=width)
     for layer in range(geometry.layers):
-        yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
+        final = geometry.last_alone and layer == geometry.layers - 1
+        yield from layer_operators(geometry, mixer(layer, final), final)
     if geometry.final_norm:
         yield norm(width, affine=affine, final=True)
     if embedded != width:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from merino_edge.families.operators import DeltaSizes
 from merino_edge.families.rotary import Rotary
 
 Weights = Mapping[str, np.ndarray]  # a state dict; matrices are [out, in] as in torch
@@ -50,6 +51,7 @@ class Attention:
         value_norm: of the values of each head.
         shared: whether it reads keys and values that an earlier layer has written, and has queries alone.
         softcap: the largest score; scores become softcap * tanh(score / softcap).
+        gated: whether a gate follows the queries in the packed matrix; its sigmoid multiplies the result.
         slopes: of each head, what a score gains per position of its key (ALiBi, arXiv 2108.12409).
     """
 
@@ -65,6 +67,33 @@ class Attention:
     shared: bool = False
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Gated DeltaNet: the recurrence of a state [value_heads, key_size, value_size].
+
+    Attributes:
+        index: of its states.
+        taps: weight [channels, 1, taps] of the causal convolution of queries, keys and values, with SiLU behind it.
+        decay, step: weights [value_heads]; the logarithm of a decay is `decay` * softplus(input + `step`).
+        norm: of each head of the result.
+    """
+
+    index: int
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    taps: str
+    decay: str
+    step: str
+    norm: Norm
+
+    @property
+    def sizes(self) -> DeltaSizes:
+        return DeltaSizes(self.key_heads, self.value_heads, self.key_size, self.value_size)
 
 
 def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
@@ -153,6 +182,10 @@ class GraphOps(Protocol):
     def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
         """Return b * taps(a * c) of x [1, T, 3 * width], which holds a, b and c; [1, T, width]."""
 
+    def delta(self, x: str, delta: Delta) -> str:
+        """Return gated DeltaNet of x [1, T, channels], which holds queries, keys and values, the gate of the result,
+        and of each value head the rate of update and the decay; [1, T, value_heads * value_size]."""
+
     def ngrams(self, tables: Mapping[str, Any], layer: KvLayer, vocab: int) -> str:
         """Return the sum of the rows of all tables [rows, width] for input_ids; [1, T, width].
 
@@ -207,7 +240,7 @@ class MatrixNames:
     def _nothing(self, *_: Any) -> str:
         return ""
 
-    add = resize = scale = norm = activation = gated = attention = taps = gated_taps = last = _nothing
+    add = resize = scale = norm = activation = gated = attention = taps = gated_taps = delta = last = _nothing
     float_linear = multiply = divide = weigh = shift = centered = rms = concat = mix = _nothing
 
 

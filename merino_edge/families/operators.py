@@ -4,9 +4,11 @@ Parameters, FLOPs, bytes and predicted latencies are sums or maxima over such a 
 families.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
+
+from merino_runtime.bundle.schema import STATE_COPIES
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
 # Bits of an element of the KV cache, which is float32 by default, in fp16 float16.
@@ -84,7 +86,8 @@ class Operator:
 
     Attributes:
         kind: `embed`, `linear`, `head`, `norm`, `activation`, `attention`; `taps`, `ids` (the cached ids that n-grams
-            are hashed from), `slots` (the cache's slots that these two use) or `ngrams` (a table).
+            are hashed from), `slots` (the cache's slots that these two use), `ngrams` (a table), or `delta` (the
+            convolution and recurrence of gated DeltaNet).
         matrix: elements of its matrix or embedding, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
         columns: length of the matrix's rows, which a group_size divides.
@@ -96,6 +99,7 @@ class Operator:
         query_width: attention only, query heads * head size. Its two matmuls take 2 * query_width multiply-adds
             per pair of positions. More than `width` where several query heads share a KV head.
         heads: attention only, query heads.
+        state: `delta` only, elements of its recurrent state, float32 of each sequence.
         live: elements per token in memory while it runs: inputs, outputs and the residual.
         vectors: of norm, activation and taps, elements per token.
         final: whether it computes the last position only, as all operators behind the last attention do.
@@ -113,6 +117,7 @@ class Operator:
     width: int = 0
     query_width: int = 0
     heads: int = 0
+    state: int = 0
     live: int = 0
     vectors: int = 0
     final: bool = False
@@ -134,6 +139,16 @@ class Operator:
         return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
 
 
+def caches_inputs(operators: Iterable[Operator]) -> bool:
+    """Return whether a decoder's cache holds more than keys and values: inputs of convolutions, or ids."""
+    return any(op.kind == SLOTS.kind for op in operators)
+
+
+def has_states(operators: Iterable[Operator]) -> bool:
+    """Return whether a decoder has recurrent states beside its KV cache."""
+    return any(op.state for op in operators)
+
+
 def hashes_ids(operators: Iterable[Operator]) -> bool:
     """Return whether a decoder reads tables of hashed n-grams."""
     return any(op.kind == "ngrams" for op in operators)
@@ -142,6 +157,9 @@ def hashes_ids(operators: Iterable[Operator]) -> bool:
 def largest_group(columns: int) -> int | None:
     """Return the largest group_size that divides a row of `columns`; None if none does."""
     return next((size for size in GROUP_SIZES if columns % size == 0), None)
+
+
+SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values
 
 
 def linear(
@@ -171,8 +189,45 @@ def activation(width: int, *, also_live: int = 0, final: bool = False) -> Operat
 
 def taps(width: int, count: int, *, also_live: int = 0, final: bool = False) -> Operator:
     """Return a causal convolution of `count` taps for each channel, whose input is cached."""
-    live = 4 * width + also_live
+    live = (4 + 2 * count) * width + also_live
     return Operator("taps", vector=count * width, width=width // 2, live=live, vectors=count * width, final=final)
+
+
+def convolution(width: int, count: int, *, final: bool = False) -> Iterator[Operator]:
+    """Yield a gated short convolution (LFM2, arXiv 2511.23404): in-projection, gated taps, output."""
+    yield linear(width, 3 * width, also_live=width)
+    yield taps(width, count, also_live=3 * width)
+    yield linear(width, width, also_live=width, final=final)
+
+
+class DeltaSizes(NamedTuple):
+    """Heads of gated DeltaNet, and channels of each. `inputs`: channels of its convolution."""
+
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def inputs(self) -> int:
+        return 2 * self.key_heads * self.key_size + self.values
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.value_size
+
+
+def delta_net(width: int, sizes: DeltaSizes, taps: int, *, final: bool = False) -> Iterator[Operator]:
+    """Yield gated DeltaNet (arXiv 2412.06464): in-projection, convolution, recurrence, norm with gate, output."""
+    heads, inputs, values = sizes.value_heads, sizes.inputs, sizes.values
+    pairs = heads * sizes.key_size * sizes.value_size
+    packed = inputs + values + 2 * heads
+    yield linear(width, packed, also_live=width)
+    yield Operator(
+        "delta", vector=taps * inputs + 2 * heads + sizes.value_size, macs=3 * pairs, state=pairs + (taps - 1) * inputs,
+        live=packed + 3 * inputs + width, vectors=taps * inputs + 3 * values,
+    )  # fmt: skip
+    yield linear(values, width, also_live=width, final=final)
 
 
 def ngrams(rows: int, width: int) -> Operator:
@@ -216,8 +271,11 @@ def kv_format(precision: str, kv: str | None = None) -> str:
 
 
 def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32", kv: str | None = None) -> int:
-    """Return bytes of keys and values for `tokens` cached positions. `kv`: see `kv_format`."""
-    return sum(2 * op.width for op in operators) * tokens * KV_BITS[kv_format(precision, kv)] // 8
+    """Return bytes of keys and values for `tokens` cached positions, and of all copies of recurrent states. `kv`: see
+    `kv_format`."""
+    ops = list(operators)
+    cached = sum(2 * op.width for op in ops) * tokens * KV_BITS[kv_format(precision, kv)] // 8
+    return cached + STATE_COPIES * 4 * sum(op.state for op in ops)
 
 
 def activation_bytes(operators: Iterable[Operator], tokens: int, total: int | None = None) -> int:

@@ -5,7 +5,7 @@ A family defines the weights and the switches of its `Decoder`. It may share thi
 
 from dataclasses import dataclass
 
-from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
+from merino_edge.families.graph_ops import Attention, Delta, GraphOps, KvLayer, Norm
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Layer:
     Attributes:
         qkv: queries, keys and values, in that order.
         convolution: the taps of a gated convolution, which replaces the attention; `qkv` and `out` are its matrices.
+        delta: gated DeltaNet, which replaces the attention too.
         attention_taps, ffn_taps: causal taps behind these norms, and the cache layers of their inputs.
         up: into the FFN; if it is `gated`, the matrix of the activated half is the first.
         attention_norm, ffn_norm: before attention and FFN; None if there is none. If attention and FFN are parallel, an
@@ -43,6 +44,7 @@ class Layer:
     norm_behind_attention: Norm | None = None
     norm_behind_ffn: Norm | None = None
     convolution: str | None = None
+    delta: Delta | None = None
     attention_taps: tuple[str, KvLayer] | None = None
     ffn_taps: tuple[str, KvLayer] | None = None
 
@@ -97,6 +99,8 @@ def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: 
     packed = linear(graph, tapped(graph, normed, layer.attention_taps), layer.qkv)
     if layer.convolution:
         mixed = graph.gated_taps(packed, layer.convolution, layer.cache)
+    elif layer.delta:
+        mixed = graph.delta(packed, layer.delta)
     else:
         mixed = graph.attention(packed, layer.cache, layer.attention)
     if layer == decoder.layers[-1]:

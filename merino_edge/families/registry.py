@@ -20,11 +20,13 @@ from merino_edge.families import (
     gpt_neox,
     granite,
     hunyuan,
+    lfm2,
     llama,
     opt,
     per_layer,
     phi,
     phi3,
+    qwen3_5,
     stablelm,
 )
 from merino_edge.families.biased import BiasedGeometry, build_biased
@@ -41,7 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         designed.FAMILY, opt.FAMILY, *llama.FAMILIES, *per_layer.FAMILIES, *granite.FAMILIES, *gemma.FAMILIES,
         gemma3n.FAMILY, phi3.FAMILY, stablelm.FAMILY, hunyuan.FAMILY, gpt2.FAMILY, gpt_neo.FAMILY, gpt_neox.FAMILY,
-        phi.FAMILY, bloom.FAMILY,
+        phi.FAMILY, bloom.FAMILY, lfm2.FAMILY, qwen3_5.FAMILY,
     )
 }  # fmt: skip
 

@@ -65,8 +65,10 @@ US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
 FUSED_NODES = {
-    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 18, "ids": 18, "ngrams": 8
+    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 9, "ids": 18, "ngrams": 8, "delta": 22,
 }  # fmt: skip
+# The same with this project's operators for taps, which leave the slots to the ids.
+GROUPS_NODES = {"slots": 0, "taps": 1, "ids": 39}
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
     "no-dotprod": FUSED_NODES,
@@ -198,7 +200,7 @@ def amounts(
     with half of them cached at `half` bytes in between. `kv`, `groups`: as of `latency`.
     """
     totals: Amounts = defaultdict(float)
-    nodes = NODES[dialect].get(op.kind, 0)
+    nodes = GROUPS_NODES.get(op.kind, NODES[dialect].get(op.kind, 0)) if groups else NODES[dialect].get(op.kind, 0)
     rows_out = 1 if op.kind == "head" or op.final else tokens
     totals["launch_us"] += nodes
     if op.kind in ("linear", "head"):
@@ -219,7 +221,11 @@ def amounts(
             attention_amounts(totals, op, tokens, past, kv)
     if op.kind in ("norm", "activation"):
         totals[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
-    if op.kind == "taps":  # products and sums, which take an element as long as a norm's passes
+    if op.kind == "delta":  # the state is read and written once in a run, and multiplied like cached keys
+        totals[MEMORY] += 2 * 4 * op.state
+        totals["kv_ms_gb"] += 2 * 4 * op.state
+        totals["decode_attention_ms_per_gmac"] += op.macs * tokens
+    if op.kind in ("taps", "delta"):  # products and sums, which take an element as long as a norm's passes
         totals["norm_ns"] += op.vectors * rows_out
     return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in totals.items()}
 

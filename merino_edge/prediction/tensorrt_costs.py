@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merino_edge.families.operators import FIRST_HASHING, FORMATS, Operator, activation_bytes, hashes_ids
+from merino_edge.families.operators import FIRST_HASHING, FORMATS, Operator, activation_bytes, has_states, hashes_ids
 from merino_edge.prediction.intervals import Factors
 from merino_edge.prediction.latency import ThreadCoefficients
 from merino_edge.prediction.shape import InferenceShape
@@ -105,6 +105,8 @@ class TensorRtCosts:
                 f"n-gram tables need TensorRT {FIRST_HASHING} or later, and the board has {self.version}: design"
                 " without ngrams, or for --backend onnxruntime"
             )
+        if has_states(operators):
+            raise MerinoError("gated DeltaNet is not possible in TensorRT: give --backend onnxruntime")
         for op in operators:
             launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
             rows = 1 if op.kind == "head" or op.final else tokens

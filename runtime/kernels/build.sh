@@ -15,4 +15,4 @@ here=$(dirname "$0")
 # shellcheck disable=SC2086  # a list of words
 "$compiler" -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fwrapv -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror \
     $flags "$@" -Wl,--build-id=none,-z,relro,-z,now,-s -o "$out" "$here"/matmul*.c "$here/attention.c" "$here/pool.c" \
-    "$here/operators.c"
+    "$here/taps.c" "$here/operators.c"

@@ -15,6 +15,7 @@
 #include "attention.h"
 #include "matmul.h"
 #include "pool.h"
+#include "taps.h"
 
 static uint64_t state;
 static const instruction_set *set; /* NULL: the fastest */
@@ -187,6 +188,38 @@ static int run_attention(int64_t heads, int64_t kv_heads, int64_t past, int int8
     return 0;
 }
 
+/* Random shapes; 1 to 3 calls, each behind the entries of those before it. */
+static uint64_t fuzz_taps(void) {
+    int64_t half = 1 + below(40), taps = 2 + below(4), calls = 1 + below(3), slots = 3 * 6, extreme = below(2);
+    int gated = (int)below(2);
+    float *weights = values(taps * 2 * half, (int)extreme), *keys = values(slots * half, 0), *held = values(slots * half, 0);
+    uint64_t hash = 0;
+    for (int64_t call = 0, past = 0; call < calls; call++) {
+        int64_t count = 1 + below(6);
+        float *x = values(count * 2 * half * (gated ? 3 : 1), (int)extreme), *out = room(count * 2 * half * 4);
+        taps_work work = {.x = x, .weights = weights, .keys = keys, .values = held, .out = out, .count = count, .past = past,
+                          .width = 2 * half, .taps = taps, .gated = gated};
+        causal_taps(&work);
+        hash = hash_floats(hash, out, count * 2 * half), past += count;
+        free(x), free(out);
+    }
+    free(weights), free(keys), free(held);
+    return hash;
+}
+
+/* A gated convolution of three taps, for the multiply-adds of its layer's two matrices. */
+static int run_taps(int calls) {
+    int64_t width = 1024, slots = 8;
+    float *x = values(3 * width, 0), *weights = values(3 * width, 0), *cache = values(slots * width, 0);
+    float *out = room(width * 4);
+    taps_work work = {.x = x, .weights = weights, .keys = cache, .values = cache + slots * width / 2, .out = out,
+                      .count = 1, .past = slots - 1, .width = width, .taps = 3, .gated = 1};
+    for (int call = 0; call < calls; call++) causal_taps(&work);
+    printf("%lld\n", (long long)(4 * width * width));
+    free(x), free(weights), free(cache), free(out);
+    return 0;
+}
+
 enum { TIMED_CALLS = 15 };
 
 static double now_ms(void) {
@@ -253,7 +286,7 @@ int main(int count, char **words) {
         pool_threads(3);
         for (int64_t at = 0; at < atoll(words[3]); at++) {
             state = (uint64_t)(atoll(words[2]) + at);
-            printf("%016llx\n", (unsigned long long)(below(2) ? fuzz_product() : fuzz_attention()));
+            printf("%016llx\n", (unsigned long long)(below(8) ? below(2) ? fuzz_product() : fuzz_attention() : fuzz_taps()));
         }
         return 0;
     }
@@ -266,6 +299,7 @@ int main(int count, char **words) {
     if (!strcmp(words[2], "prefill-8")) return run_product(16, 8, 0, calls);
     if (!strcmp(words[2], "attention-8")) return run_attention(8, 1, 255, 0, calls);
     if (!strcmp(words[2], "attention-9-3")) return run_attention(9, 3, 255, 0, calls);
+    if (!strcmp(words[2], "taps")) return run_taps(calls);
     if (!strcmp(words[2], "attention-8-int8")) return run_attention(8, 1, 255, 1, calls);
     return 2;
 }

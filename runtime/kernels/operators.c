@@ -8,6 +8,10 @@
  *                                                   -> float [B, T, heads * size], present_key, present_value
  *   GroupAttention8  the same over a cache in int8; two inputs more: its scales float [1, kv_heads, 1, size]
  *
+ *   Taps             x float [B, T, width] or gated [B, T, 3 width], past_key, past_value float [B, 1, slots, width / 2],
+ *                    last int32 [B], weights float [taps, 1, width]
+ *                                                   -> float [B, T, width], present_key, present_value
+ *
  * Past and present may be one buffer; if they are not, the past is copied. Errors are returned as an OrtStatus. ONNX
  * Runtime before 1.16 cannot return a status from a kernel; there the output is NaN, which the runtime reports. So a
  * kernel checks its inputs before it allocates an output: a second allocation of another shape ends the process there.
@@ -22,6 +26,7 @@
 #include "matmul.h"
 #include "ort.h"
 #include "pool.h"
+#include "taps.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 enum { MOST_AXES = 8, SPARES = 4, MOST_SEQUENCES = 256 };
@@ -115,7 +120,7 @@ static OrtStatus *output(OrtContext *context, size_t index, const int64_t *lengt
 /* Each kernel's attributes; what an operator has not is 0. */
 typedef struct {
     const Operator *operator;
-    int64_t columns, rows, minimums, heads, kv_heads, window, rotary;
+    int64_t columns, rows, minimums, heads, kv_heads, window, rotary, gated;
     float scale;
 } kernel;
 
@@ -197,9 +202,25 @@ static OrtStatus *present(OrtContext *context, size_t index, const tensor *past,
     return NULL;
 }
 
+/* How many entries of each sequence lie before the new ones, and the slots that hold all. */
+static OrtStatus *entries_of(const OrtContext *context, size_t index, const tensor *past, int64_t count,
+                             int64_t filled[MOST_SEQUENCES], int64_t *slots) {
+    tensor last;
+    TRY(input(context, index, &last));
+    if (last.elements != past->lengths[0]) WRONG("last is not one integer for each sequence");
+    if (last.elements > MOST_SEQUENCES) WRONG("there are more than 256 sequences");
+    *slots = past->lengths[2];
+    for (int64_t at = 0; at < last.elements; at++) {
+        filled[at] = (int64_t)((const int32_t *)last.data)[at] + 1 - count;
+        if (filled[at] < 0 || filled[at] > past->lengths[2]) WRONG("fewer entries are cached than `last` says");
+        if (filled[at] + count > *slots) *slots = filled[at] + count;
+    }
+    return NULL;
+}
+
 static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context, attention_work *work, tensor past[2],
                                    int64_t filled[MOST_SEQUENCES]) {
-    tensor qkv, last, cos, sin, scales[2];
+    tensor qkv, cos, sin, scales[2];
     TRY(input(context, 0, &qkv));
     for (size_t index = 0; index < 2; index++) {
         TRY(input(context, 1 + index, &past[index]));
@@ -207,7 +228,6 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
             WRONG("a cache is not [B, kv_heads, slots, size]");
     }
     if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
-    TRY(input(context, 3, &last));
     TRY(input(context, 4, &cos));
     TRY(input(context, 5, &sin));
     work->size = past[0].lengths[3];
@@ -215,16 +235,11 @@ static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context,
     if (qkv.axes != 3 || qkv.lengths[0] != past[0].lengths[0] ||
         qkv.lengths[2] != (one->heads + 2 * one->kv_heads) * work->size)
         WRONG("qkv is not [B, T, (heads + 2 kv_heads) * size]");
-    if (last.elements != qkv.lengths[0]) WRONG("last is not one integer for each sequence");
-    if (last.elements > MOST_SEQUENCES) WRONG("there are more than 256 sequences");
     work->qkv = qkv.data, work->count = qkv.lengths[1];
+    TRY(entries_of(context, 3, &past[0], work->count, filled, &work->slots));
     int64_t most = 0;
-    for (int64_t index = 0; index < last.elements; index++) {
-        filled[index] = (int64_t)((const int32_t *)last.data)[index] + 1 - work->count;
-        if (filled[index] < 0 || filled[index] > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+    for (int64_t index = 0; index < qkv.lengths[0]; index++)
         if (filled[index] + work->count > most) most = filled[index] + work->count;
-    }
-    work->slots = most > past[0].lengths[2] ? most : past[0].lengths[2];
     if (one->rotary) {
         int64_t least = most * (work->size / 2);
         if (cos.elements < least || sin.elements < least) WRONG("there are more positions than angles");
@@ -266,6 +281,38 @@ static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
     return NULL;
 }
 
+static OrtStatus *compute_taps(const kernel *one, OrtContext *context) {
+    taps_work work = {.gated = one->gated != 0};
+    tensor x, past[2], weights;
+    void *out, *caches[2];
+    int64_t filled[MOST_SEQUENCES], slots;
+    TRY(input(context, 0, &x));
+    TRY(input(context, 4, &weights));
+    for (size_t index = 0; index < 2; index++) {
+        TRY(input(context, 1 + index, &past[index]));
+        if (past[index].axes != 4 || past[index].lengths[1] != 1) WRONG("a cache is not [B, kv_heads, slots, size]");
+    }
+    if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
+    work.width = 2 * past[0].lengths[3];
+    if (x.axes != 3 || x.lengths[0] != past[0].lengths[0] || x.lengths[2] != work.width * (work.gated ? 3 : 1))
+        WRONG("x is not [B, T, width]");
+    if (!work.width || weights.axes != 3 || weights.lengths[2] != work.width) WRONG("weights are not [taps, 1, width]");
+    work.taps = weights.elements / work.width, work.count = x.lengths[1];
+    TRY(entries_of(context, 3, &past[0], work.count, filled, &slots));
+    int64_t sequences = x.lengths[0], lengths[3] = {sequences, work.count, work.width};
+    TRY(output(context, 0, lengths, 3, &out));
+    for (size_t index = 0; index < 2; index++)
+        TRY(present(context, 1 + index, &past[index], filled, slots, sizeof(float), &caches[index]));
+    work.x = x.data, work.weights = weights.data, work.out = out, work.keys = caches[0], work.values = caches[1];
+    for (int64_t index = 0; index < sequences; index++) {
+        work.past = filled[index];
+        causal_taps(&work);
+        work.x += work.count * x.lengths[2], work.out += work.count * work.width;
+        work.keys += slots * work.width / 2, work.values += slots * work.width / 2;
+    }
+    return NULL;
+}
+
 typedef OrtStatus *compute_kernel(const kernel *, OrtContext *);
 
 static OrtStatus *integer(const OrtInfo *info, const char *name, int64_t least, int64_t *out) {
@@ -275,6 +322,7 @@ static OrtStatus *integer(const OrtInfo *info, const char *name, int64_t least, 
 }
 
 static OrtStatus *read_attributes(kernel *one, const OrtInfo *info) {
+    if (!strcmp(one->operator->own_name, "Taps")) return integer(info, "gated", 0, &one->gated);
     if (strncmp(one->operator->own_name, "Group", 5)) {
         TRY(integer(info, "columns", GROUP, &one->columns));
         TRY(integer(info, "rows", 1, &one->rows));
@@ -307,7 +355,8 @@ static OrtStatus *create_checked(const Operator *operator, OrtTable table, const
 }
 
 static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_matmul, compute_rows,      compute_matmul,
-                                          compute_rows,   compute_matmul, compute_rows, compute_attention, compute_attention};
+                                          compute_rows,   compute_matmul, compute_rows, compute_attention, compute_attention,
+                                          compute_taps};
 enum { OPERATORS = sizeof KERNELS / sizeof *KERNELS };
 static Operator operators[OPERATORS];
 
@@ -351,6 +400,8 @@ static const int ATTENTION[] = {FLOATS, FLOATS, FLOATS, INT32S, FLOATS, FLOATS, 
 static const int ATTENTION8[] = {FLOATS, SIGNED_BYTES, SIGNED_BYTES, INT32S, FLOATS, FLOATS,
                                  FLOATS, FLOATS,       FLOATS,       SIGNED_BYTES, SIGNED_BYTES};
 
+static const int TAPS[] = {FLOATS, FLOATS, FLOATS, INT32S, FLOATS, FLOATS, FLOATS, FLOATS};
+
 static int input_kind(const Operator *one, size_t index) { return one->types == MATMUL && index == 2 ? OPTIONAL : 0; }
 
 static Operator operator_of(const char *own_name, int bits, const int *types, size_t input_count, size_t output_count) {
@@ -381,6 +432,7 @@ static void fill_operators(void) {
     operators[7] = operator_of("Rows8", 8, ROWS, 2, 1);
     operators[8] = operator_of("GroupAttention", 32, ATTENTION, 6, 3);
     operators[9] = operator_of("GroupAttention8", 8, ATTENTION8, 8, 3);
+    operators[10] = operator_of("Taps", 32, TAPS, 5, 3);
 }
 
 EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {

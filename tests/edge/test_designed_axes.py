@@ -1,5 +1,7 @@
 """The axes of the designed family: gated convolutions, causal taps and n-gram tables."""
 
+import hashlib
+import json
 from collections import Counter
 
 import numpy as np
@@ -26,7 +28,7 @@ from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import kv_bytes, params
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.latency import NODES
+from merino_edge.prediction.latency import GROUPS_NODES, NODES
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.training.loop import initialize_matrices
@@ -34,6 +36,7 @@ from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
 
@@ -172,18 +175,23 @@ def test_every_format_computes_what_torch_does(kind, tmp_path):
     assert selftest(bundle, backend) is None
 
 
-def node_count(arch, folder, dialect, precision="fp32"):
-    exported(arch, folder, dialect, precision)
+def node_count(arch, folder, dialect, **more):
+    exported(arch, folder, dialect, **more)
     return len(onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node)
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize(("dialect", "groups"), [("fused", False), ("fused", True), ("portable", False)])
 @pytest.mark.parametrize("axes", [("taps",), ("tables",)], ids="+".join)
-def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, tmp_path):
+def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, groups, tmp_path):
     with_axis, plain = architecture(*axes), architecture()
-    more = node_count(with_axis, tmp_path / "axis", dialect) - node_count(plain, tmp_path / "plain", dialect)
+    nodes = NODES[dialect] | (GROUPS_NODES if groups else {})
+    here, there = (
+        node_count(arch, tmp_path / name, dialect, **({"core": "no-dotprod", "precision": "int8"} if groups else {}))
+        for arch, name in ((with_axis, "axis"), (plain, "plain"))
+    )
     counted = Counter(op.kind for op in with_axis.operators) - Counter(op.kind for op in plain.operators)
-    assert abs(more - sum(NODES[dialect][kind] * count for kind, count in counted.items())) <= 1
+    predicted = sum(nodes[kind] * count for kind, count in counted.items())
+    assert abs(here - there - predicted) <= 1
 
 
 def test_costs_of_a_cache_of_inputs_are_those_of_the_bundle(tmp_path):
@@ -227,6 +235,21 @@ def test_tables_are_refused_for_an_old_tensorrt_when_they_are_designed(tmp_path)
         assert cost_model(profile, shape).predict(arch.operators).decode_ms > plain.decode_ms
     needs = {need.name: need.min_version for need in exported(tables, tmp_path / "tables", "portable").backends}
     assert needs["tensorrt"] == "10.0"
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_file_of_tables_that_is_too_short_is_refused_before_it_runs(stated, tmp_path):
+    """`stated`: bundle.json states the length that the file has."""
+    exported(architecture("tables"), tmp_path / "bundle")
+    path, description = tmp_path / "bundle" / "model.onnx.data", tmp_path / "bundle" / "bundle.json"
+    path.write_bytes(path.read_bytes()[:-4096])
+    if stated:
+        content = json.loads(description.read_text())
+        entry = next(one for one in content["files"] if one["path"] == path.name)
+        entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        description.write_text(json.dumps(content))
+    with pytest.raises(MerinoError, match=r"model\.onnx\.data|given file_length"):
+        open_backend(load_bundle(str(tmp_path / "bundle")))
 
 
 @pytest.mark.parametrize("axis", AXES)

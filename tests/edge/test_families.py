@@ -16,7 +16,7 @@ from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.sample_models import ROPE_SCALED, SMALL, small
+from tests.sample_models import QWEN35, ROPE_SCALED, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(
@@ -27,6 +27,7 @@ GEOMETRIES = {
         width=64, layers=2, heads=4, ffn_width=96, embed_width=32, vocab=96, context=16, pre_norm=False
     ),
     **{name: small(name) for name in SMALL},
+    "qwen3_5_text": QWEN35,
     "llama": small("llama", tied=False, rope_scaling=ROPE_SCALED),
 }  # fmt: skip
 
@@ -48,12 +49,12 @@ def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geom
 
 def test_the_neutral_view_is_that_of_the_operators(geometry):
     """What peers and scores ask of any geometry agrees with what costs are counted from."""
-    kinds = {kind: [op for op in geometry.operators if op.kind == kind] for kind in ("attention", "activation", "head")}
-    assert [layer.heads for layer in geometry.layer_shapes] == [op.heads for op in kinds["attention"]]
+    kinds = {kind: [op for op in geometry.operators if op.kind == kind] for kind in ("activation", "head")}
+    mixers = [op for op in geometry.operators if op.kind in ("attention", "taps", "delta")]
+    for layer, mixer in zip(geometry.layer_shapes, mixers, strict=True):
+        assert mixer.heads == (layer.heads if mixer.kind == "attention" else 0)
     assert [layer.ffn_width for layer in geometry.layer_shapes] == [op.vectors for op in kinds["activation"]]
-    assert [heads * size for heads, size in geometry.kv_layers] == [
-        op.width for op in kinds["attention"] if op.width
-    ]
+    assert [heads * size for heads, size in geometry.kv_layers] == [op.width for op in mixers if op.width]
     assert [op.matrix for op in kinds["head"]] == [geometry.vocab * geometry.embed_width]
 
 

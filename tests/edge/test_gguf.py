@@ -38,7 +38,7 @@ EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_typ
 FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
 STEPS = 24
 STRENGTHS = {"granite": 40, "gpt2": 12, "hunyuan-dense": 12, "stablelm": 20, "gemma": 10, "smollm3": 10,
-             "gemma3n": 0.5, "llama4": 10, "bloom": 10}  # fmt: skip
+             "gemma3n": 0.5, "llama4": 10, "bloom": 10, "lfm2": 10}  # fmt: skip
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 512}  # K types have blocks of 256
 
 

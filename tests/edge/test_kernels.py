@@ -414,3 +414,57 @@ def test_the_packaged_library_is_what_its_source_builds(machine, compiler, tmp_p
     paths = tmp_path / "one.so", Path(library_path(machine))
     built, packaged = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     assert built == packaged, "make kernels builds it anew"
+
+
+# Causal taps
+
+
+def taps_case(width, taps, pasts, new, gated):
+    random = np.random.default_rng(2)
+    rows, half = len(pasts), width // 2
+    cache = random.standard_normal((2, rows, 1, max(pasts) + new + 3, half), np.float32)
+    return {
+        "x": random.standard_normal((rows, new, width * (3 if gated else 1)), np.float32),
+        "past_key": cache[0], "past_value": cache[1], "last": np.array(pasts, np.int32) + new - 1,
+        "weights": random.standard_normal((taps, 1, width), np.float32),
+    }  # fmt: skip
+
+
+def own_taps(arrays, gated):
+    session = session_of(
+        "Taps", {name: TYPES[value.dtype] for name, value in arrays.items()},
+        {"mixed": F, "present_key": F, "present_value": F}, gated=int(gated),
+    )  # fmt: skip
+    return session, session.run(None, arrays)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("width", "taps", "pasts", "new"), [
+    (64, 4, (7,), 1), (20, 3, (0,), 5), (34, 3, (1, 9, 0), 2), (1024, 4, (2,), 40),
+])  # fmt: skip
+def test_taps_weigh_each_position_and_those_before_it(width, taps, pasts, new, gated):
+    arrays = taps_case(width, taps, pasts, new, gated)
+    _, (mixed, keys, values) = own_taps(arrays, gated)
+    for row, past in enumerate(pasts):
+        a, b, c = np.split(arrays["x"][row], 3, axis=-1) if gated else (arrays["x"][row], 1, 1)
+        cached = np.concatenate([arrays["past_key"][row, 0, :past], arrays["past_value"][row, 0, :past]], -1)
+        rows = np.concatenate([np.zeros((taps - 1, width), np.float32), cached, a * c])
+        right = sum(rows[past + tap : past + tap + new] * arrays["weights"][tap] for tap in range(taps)) * b
+        np.testing.assert_allclose(mixed[row], right, atol=1e-5)
+        written = np.concatenate([keys[row, 0], values[row, 0]], -1)[: past + new]
+        np.testing.assert_array_equal(written, rows[taps - 1 :])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
+    ({"last": np.zeros(2, np.int32)}, "each sequence"),
+    ({"weights": np.zeros((3, 1, 62), np.float32)}, "weights are not"),
+    ({"x": np.zeros((1, 1, 66), np.float32)}, "x is not"),
+    ({"past_value": np.zeros((1, 1, 9, 32), np.float32)}, "differ in shape"),
+    ({"past_key": np.zeros((1, 2, 11, 32), np.float32)}, "a cache is not"),
+])  # fmt: skip
+def test_taps_of_wrong_shapes_are_an_error_and_no_crash(change, message):
+    arrays = taps_case(64, 3, (7,), 1, False)
+    session, _ = own_taps(arrays, False)
+    with pytest.raises(Exception, match=message):
+        session.run(None, arrays | change)

@@ -110,7 +110,7 @@ def test_a_bundle_names_operators_and_brings_no_library(folder):
 def test_the_runtime_lists_the_operators_that_the_library_registers():
     source = (Path(__file__).parents[2] / "runtime" / "kernels" / "operators.c").read_text()
     registered = re.findall(r'operator_of\("(\w+)"', source)
-    assert len(registered) == 10 and set(registered) == OPERATORS
+    assert len(registered) == 11 and set(registered) == OPERATORS
 
 
 def test_a_bundle_for_a_later_library_names_what_it_lacks(folder, capsys):

@@ -25,6 +25,7 @@ SIZES = {  # of the tiny model; a key that the published config.json does not ha
     "ffn_dim": 160, "shared_intermediate_size": 160, "intermediate_size_mlp": 160, "sliding_window": 12,
     "window_size": 12, "original_max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2,
     "pad_token_id": 0, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 32, "laurel_rank": 32,
+    "block_ff_dim": 160,
 }  # fmt: skip
 WIDTHS = ("hidden_size", "n_embd", "n_embed", "word_embed_proj_dim")
 HEADS = ("num_attention_heads", "num_heads", "n_head")
@@ -37,7 +38,7 @@ def inner(config):
 
 def tiny(config):
     """The same config.json with a head of 32 channels, four heads, and six layers if the layers differ."""
-    kinds = ("layer_types", "no_rope_layers", "sliding_window_pattern")
+    kinds = ("layer_types", "no_rope_layers", "sliding_window_pattern", "full_attn_idxs")
     layers = 6 if any(key in config for key in kinds) or config["model_type"] == "gemma3_text" else 2
     small = {key: SIZES.get(key, value) if value is not None else None for key, value in config.items()}
     kv_heads = config.get("num_key_value_heads")

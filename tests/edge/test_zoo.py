@@ -65,7 +65,7 @@ def geometries(draw):
         "context": 16, "embed_width": draw(st.sampled_from([width, 8])), "pre_norm": draw(st.booleans()),
         "windowed": [getattr(base, "window", None) is not None and draw(st.booleans()) for _ in range(layers)],
         "rotated": size // 2,
-        "rope_scaling": None, "rotated_layers": [True] * layers,
+        "rope_scaling": None, "rotated_layers": [True] * layers, "attends": [True] * layers,
         "tied": draw(st.booleans()), "parallel": draw(st.booleans()),
         "activation": draw(st.sampled_from(["gelu", "relu"])),
     }  # fmt: skip

@@ -47,8 +47,8 @@ def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, b
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
     lengths = []
     run = backend._run
-    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part, logits: (
-        lengths.append(part.shape[1]), run(session, binding, new, part, logits))[1])
+    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part, *more: (
+        lengths.append(part.shape[1]), run(session, binding, new, part, *more))[1])
     backend.prefill(IDS[:4])
     assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
     assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])

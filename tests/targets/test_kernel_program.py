@@ -16,7 +16,8 @@ import pytest
 from local_programs import has_headers
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
-SOURCES = [KERNELS / "check.c", *sorted(KERNELS.glob("matmul*.c")), KERNELS / "attention.c", KERNELS / "pool.c"]
+NAMES = ("attention", "taps", "pool")
+SOURCES = [KERNELS / "check.c", *sorted(KERNELS.glob("matmul*.c")), *(KERNELS / f"{name}.c" for name in NAMES)]
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 MACHINES = {  # with the words of build.sh
     "aarch64": [CROSS, "-O3", "-mtune=cortex-a53", "-mno-outline-atomics", "-frename-registers", "-static"],
@@ -64,7 +65,8 @@ def code_range() -> str:
     listed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     symbols = [line.split() for line in listed.splitlines()]
     names = [name for _, _, name in symbols]
-    ends = [names.index(name) for name in ("round_rows", "matmul", "round_group", "attention", "matmul_row")]
+    functions = ("round_rows", "matmul", "round_group", "attention", "matmul_row", "causal_taps")
+    ends = [names.index(name) for name in functions]
     first, last = min(ends), max(ends)
     return f"0x{symbols[first][0]}..0x{symbols[last + 1][0]}"
 
@@ -79,12 +81,13 @@ def instructions_per_mac(name: str) -> float:
 
 pytestmark = pytest.mark.slow
 on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS, EMULATOR))
-DAILY = ("decode", "decode-minimums", "decode-8", "attention-8", "attention-8-int8")
+DAILY = ("decode", "decode-minimums", "decode-8", "attention-8", "attention-8-int8", "taps")
 CASES = [(1, 150), pytest.param(10**6, 20_000, marks=pytest.mark.nightly)]
 # The most instructions for a multiply-add, the whole kernel counted: what is rounded, packed and joined as well.
 MOST = {
     "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "decode-8": 0.42, "prefill-8": 0.34, "attention-8": 0.45,
     "attention-9-3": 0.62, "attention-8-int8": 0.65,
+    "taps": 0.003,  # a gated convolution, for its layer's matrices: below a hundredth of what these cost
 }  # fmt: skip
 
 

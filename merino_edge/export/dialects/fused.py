@@ -15,7 +15,7 @@ from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Port, ports
 from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
-from merino_edge.families.graph_ops import Attention, KvLayer, Norm
+from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES, by_groups, runs_on_kernels
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
@@ -26,6 +26,8 @@ BATCH = "batch_size"
 ROWS_DIFFER = {"GroupQueryAttention", "MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear", "MatMul", "Gemm", "Conv"}
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
 SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
+DELTA_VERSION = "1.26"  # the oldest with LinearAttention and CausalConvWithState
+UNIT_EPS = 1e-6  # added to the square of a query's or a key's length in gated DeltaNet
 
 
 class Fused(Operations):
@@ -91,10 +93,88 @@ class Fused(Operations):
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         check_heads(layer, attention)
         bits = self.cache_scales.bits if self.cache_scales else 32
-        by_kernels = self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
         plain = attention.softcap is None and attention.slopes is None and not attention.shared
-        own = by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
-        return (group_attention if own else group_query_attention)(self, qkv, layer, attention)
+        own = self.by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
+        write = group_attention if own else group_query_attention
+        if not attention.gated:
+            return write(self, qkv, layer, attention)
+        queries, cached = (heads * layer.head_size for heads in (attention.heads, 2 * layer.heads))
+        parts = self.node("Split", [qkv, self.integers(queries, queries, cached)], outputs=3, axis=-1)
+        mixed = write(self, self.node("Concat", [parts, f"{parts}.2"], axis=-1), layer, attention)
+        return self.node("Mul", [mixed, self.node("Sigmoid", [f"{parts}.1"])])
+
+    def delta(self, x: str, delta: Delta) -> str:
+        sizes, size = delta.sizes, delta.key_size
+        keys, values, heads = sizes.key_heads * size, sizes.values, sizes.value_heads
+        count = self.weights[delta.taps].shape[-1] - 1
+        self.batched, self.oldest = False, max(self.oldest, DELTA_VERSION, key=version_tuple)
+        # 1. The convolution of queries, keys and values.
+        parts = self.node("Split", [x, self.integers(sizes.inputs, values, heads, heads)], outputs=4, axis=-1)
+        past, present = self.state_ports(delta.index, "inputs", sizes.inputs, count)
+        rows, mixed = self.node("Transpose", [parts], perm=[0, 2, 1]), f"convolution.{delta.index}"
+        inputs = [rows, self.stored(delta.taps, self.real_weight(delta.taps)), "", past]
+        self.node_into("CausalConvWithState", inputs, [mixed, present], domain=CONTRIB, activation="silu")
+        mixed = self.node("Transpose", [mixed], perm=[0, 2, 1])
+        query = self.node("Split", [mixed, self.integers(keys, keys, values)], outputs=3, axis=-1)
+
+        # 2. Queries and keys of length 1. The norm divides by the root of the mean square, not of the sum.
+        def unit(part: str, factor: float) -> str:
+            weight = self.constant(f"units_{size}_{factor!r}", np.full(size, factor, np.float32))
+            split = self.node("Reshape", [part, self.integers(0, -1, sizes.key_heads, size)])
+            normed = self.node("SimplifiedLayerNormalization", [split, weight], axis=-1, epsilon=UNIT_EPS / size)
+            if heads != sizes.key_heads:
+                shared = np.repeat(np.arange(sizes.key_heads), heads // sizes.key_heads)
+                normed = self.node("Gather", [normed, self.constant(f"heads_{heads}", shared)], axis=2)
+            return self.node("Reshape", [normed, self.integers(0, -1, heads * size)])
+
+        units = unit(query, 1 / size), unit(f"{query}.1", size**-0.5)
+        # 3. The recurrence, with decays and rates of update.
+        step = self.node("Softplus", [self.node("Add", [f"{parts}.3", self.weight(delta.step)])])
+        decay, rate = self.node("Mul", [step, self.weight(delta.decay)]), self.node("Sigmoid", [f"{parts}.2"])
+        past, present = self.state_ports(delta.index, "state", heads, size, delta.value_size)
+        result = f"delta.{delta.index}"
+        self.node_into(
+            "LinearAttention", [*units, f"{query}.2", past, decay, rate], [result, present],
+            domain=CONTRIB, q_num_heads=heads, kv_num_heads=heads, scale=1.0, update_rule="gated_delta",
+        )  # fmt: skip
+        # 4. The norm of each head, and the gate.
+        split = self.node("Reshape", [result, self.integers(0, -1, heads, delta.value_size)])
+        normed = self.node("Reshape", [self.norm(split, delta.norm), self.integers(0, -1, values)])
+        return self.node("Mul", [normed, self.activation(f"{parts}.1", "silu")])
+
+    def state_ports(self, index: int, kind: str, *shape: int) -> tuple[str, str]:
+        """Add an input and an output [1, *shape] of a recurrent state."""
+        past, present = (f"{time}_states.{index}.{kind}" for time in ("past", "present"))
+        self.input(past, self.real, [1, *shape])
+        self.output(present, self.real, [1, *shape])
+        return past, present
+
+    @property
+    def by_kernels(self) -> bool:
+        """Return whether attention and taps are this project's operators."""
+        return self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
+
+    def taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        if self.by_kernels:
+            return self.own_taps(x, weight, layer, gated=0)
+        weights = np.ascontiguousarray(self.real_weight(weight))  # [taps, 1, width]
+        windows, inside = self._windows(len(weights))
+        earlier = [self.node("GatherND", [part, windows], batch_dims=1) for part in self._written(x, layer)]
+        rows = self.node("Concat", earlier, axis=-1)  # [B, T, taps, 1, width]
+        rows = self.node("Where", [inside, rows, self.scalar(0.0)])
+        products = self.node("Mul", [rows, self.stored(weight, weights)])
+        return self.node("ReduceSum", [products, self.integers(2, 3)], keepdims=0)
+
+    def gated_taps(self, x: str, weight: str, layer: KvLayer) -> str:
+        return self.own_taps(x, weight, layer, gated=1) if self.by_kernels else super().gated_taps(x, weight, layer)
+
+    def own_taps(self, x: str, weight: str, layer: KvLayer, gated: int) -> str:
+        mixed = f"taps.{layer.index}"
+        weights = self.stored(weight, np.ascontiguousarray(self.real_weight(weight)))
+        inputs = [x, *ports("past_key_values", layer), self.last_index, weights]
+        outputs = [mixed, *ports("present", layer)]
+        self.node_into("Taps", inputs, outputs, domain=KERNELS_DOMAIN, gated=gated)
+        return mixed
 
     def new_positions(self) -> str:
         """Return the positions of the new tokens, int64 [B, T], where no operator derives them from the lengths."""
@@ -110,43 +190,69 @@ class Fused(Operations):
 
     def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
         """ScatterND writes in place, as attention does: its input and its output are one buffer."""
-        write, read, inside = self._slots(count)
-        halves = self.node("Split", [x], outputs=2, axis=-1)
-        pasts, presents = ports("past_key_values", layer), ports("present", layer)
-        for past, present, half in zip(pasts, presents, (halves, f"{halves}.1"), strict=True):
-            self.node_into("ScatterND", [past, write, half], [present])
+        read, inside = self._slots_before(count)
+        self._written(x, layer)
+        pasts = ports("past_key_values", layer)
         earlier = [self.node("GatherND", [past, read], batch_dims=1) for past in pasts]  # [B, count, width / 2]
         empty = self.constant(f"outside_{outside}", np.array(outside, self.real))
         rows = self.node("Where", [inside, self.node("Concat", earlier, axis=-1), empty])
         return self.node("Concat", [rows, x], axis=1)
 
-    def _slots(self, count: int) -> list[str]:
-        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; of the `count` rows
-        before them, without B, [B, count, 2]; and whether these are of the text, [B, count, 1]."""
+    def _written(self, x: str, layer: KvLayer) -> tuple[str, str]:
+        """Write x into the cache; return the outputs that hold its halves."""
+        halves, presents = self.node("Split", [x], outputs=2, axis=-1), ports("present", layer)
+        written = self._new_slots()[0]
+        for past, present, half in zip(ports("past_key_values", layer), presents, (halves, f"{halves}.1"), strict=True):
+            self.node_into("ScatterND", [past, written, half], [present])
+        return presents
 
-        def behind_zeros(slots: str, zeros: int) -> str:  # [B, n] -> [B, n, zeros + 1]
-            slots = self.node("Unsqueeze", [slots, self.integers(2)])
-            return self.node("Pad", [slots, self.integers(0, 0, zeros, 0, 0, 0)])
+    def _new_slots(self) -> list[str]:
+        """Return the indices of the new positions' rows in a cache [B, 1, context, n], [B, T, 3]; and the new positions
+        [B, T]."""
 
-        def write() -> list[str]:
+        def make() -> list[str]:
             length = self.node("Shape", ["input_ids"])
             sequences, tokens = (self.node("Gather", [length, self.integer(axis)]) for axis in (0, 1))
             last = self.node("Cast", [self.last_index], to=TensorProto.INT64)
-            last = self.node("Unsqueeze", [last, self.integers(1)])  # [B, 1]
             one, zero = self.integer(1), self.integer(0)
-            first = self.node("Sub", [one, tokens])
-            slots = self.add(last, self.node("Range", [first, one, one]))  # [B, T]
+            new = self.node("Range", [self.node("Sub", [one, tokens]), one, one])
+            slots = self.add(self.node("Unsqueeze", [last, self.integers(1)]), new)  # [B, T]
             numbers = self.node("Unsqueeze", [self.node("Range", [zero, sequences, one]), self.integers(1, 2)])
-            return [self.add(behind_zeros(slots, 2), self.padded(numbers, 2)), self.add(last, first)]
+            return [self.add(self._indices(slots, 2), self.padded(numbers, 2)), slots]
 
-        indices, first = self.once("written slots", write)
+        made: list[str] = self.once("new slots", make)
+        return made
 
-        def read() -> list[str]:
+    def _indices(self, slots: str, zeros: int, axes: int = 2) -> str:
+        """Return slots [.., n] of `axes` axes as indices [.., n, zeros + 1], with zeros before each."""
+        slots = self.node("Unsqueeze", [slots, self.integers(axes)])
+        return self.node("Pad", [slots, self.integers(*[0] * axes, zeros, *[0] * (axes + 1))])
+
+    def _slots_before(self, count: int) -> list[str]:
+        """Return the indices, without B, of the rows of `count` positions before the new ones, [B, count, 2]; and
+        whether these are of the text, [B, count, 1]."""
+
+        def make() -> list[str]:
+            first = self.node("Gather", [self._new_slots()[1], self.integers(0)], axis=1)  # [B, 1]
             slots = self.add(first, self.integers(*range(-count, 0)))  # [B, count]
             inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(2)])])
-            return [behind_zeros(self.node("Max", [slots, self.integer(0)]), 1), inside]
+            return [self._indices(self.node("Max", [slots, self.integer(0)]), 1), inside]
 
-        return [indices, *self.once(("read slots", count), read)]
+        made: list[str] = self.once(("slots before", count), make)
+        return made
+
+    def _windows(self, count: int) -> list[str]:
+        """Return the indices, without B, of each new position and the `count` - 1 before it, [B, T, count, 1, 2]; and
+        whether these are of the text, [B, T, count, 1, 1]."""
+
+        def make() -> list[str]:
+            offsets = self.constant(f"offsets_{count}", np.arange(1 - count, 1)[:, None])  # [count, 1]
+            slots = self.add(self.node("Unsqueeze", [self._new_slots()[1], self.integers(2, 3)]), offsets)
+            inside = self.node("Less", [self.integer(-1), self.node("Unsqueeze", [slots, self.integers(4)])])
+            return [self._indices(self.node("Max", [slots, self.integer(0)]), 1, 4), inside]
+
+        made: list[str] = self.once(("windows", count), make)
+        return made
 
     def last(self, x: str) -> str:
         if self.all_logits:

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from merino_edge.export.dialects.graph import Graph
 from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_rows
 from merino_edge.families.designed import ID_PARTS, MULTIPLIERS, PRIME, Ngrams
-from merino_edge.families.graph_ops import KvLayer, Norm
+from merino_edge.families.graph_ops import Delta, KvLayer, Norm
 
 
 class Operations(Graph):
@@ -134,6 +134,9 @@ class Operations(Graph):
         before = self.node("Split", [x], outputs=3, axis=-1)
         mixed = self.taps(self.node("Mul", [before, f"{before}.2"]), weight, layer)
         return self.node("Mul", [f"{before}.1", mixed])
+
+    def delta(self, x: str, delta: Delta) -> str:
+        raise NotImplementedError
 
     def ngrams(self, tables: Mapping[str, Ngrams], layer: KvLayer, vocab: int) -> str:
         count = max(table.order for table in tables.values()) - 1

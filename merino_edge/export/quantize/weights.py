@@ -30,7 +30,7 @@ from merino_edge.export.quantize.matrix import (
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
 from merino_edge.families.operators import FORMATS, GROUP_SIZES, runs_on_kernels
-from merino_edge.families.registry import family_of
+from merino_edge.families.registry import decoder_of, family_of
 from merino_edge.families.weights import Blocks, BlockSource
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
@@ -169,9 +169,12 @@ def matrix_bits(
 ) -> dict[str, int]:
     """Return the bits of each matrix to quantize, in the order of the graph; empty for a format of floats.
 
-    Matrices that a GGUF has in more than 4 bits get 8: such files spend bits where 4 lose most.
+    Matrices that a GGUF has in more than 4 bits get 8: such files spend bits where 4 lose most. The gates of DeltaNet
+    get 8 too: they are small, and their errors grow with each step.
     """
-    numbers = FORMATS[form.precision]
+    numbers, decoder = FORMATS[form.precision], decoder_of(arch)
+    deltas = [layer.qkv for layer in decoder.layers if layer.delta] if decoder else []
+    eight_bits |= {name for packed in deltas for name in packed.weights[-2:]}
 
     def bits_of(name: str) -> int:
         stored = blocks.bits(name) if blocks else None

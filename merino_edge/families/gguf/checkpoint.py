@@ -70,7 +70,7 @@ def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTr
     places = layouts(file, words, shapes)
     for name, place in places.items():
         shape = file.tensors[place.stored].shape[place.place is not None :]
-        if (shape[::-1] if place.transposed else shape) != shapes[name]:
+        if place.shape(shape) != shapes[name]:
             raise MerinoError(
                 f"{file.path}: {place.stored} has the shape {list(shape)}, its metadata describes {list(shapes[name])}."
                 f" {AGAIN}"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from merino_edge.families.checkpoint import CHOOSE
-from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value
+from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value, shown
 from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, special_ids, vocabulary
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
 HEAD = "output.weight"
+KV_HEADS = "attention.head_count_kv"
 SIZES = {  # by key of most families' config.json
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "intermediate_size": "feed_forward_length",
@@ -61,7 +62,7 @@ def rms_decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:
     words = {
         "model_type": kind,
         **metadata.sizes(SIZES),
-        "num_key_value_heads": metadata.same_count("attention.head_count_kv", heads),
+        **({} if "num_key_value_heads" in more else {"num_key_value_heads": metadata.same_count(KV_HEADS, heads)}),
         "head_dim": head_size,
         "rope_parameters": rotary(metadata),
         "hidden_act": "silu",
@@ -111,6 +112,24 @@ def smollm3(metadata: Metadata) -> dict[str, Any]:
 def exaone4(metadata: Metadata) -> dict[str, Any]:
     found = windows(metadata, 4)
     return rms_decoder(metadata, "exaone4", **found) | {"sliding_window": found["sliding_window"]}
+
+
+def lfm2(metadata: Metadata) -> dict[str, Any]:
+    """Return the keys of LFM2, whose file has no KV heads in layers of convolutions."""
+    layers, counts = metadata.count("block_count"), metadata.value(KV_HEADS)
+    listed = counts.tolist() if isinstance(counts, np.ndarray) else counts
+    kinds = set(listed) - {0} if isinstance(listed, list) and all(type(count) is int for count in listed) else set()
+    if not isinstance(listed, list) or len(listed) != layers or len(kinds) != 1 or min(kinds) < 1:
+        raise MerinoError(
+            f"{metadata.file.path}: lfm2.{KV_HEADS} is {shown(counts)}: it must have an entry for each of {layers}"
+            " layers, 0 for a convolution and one number for all others"
+        )
+    words = rms_decoder(metadata, "lfm2", hidden_act=None, num_key_value_heads=kinds.pop(), rms_norm_eps=None, **WHOLE)
+    return {
+        **words, "norm_eps": metadata.real("attention.layer_norm_rms_epsilon"), "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": metadata.count("shortconv.l_cache"),
+        "layer_types": ["full_attention" if count else "conv" for count in listed],
+    }  # fmt: skip
 
 
 def phi3(metadata: Metadata) -> dict[str, Any]:
@@ -285,6 +304,7 @@ ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
     "olmo2": lambda metadata: rms_decoder(metadata, "olmo2", attention_bias=False, **WHOLE),
     "hunyuan-dense": lambda metadata: rms_decoder(metadata, "hunyuan_v1_dense", attention_bias=False),
     "smollm3": smollm3, "exaone4": exaone4, "phi3": phi3, "stablelm": stablelm, "granite": granite, "gemma": gemma,
+    "lfm2": lfm2,
     "gemma2": gemma2, "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom,
     "gpt2": gpt2, "gptneox": gpt_neox, "phi2": phi,
 }  # fmt: skip

@@ -29,13 +29,21 @@ SHARED = re.compile(r"blk\.\d+\.attn_(k|v|k_norm)\.weight")  # of layers that re
 
 
 class Layout(NamedTuple):
-    """How a tensor differs from Hugging Face's. `rows`: the file's row for each row there; None: the same order."""
+    """How a tensor differs from Hugging Face's. `rows`: the file's row for each row there; None: the same order.
+    `taps`: whether it is [width, taps] instead of [width, 1, taps]."""
 
     stored: str  # the tensor's name in the file
     rows: np.ndarray | None = None
     transposed: bool = False
     added: float = 0.0
     place: int | None = None  # of the matrix within a stack
+    taps: bool = False
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape there of a tensor that has the shape `stored` in the file."""
+        if self.taps:
+            return stored[0], 1, *stored[1:]
+        return stored[::-1] if self.transposed else stored
 
 
 def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
@@ -88,6 +96,8 @@ def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str)
     if architecture in ("gptneox", "bloom") and part == "attn_qkv":
         size = int(config["hidden_size"]) // heads
         return Layout(stored, np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).reshape(-1))
+    if part == "conv":
+        return Layout(stored, taps=True)
     return Layout(stored, transposed=architecture == "gpt2" and name.endswith(CONV1D))
 
 
@@ -105,7 +115,7 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
         if form.rows is not None:
             check_rows(file, form)
             value = value[form.rows]
-        value = value.T if form.transposed else value
+        value = (value.T if form.transposed else value).reshape(form.shape(value.shape))
         yield name, value + np.float32(form.added) if form.added else value
 
 

@@ -27,7 +27,7 @@ ARCHITECTURES = {
     "gpt_neox": "gptneox", "ernie4_5": "ernie4_5", "olmo2": "olmo2", "hunyuan_v1_dense": "hunyuan-dense",
     "smollm3": "smollm3", "exaone4": "exaone4", "phi3": "phi3", "stablelm": "stablelm", "gemma": "gemma",
     "gemma2": "gemma2", "phi": "phi2", "mistral": "llama", "gemma3n_text": "gemma3n", "ministral3": "mistral3",
-    "llama4_text": "llama4", "bloom": "bloom",
+    "llama4_text": "llama4", "bloom": "bloom", "lfm2": "lfm2",
 }  # fmt: skip
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
@@ -89,7 +89,7 @@ def tensors_of(
             stacks.setdefault(stored, []).append(value.detach().float().numpy())
             continue
         values = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
-        whole = values.ndim == 1 or stored.startswith("position_embd")
+        whole = values.ndim == 1 or stored.startswith("position_embd") or ".conv." in stored
         yield stored, values, "F32" if whole else embedding if stored in EMBEDDINGS else matrices
     for stored, stack in stacks.items():
         yield stored, np.stack(stack), matrices
@@ -106,7 +106,7 @@ def tensors_of(
 
 
 def as_stored(value: np.ndarray, form: Layout) -> np.ndarray:
-    value = value.T if form.transposed else value
+    value = value[:, 0] if form.taps else value.T if form.transposed else value
     if form.rows is not None:
         ordered = np.empty_like(value)
         ordered[form.rows] = value
@@ -172,7 +172,7 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
     if architecture in ("gptneox", "stablelm", "phi2"):
         known["attention.layer_norm_epsilon"] = float(config.layer_norm_eps)
     else:
-        known["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+        known["attention.layer_norm_rms_epsilon"] = float(getattr(config, "rms_norm_eps", None) or config.norm_eps)
     if architecture in ("gptneox", "stablelm"):
         known["use_parallel_residual"] = bool(config.use_parallel_residual)
     if architecture == "gptneox":
@@ -187,6 +187,9 @@ def facts(architecture: str, config: Any) -> dict[str, Any]:
             "rope.scaling.attn_factor": scaling["magnitude"],
             "rope.scaling.original_context_length": config.max_position_embeddings,
         }
+    if architecture == "lfm2":
+        listed = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
+        known |= {"attention.head_count_kv": listed, "shortconv.l_cache": config.conv_L_cache}
     if architecture in ("phi3", "gemma2", "exaone4") and config.sliding_window:
         known["attention.sliding_window"] = config.sliding_window
     if architecture == "gemma2":

@@ -13,6 +13,7 @@ import numpy as np
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole, closed
 from merino_runtime.backends.onnx_rows import Rows, bind_caches, bind_input, bind_output, caches, takes_batch
 from merino_runtime.backends.onnx_session import Model, first_line
+from merino_runtime.backends.states import States
 from merino_runtime.bundle import returns_all_logits
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.errors import MerinoError
@@ -47,6 +48,7 @@ class OnnxBackend(Backend):
             self.cache = caches(bundle, 1) if cache is None else cache
         except MemoryError as error:
             raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
+        self._states = States(bundle)
         self._rows = rows
         self._ahead: Optional[Tuple[int, int, np.ndarray]] = None  # `changes`, an id, its logits [vocab]
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
@@ -109,15 +111,30 @@ class OnnxBackend(Backend):
     def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
         if len(ids) == 1:
             return self.step(ids[0])[None]
-        start = self.length
+        self._catch_up()
+        logits = self._run_prefill(self.length, ids)
+        self._states.keep()
+        return logits
+
+    def _catch_up(self) -> None:
+        """Compute the ids again that recurrent states lack after a truncation."""
+        if self._states and self._states.length != self.length:
+            self._states.truncate(self.length)  # after an interrupt they may include an id more
+            while self._states.length < self.length:
+                start = self._states.length
+                self._run_prefill(start, self._ids[start:start + PREFILL_CHUNK_IDS])
+            self._states.keep()
+
+    def _run_prefill(self, start: int, ids: Sequence[int]) -> np.ndarray:
+        """Compute ids from position `start` on."""
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
         try:
             logits = np.zeros((1, len(ids), self.vocab), self._logits.dtype) if self._all_logits else self._logits
-            binding, new = self._bind(self._prefill_session, id_array, positions, logits)
+            binding, new = self._bind(self._prefill_session, id_array, positions, logits, start)
         except MemoryError as error:
             raise MerinoError(self._out_of_memory(len(ids))) from error
-        return self._run(self._prefill_session, binding, new, id_array, logits)
+        return self._run(self._prefill_session, binding, new, id_array, logits, start)
 
     def step(self, token_id: int) -> np.ndarray:
         self._open_model()
@@ -128,11 +145,13 @@ class OnnxBackend(Backend):
                 self.changes += 1
                 self._ids.append(token_id)
             return ahead[2]
+        self._catch_up()
         self._decode_id[0, 0] = token_id
         self._decode_position[0, 0] = self.length
         if self._fused:
             bind_input(self._decode_binding, "attention_mask", self._mask, (1, self.length + 1))
-        return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id, self._logits)[0]
+        return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id, self._logits,
+                         self.length)[0]
 
     def verify(self, ids: Sequence[int]) -> np.ndarray:
         self._open_model()
@@ -164,9 +183,13 @@ class OnnxBackend(Backend):
         with self._lock:
             self.changes += 1
             del self._ids[length:]
+            self._states.truncate(length)
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
-        self._open_model()
+        bundle = self._open_model().bundle
+        if self._states:
+            raise MerinoError(f"the cache of {bundle.name!r} is not stored, because its layers have recurrent states. "
+                              "Leave the cache file out: the prompt is computed again.")
         with self._lock:
             return self._ids[:], {name: cache[:, :, :self.length].copy() for name, cache in self.cache.items()}
 
@@ -212,19 +235,22 @@ class OnnxBackend(Backend):
             for name, cache in source.cache.items():  # [1, heads, context, head_size]
                 self.cache[name][:, :, :length] = cache[:, :, :length]
             self._ids.extend(source.ids[:length])
+            self._states.copy(source._states, length)
 
     def close(self) -> None:
         self._rows = self._ahead = None
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
         self.cache, self._decode_new, self._guess_bindings, self._ids = {}, {}, {}, []
 
-    def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray
-             ) -> np.ndarray:
-        """Run the graph over ids [1, count]. Return `logits`, which are bound, without their first axis. `_ids` changes
-        last and all other state follows from it, so the cache is valid after an interrupt at any line."""
+    def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray,
+             start: int) -> np.ndarray:
+        """Run the graph over ids [1, count] from position `start` on. Return `logits`, which are bound, without their
+        first axis. `_ids` changes last and all other state follows from it, so the cache is valid after an interrupt at
+        any line."""
         with self._lock:
             self.changes += 1
-            start, end = self.length, self.length + ids.shape[1]
+            end = start + ids.shape[1]
+            self._states.bind(binding)
             if not self._fused:
                 self._mask[0] = self._slots < start
             self._compute(session, binding, ids.shape[1])
@@ -234,7 +260,8 @@ class OnnxBackend(Backend):
                 raise MerinoError(self._non_finite(new, start, end))
             for name, entries in new.items():  # entries [1, heads, count, head_size]
                 self.cache[name][:, :, start:end] = entries
-            self._ids.extend(ids[0].tolist())
+            self._states.computed(end)
+            self._ids[start:end] = ids[0].tolist()
             return logits[0]
 
     def _compute(self, session: Any, binding: Any, count: int) -> None:
@@ -279,7 +306,7 @@ class OnnxBackend(Backend):
         return (f"the model's logits at position {end - 1} are not finite; the first such values are {where}. The "
                 "weights or their format overflow: check the bundle with `selftest`, or export in another --precision.")
 
-    def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray, logits: np.ndarray
+    def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray, logits: np.ndarray, start: int = 0
               ) -> Tuple[Any, Dict[str, np.ndarray]]:
         """Return a binding of all inputs and outputs, and the arrays of new entries by the name of their cache (none if
         the graph writes the cache). ids, positions [1, count], logits [1, 1 or count, vocab]: the caller keeps them
@@ -290,7 +317,7 @@ class OnnxBackend(Backend):
             name: np.zeros((1, cache.shape[1], count, cache.shape[3]), dtype=cache.dtype)
             for name, cache in self.cache.items()}
         bind_input(binding, "input_ids", ids)
-        mask_length = self.length + count if self._fused else self.context
+        mask_length = start + count if self._fused else self.context
         bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
             bind_input(binding, "position_ids", positions)

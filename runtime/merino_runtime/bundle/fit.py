@@ -31,7 +31,7 @@ from merino_runtime.io.memory import memory_figures
 
 MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
 OPERATORS = frozenset(("MatMul4", "MatMul5", "MatMul6", "MatMul8", "Rows4", "Rows5", "Rows6", "Rows8",
-                       "GroupAttention", "GroupAttention8"))
+                       "GroupAttention", "GroupAttention8", "Taps"))
 NATIVE = "native"  # a folder: beside modules a library would be taken for one
 MFD_CLOEXEC = 1
 

@@ -32,9 +32,12 @@ MOST_FILES = 256  # a bundle that was exported has about ten
 MOST_TIMES = 10 ** 6
 # By the format of keys and values: the type of their arrays, its bytes, how many of them an element holds.
 CACHE_TYPES = {"fp32": ("float32", 4, 1), "fp16": ("float16", 2, 1), "int8": ("int8", 1, 1), "int4": ("uint8", 1, 2)}
+STATE_COPIES = 4  # of a recurrent state in memory: before and behind a run, and two of earlier prefixes
+STATES = "past_states."  # begins the names of inputs that hold recurrent states; outputs begin with present_states.
 # What a chat template uses of a message's text: all of it; without white space around it; what follows the last
-# </think>; the same without line feeds at its beginning; or without white space around it.
-MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped")
+# </think>; the same without line feeds at its beginning; or without white space around it. `filled`: all of it, and an
+# empty system message is left out.
+MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped", "filled")
 
 
 def problems_of(description: Any) -> List[str]:
@@ -44,6 +47,13 @@ def problems_of(description: Any) -> List[str]:
 
 def _axis(value: Any) -> Optional[str]:
     return None if size(value) is None or text(value) is None else "a length or a name"
+
+
+def product(lengths: List[int]) -> int:
+    result = 1
+    for length in lengths:
+        result *= length
+    return result
 
 
 def _times(value: Any) -> Optional[str]:
@@ -116,6 +126,15 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
             problems.append(f"{name} is {port['dtype']} {port['shape']}, its layer's is {dtype} {shape}")
         else:
             total += shape[1] * shape[2] * shape[3] * size
+    outputs = {port["name"]: port for port in description["outputs"]}
+    for name in (name for name in ports if name.startswith(STATES)):
+        port, present = ports[name], outputs.get(name.replace("past", "present", 1))
+        if present is None or present["shape"] != port["shape"] or present["dtype"] != port["dtype"]:
+            problems.append(f"outputs has no {name.replace('past', 'present', 1)} like {name}")
+        elif port["dtype"] != "float32" or not all(isinstance(axis, int) for axis in port["shape"]):
+            problems.append(f"{name} is {port['dtype']} {port['shape']}, a state is float32 and of fixed shape")
+        else:
+            total += STATE_COPIES * 4 * product(port["shape"])
     problems.extend(f"inputs has {shown(name)}, which is of no layer" for name in ports
                     if name.startswith("past_key_values.") and name not in layer_of)
     if not problems and total != description["kv_bytes"]:

@@ -42,7 +42,7 @@ def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], use
              ) -> List[Segment]:
     """Render the conversation up to its next answer. Raise MerinoError for a system message if the template supports
     none."""
-    if system is None:
+    if system is None or not system and parts.texts.system == "filled":
         segments = [_own(parts, parts.begin)]
     elif parts.system is None:
         raise MerinoError(NO_SYSTEM)
