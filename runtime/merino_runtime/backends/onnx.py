@@ -62,7 +62,7 @@ class OnnxBackend(Backend):
         self._decode_binding, self._decode_new = self._bind(
             self._decode_session, self._decode_id, self._decode_position, self._logits)
         optional = [node.name for node in self._decode_session.get_overridable_initializers()]
-        self.verifies = FIRST_LOGITS in optional and self.extends_fast
+        self.verifies = FIRST_LOGITS in optional and self.extends_fast and not self._states
         self._guess_bindings: Dict[int, Tuple[Any, ...]] = {}  # by the number of ids
 
     @property
@@ -164,7 +164,7 @@ class OnnxBackend(Backend):
         positions[0] = np.arange(self.length, self.length + count)
         if self._fused:
             bind_input(binding, "attention_mask", self._mask, (1, self.length + count))
-        return self._run(self._decode_session, binding, new, id_array, logits)
+        return self._run(self._decode_session, binding, new, id_array, logits, self.length)
 
     def _bind_guesses(self, count: int) -> Tuple[Any, ...]:
         """Return a binding, the arrays of new entries, ids, positions, the first position whose logits are returned,
