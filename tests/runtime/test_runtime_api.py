@@ -283,7 +283,8 @@ def test_the_command_line_computes_a_prompt_once(folder, tmp_path):
     assert result == longer and alone - rest >= computed - 1  # the last token may end otherwise before more text
 
 
-@pytest.mark.parametrize("wrong", [None, 1.5, True, {}, object(), float("nan")], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 1.5, True, {}, object(), float("nan")],
+                         ids=["none", "real", "true", "dict", "object", "nan"])
 @pytest.mark.parametrize("call", [
     lambda model, wrong: model.save_cache(wrong), lambda model, wrong: model.load_cache(wrong),
     lambda model, wrong: model.backend.prefill(wrong), lambda model, wrong: model.backend.prefill([1, wrong]),
