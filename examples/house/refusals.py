@@ -13,6 +13,7 @@ from spoken import duration, spelled
 from templates import ha_question
 
 from merino_runtime.house.house import TOOLS, Call, Device, House
+from merino_runtime.house.words import KINDS, content_words
 
 # Kinds of negatives that share most of their words with commands.
 HARD = (
@@ -176,7 +177,8 @@ def missing_name(house: House, split: str, rng: random.Random) -> Sample | None:
     if domain in ("climate", "vacuum") and others or domain == "lock" and not told_apart(ghost, others):
         return None
     singles, plurals = GENERIC[domain]
-    if others and ghost.name in (*singles, *plurals, "lamp", "plug", "socket", "outlet"):
+    any_of_them = content_words(ghost.name) <= KINDS[domain]
+    if others and (any_of_them or ghost.name in (*singles, *plurals, "lamp", "plug", "socket", "outlet")):
         return None
     sample = ask(house, ghost, "n", split, rng, "missing.name")
     # Said by a part or by a word for its kind it could be another's.

@@ -14,9 +14,9 @@ LITTLE_TEXT = (
 LITTLE = frozenset(LITTLE_TEXT.split())
 KIND_TEXTS = {
     "light": "light lighting lamp bulb", "switch": "switch plug socket outlet appliance", "fan": "fan",
-    "cover": "blind shade curtain shutter window cover drape garage gate awning", "lock": "door lock",
-    "climate": "heating heat thermostat radiator temperature ac air heater", "media_player":
-    "music speaker sound volume tv radio telly television", "vacuum": "vacuum robot cleaner hoover cleaning",
+    "cover": "blind shade curtain shutter window cover", "lock": "door lock",
+    "climate": "heating heat thermostat radiator temperature ac air", "media_player":
+    "music speaker sound volume", "vacuum": "vacuum robot cleaner hoover cleaning",
     "scene": "scene mode mood", "script": "script routine", "todo": "list", EVERYTHING: "everything",
 }
 # Words for any device of a domain, in the singular.
@@ -25,12 +25,13 @@ HINT_TEXTS = {
     "light": "dark darker dim dimmer bright brighter brighten brightness light illuminate color colour red green blue "
     "yellow orange purple pink white gloomy see read reading blinding glare glow murky squint lit lumen shine",
     "cover": "open close closed shut raise lower sun sunlight daylight outside neighbor neighbour view privacy roll "
-    "draw pull halfway position",
+    "draw pull halfway position drape garage gate awning",
     "lock": "lock locked unlock unlocked bolt secure key door safe",
     "climate": "warm warmer hot hotter cold colder cool cooler chilly freezing degree temperature heat celsius "
-    "sweating boiling frozen icy thermostat temp cosy cozy toasty stuffy shivering",
+    "heater sweating boiling frozen icy thermostat temp cosy cozy toasty stuffy shivering",
     "media_player": "play pause louder quieter volume mute unmute song track music loud quiet noise noisy hear listen "
-    "movie film podcast skip next previous playing sound audio resume album show silence turn",
+    "movie film podcast skip next previous playing sound audio resume album show silence turn tv "
+    "radio telly television",
     "vacuum": "clean cleaning vacuum dust dusty dirty floor crumb dock base charger sweep hoover spill dirt mess",
     "fan": "breeze air stuffy blow spin speed ventilate fresh hot",
     "scene": "scene mood mode activate time watch going bed good night morning goodbye",
