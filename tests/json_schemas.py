@@ -184,6 +184,8 @@ def walked(state, spellings, eos, rng, most=400):
         if count > 40:  # to an end
             closing = [place for place in choices if spellings[place][-1:] in (b'"', b"]", b"}", b",", b":")]
             choices = closing or choices
+        if count > 120:  # a recursive schema: deeper no more
+            choices = [place for place in choices if spellings[place][-1:] in (b"]", b"}")] or choices
         token = random.Random(rng.random()).choice(choices)
         state.advance(token)
         data += spellings[token]

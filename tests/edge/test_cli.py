@@ -127,7 +127,7 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert all(set(token) == {"id", "text"} for token in tokens)
     assert "".join(token["text"] for token in tokens) == text.removesuffix("\n")
     figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb"}
-    assert set(last) == figures | {"shifts", "forced", "stop_reason"}
+    assert set(last) == figures | {"shifts", "forced", "guessed", "stop_reason"}
     assert last["stop_reason"] == "length" and last["shifts"] == 0
 
 
