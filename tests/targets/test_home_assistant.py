@@ -44,7 +44,6 @@ api:
 config:
 onboarding:
 conversation:
-demo:
 input_boolean:
   lamp:
 template:
@@ -176,9 +175,10 @@ def call(path, data, headers):
 
 
 @contextlib.contextmanager
-def home(folder):
+def home(folder, more=""):
+    """more: further lines of its configuration."""
     folder.mkdir()
-    (folder / "configuration.yaml").write_text(CONFIGURATION)
+    (folder / "configuration.yaml").write_text(CONFIGURATION + more)
     with open(folder / "log", "wb") as log:
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "home", ROOT, folder]
         process = subprocess.Popen(words, stdout=log, stderr=log)
@@ -317,7 +317,7 @@ def house_service(running):
 
 
 def test_the_house_service_acts_asks_and_refuses_as_a_wyoming_agent(tmp_path):
-    with home(tmp_path / "config") as running, house_service(running) as (port, houses, connection):
+    with home(tmp_path / "config", "demo:\n") as running, house_service(running) as (port, houses, connection):
         running.set_up("wyoming", {"host": "127.0.0.1", "port": port})
         while not (agents := running.states("conversation")):
             time.sleep(0.2)
