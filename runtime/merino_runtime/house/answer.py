@@ -4,6 +4,7 @@ The schema of the answer is the same for all houses, so it is compiled once. A t
 chosen again among those that it has.
 """
 import math
+import re
 from typing import Any, List, NamedTuple, Tuple
 
 from merino_runtime.api import LanguageModel
@@ -11,8 +12,11 @@ from merino_runtime.generation.generate import Token, TokenLogprobs
 from merino_runtime.house.agreement import is_unexplained, to_choose_again
 from merino_runtime.house.candidates import candidates, whole_calls
 from merino_runtime.house.house import (
+    EVERYWHERE,
+    LENGTH,
     MOST_TARGETS,
     NO_EFFECT,
+    TIMES,
     TOOLS,
     Call,
     House,
@@ -22,12 +26,15 @@ from merino_runtime.house.house import (
     row_schema,
     schema,
 )
-from merino_runtime.house.words import ratio
+from merino_runtime.house.words import ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
 SURE = 0.05  # the least probability of calls that are carried out without a question
 SURE_UNEXPLAINED = 0.5  # the same if a call's targets explain none of its words
+EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
+LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)\b|\b(half|quarter) past\b|"
+                   r"\bat (\d\d?:\d\d|\w+ (am|pm|o'clock))\b")
 LIKE = 0.6  # the least likeness of words that are put right
 CONFIRMED = ("unlock",)  # tools whose calls are always asked for
 
@@ -58,8 +65,29 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
             calls = read_calls(text) or []
     least = SURE_UNEXPLAINED if any(is_unexplained(call, shown) for call in calls) else sure
     confirmed = any(call.tool in CONFIRMED and call.targets for call in calls)
-    whole = tuple(whole_calls(calls, shown, house))
-    return Answer(whole, probability, has_effect(whole, house) and (confirmed or probability < least), text)
+    whole = tuple(here_meant(call, house, sentence) for call in whole_calls(calls, shown, house))
+    doubtful = confirmed or probability < least or is_doubtful(calls, sentence.lower())
+    return Answer(whole, probability, has_effect(whole, house) and doubtful, text)
+
+
+def here_meant(call: Call, house: House, sentence: str) -> Call:
+    """The call with the speaker's area in place of the house, unless the sentence says that it means all."""
+    if EVERY & set(split_words(sentence)):
+        return call
+    local = {device.domain for device in house.devices if device.area and device.area == house.here}
+
+    def nearer(target: str) -> str:
+        place, _, domain = target.partition("/")
+        return "{}/{}".format(house.here, domain) if place == EVERYWHERE and domain in local else target
+
+    return call._replace(targets=tuple(map(nearer, call.targets)))
+
+
+def is_doubtful(calls: List[Call], sentence: str) -> bool:
+    """Whether words are not those of the sentence, or the time that it says is in no call."""
+    said = all(part in sentence for call in calls for part in call.words.split(", "))
+    timed = any(name in LENGTH or name in TIMES for call in calls for name, _ in call.values)
+    return not said or not timed and bool(LATER.search(sentence))
 
 
 def said_again(call: Call, shown: House, sentence: str) -> Any:
