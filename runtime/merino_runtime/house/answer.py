@@ -30,8 +30,8 @@ from merino_runtime.house.words import ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
-SURE = 0.05  # the least probability of calls that are carried out without a question
-SURE_UNEXPLAINED = 0.5  # the same if a call's targets explain none of its words
+SURE = 0.6  # the least probability of calls that are carried out without a question
+SURE_UNEXPLAINED = 0.25  # the same if a call's targets explain none of its words
 EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
 LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)\b|\b(half|quarter) past\b|"
                    r"\bat (\d\d?:\d\d|\w+ (am|pm|o'clock))\b")

@@ -1,0 +1,73 @@
+"""The house model of the package answers sentences for a house, whole and in part, by its int8 bundle."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from merino_edge import embedded
+from merino_runtime.api import open_model
+from merino_runtime.house.answer import answer, span
+from merino_runtime.house.house import Device, House, read_calls
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(embedded.__file__).parent / "house"
+
+
+@pytest.fixture(scope="module")
+def model():
+    with open_model(str(FOLDER)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def home():
+    content = json.loads((ROOT / "examples" / "house" / "house.json").read_text(encoding="utf-8"))
+    return House(tuple(Device(*device) for device in content["devices"]), content["here"])
+
+
+SENTENCES = {
+    "turn off the ceiling light": [("turn_off", ("ceiling light",), {})],
+    "turn off the kitchen lights": [("turn_off", ("kitchen/light",), {})],
+    "lock the front door": [("lock", ("front door",), {})],
+    "it is dark in here": [("turn_on", ("kitchen/light",), {})],
+    "set the thermostat to 21 degrees": [("set_temperature", ("thermostat",), {"degrees": 21})],
+    "is the front door locked": [("get_state", ("front door",), {"state": "locked"})],
+    "start a timer for ten minutes": [("start_timer", (), {"minutes": 10})],
+    "don't turn on the coffee maker": [],
+    "what is the capital of france": [],
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_the_model_does_what_is_asked(model, home, sentence):
+    given = answer(model, home, sentence)
+    assert [(call.tool, call.targets, dict(call.values)) for call in given.calls] == SENTENCES[sentence], given.text
+    assert not given.asks
+
+
+def test_an_unsure_answer_to_two_commands_is_asked_for(model, home):
+    given = answer(model, home, "turn off the tv and close the blinds")
+    assert [(call.tool, call.targets) for call in given.calls] == [("turn_off", ("tv",)), ("close", ("blinds",))]
+    assert given.asks and given.probability < 0.6
+
+
+def test_unlocking_is_asked_for(model, home):
+    given = answer(model, home, "unlock the front door")
+    assert given.asks and given.calls[0].openai() == {
+        "name": "unlock", "arguments": {"words": "front door", "targets": ["front door"]}
+    }  # fmt: skip
+
+
+def test_the_bundle_is_small():
+    files = [path for path in FOLDER.iterdir() if path.suffix != ".md"]
+    assert sum(path.stat().st_size for path in files) < 3_000_000
+    assert json.loads((FOLDER / "bundle.json").read_text())["precision"] == "int8"
+
+
+def test_words_are_those_of_the_sentence():
+    assert span("laundry room", "shorten laundry timer by ten minutes") == "laundry"
+    assert span("upper icge hood running", "have the upper range hood running") == "upper range hood running"
+    assert span("kettle", "have the upper range hood running") == "kettle"
+    assert span("range hood", "have the upper range hood running") == "range hood"
+    assert read_calls("[[") is None and read_calls('[["fly","x",[]]]') is None and read_calls("[]") == []
