@@ -375,7 +375,7 @@ def test_threads_are_torchs(text, tmp_path):
 
 def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text, tmp_path):
     """The batch that the refusal names fits, and one more does not."""
-    large = Architecture(blocks=[{"width": 512, "ffn_ratio": 2.0, "depth": 8}], vocab=50257, context=1024)
+    large = Architecture(blocks=[{"width": 512, "ffn_ratio": 2.0, "depth": 8}], vocab=300, context=1024)
     huge = Recipe(batch=1_000_000)
     with pytest.raises(MerinoError, match=r"about .* GB: .*GB are available.*--ignore-memory"):
         train(large, [text], tmp_path / "out", recipe=huge)

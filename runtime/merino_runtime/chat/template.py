@@ -131,6 +131,10 @@ def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequenc
              ) -> List[Segment]:
     """Render as `by_parts`, with a compiled template. Raise MerinoError if the template raises, or if the messages'
     texts cannot be separated from its own."""
+    if system == "":  # some templates leave out an empty system message
+        with_it, without = (rendered(template, chat.tokens, messages_of(text, turns, user), no_think)
+                            for text in ("", None))
+        system = None if with_it == without else system
     first = 0 if system is None else 1
     turn_of = {first + 2 * index + 1: index for index in range(len(turns))}
     return segments_of(template, chat, messages_of(system, turns, user), no_think, turn_of)
