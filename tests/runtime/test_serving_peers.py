@@ -59,6 +59,7 @@ def suite(decoder, tmp_path_factory):
     program.chmod(0o755)
     (found / "wget.py").write_text("")
     (found / "nothing.py").write_text(NOTHING)
+    (folder / "bundles").mkdir()
     for context in CONTEXTS:
         make_bundle(folder / "bundles" / str(context), decoder, context=context)
     return found, dict(os.environ, LLAMA_SERVER_BIN_PATH=str(program), BUNDLES=str(folder / "bundles"), PORT="18080",
@@ -127,6 +128,7 @@ def functions_of(report):
     return functions
 
 
+@pytest.mark.skipif("MERINO_LLAMA_CPP_TESTS" not in os.environ, reason="MERINO_LLAMA_CPP_TESTS is not set: any value")
 def test_llama_cpps_tests_of_its_server(suite):
     folder, environment = suite
     report = folder / "report.xml"
