@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from merino_edge.jobs.templates import Node, parsed
+
 PHRASES = Path(__file__).parent / "phrases"
 
-# ("text", str), ("slot", str), ("rule", str), or ("all" | "one" | "any order", nodes)
-Node = tuple[str, Any]
-PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
+RULE = re.compile(r"<([^>]*)>")
 
 
 @cache
@@ -38,62 +38,32 @@ def rules(split: str = "train") -> dict[str, str]:
     return {name: template for name, _, template in (line.partition(" = ") for line in lines)}
 
 
-@cache
-def parse(template: str) -> Node:
-    node, rest = alternatives(PIECE.findall(template), 0)
-    if rest != len(PIECE.findall(template)):
-        raise ValueError(f"template {template!r} closes a bracket that it does not open")
-    return node
-
-
-def alternatives(pieces: list[str], at: int) -> tuple[Node, int]:
-    """What stands in one pair of brackets, and where it ends."""
-    rows: list[list[Node]] = [[]]
-    how = "one"
-    while at < len(pieces) and pieces[at] not in ")]":
-        piece = pieces[at]
-        at += 1
-        if piece in "|;":
-            how = "any order" if piece == ";" else how
-            rows.append([])
-        elif piece in "([":
-            inner, at = alternatives(pieces, at)
-            at += 1
-            rows[-1].append(inner if piece == "(" else ("one", [("text", ""), inner]))
-        elif piece[0] == "<":
-            rows[-1].append(("rule", piece[1:-1]))
-        elif piece[0] == "{":
-            rows[-1].append(("slot", piece[1:-1].partition(":")[0]))
-        else:
-            rows[-1].append(("text", piece))
-    nodes: list[Node] = [row[0] if len(row) == 1 else ("all", row) for row in rows]
-    return (nodes[0] if len(nodes) == 1 else (how, nodes)), at
-
-
 def expand(
     template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]
 ) -> str:
     """One sentence of a template. A slot is its text, or what makes it."""
     parts: list[str] = []
-    spell(parse(template), rng, rules, slots, parts)
+    spell(parsed(with_rules(template, rules)), rng, slots, parts)
     return " ".join("".join(parts).split())
 
 
-def spell(node: Node, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, Any], parts: list[str]) -> None:
+def with_rules(template: str, rules: Mapping[str, str]) -> str:
+    """The template with each rule's own in its place, in brackets."""
+    while "<" in template:
+        template = RULE.sub(lambda rule: f"({rules[rule[1]]})", template)
+    return template
+
+
+def spell(node: Node, rng: random.Random, slots: Mapping[str, Any], parts: list[str]) -> None:
     kind, held = node
     if kind == "text":
         parts.append(held)
     elif kind == "slot":
-        value = slots[held]
+        value = slots[held.partition(":")[0]]
         parts.append(value if isinstance(value, str) else value())
-    elif kind == "rule":
-        spell(parse(rules[held]), rng, rules, slots, parts)
     elif kind == "one":
-        spell(rng.choice(held), rng, rules, slots, parts)
-    elif kind == "all":
-        for inner in held:
-            spell(inner, rng, rules, slots, parts)
+        spell(rng.choice(held), rng, slots, parts)
     else:
-        for inner in rng.sample(held, len(held)):
-            parts.append(" ")
-            spell(inner, rng, rules, slots, parts)
+        for inner in held if kind == "all" else rng.sample(held, len(held)):
+            parts.append("" if kind == "all" else " ")
+            spell(inner, rng, slots, parts)

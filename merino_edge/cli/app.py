@@ -175,7 +175,7 @@ def bench(
         Path | None, AgainstOption(help="GGUF of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[
-        Literal["md", "json", "jsonl"], typer.Option("--format", help="format of what is printed")
+        Literal["md", "json", "jsonl"], typer.Option("--format", help="output format")
     ] = "md",
     save: Annotated[
         Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")

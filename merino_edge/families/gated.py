@@ -232,10 +232,8 @@ class WindowedGeometry(GatedGeometry):
 
     @classmethod
     def check_layers(cls, config: Any) -> None:
-        unknown = sorted({str(kind) for kind in config.layer_types} - set(KINDS)) if cls.LISTED else []
-        if unknown:
-            known = ", ".join(map(repr, KINDS))
-            raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {known}")
+        if cls.LISTED:
+            check_kinds(config, KINDS)
 
     def words(self) -> dict[str, Any]:
         kinds = {windowed: kind for kind, windowed in KINDS.items()}
@@ -244,6 +242,14 @@ class WindowedGeometry(GatedGeometry):
 
     def attention_of(self, layer: int) -> Attention:
         return replace(super().attention_of(layer), window=self.window if self.windowed[layer] else None)
+
+
+def check_kinds(config: Any, known: Iterable[str]) -> None:
+    """Raise MerinoError for kinds in `layer_types` other than the known ones."""
+    unknown = sorted({str(kind) for kind in config.layer_types} - set(known))
+    if unknown:
+        listed = ", ".join(map(repr, known))
+        raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {listed}")
 
 
 def in_heads(order: np.ndarray, heads: int) -> np.ndarray:

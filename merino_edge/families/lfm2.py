@@ -8,13 +8,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.gated import GATED, GatedGeometry, gated_family
+from merino_edge.families.gated import GATED, GatedGeometry, check_kinds, gated_family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import KvLayer
 from merino_edge.families.operators import SLOTS, Operator, convolution
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weights import TRANSPOSED, Layout
-from merino_runtime.errors import MerinoError
 
 KINDS = {"full_attention": True, "conv": False}  # by layer_types: whether a layer is attention
 KEYS = (
@@ -37,10 +36,7 @@ class Lfm2Architecture(GatedGeometry):
 
     @classmethod
     def check_layers(cls, config: Any) -> None:
-        unknown = sorted({str(kind) for kind in config.layer_types} - set(KINDS))
-        if unknown:
-            known = ", ".join(map(repr, KINDS))
-            raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {known}")
+        check_kinds(config, KINDS)
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:

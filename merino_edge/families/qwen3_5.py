@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from merino_edge.families.gated import GATED, GatedGeometry, Heads, gated_family, in_heads
+from merino_edge.families.gated import GATED, GatedGeometry, Heads, check_kinds, gated_family, in_heads
 from merino_edge.families.geometry import Keys, attention_operators
 from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.llama import NO_BIAS
@@ -50,10 +50,7 @@ class Qwen35Architecture(GatedGeometry):
 
     @classmethod
     def check_layers(cls, config: Any) -> None:
-        unknown = sorted({str(kind) for kind in config.layer_types} - set(KINDS))
-        if unknown:
-            known = ", ".join(map(repr, KINDS))
-            raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {known}")
+        check_kinds(config, KINDS)
 
     @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", dest="timeout_s",
                         help="time limit in seconds for all repetitions of a row (default %(default)g)")
     parser.add_argument("--format", default="md", choices=("md", "json", "jsonl"), dest="output",
-                        help="format of what is printed (default %(default)s)")
+                        help="output format (default %(default)s)")
     parser.add_argument("-o", metavar="FILE", dest="save",
                         help="also save the records as JSON; FILE.jsonl is appended to, row by row")
 

@@ -154,3 +154,17 @@ def one_line(value: Any) -> bytes:
 
 def arguments_text(call: Call) -> str:
     return json.dumps(call.arguments, ensure_ascii=False)
+
+
+class OfChoices:
+    """A writer of the response to one request: what is true of all its completions."""
+
+    choices: List[Choice]
+
+    @property
+    def over(self) -> bool:
+        return all(choice.reason for choice in self.choices)
+
+    @property
+    def refusal(self) -> Optional[RefusedError]:
+        return next((choice.refusal for choice in self.choices if choice.refusal), None)

@@ -2,10 +2,10 @@
 calls are objects, and times are nanoseconds."""
 import datetime
 import hashlib
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from merino_runtime.serving import fields
-from merino_runtime.serving.choice import Call, Choice, one_line
+from merino_runtime.serving.choice import Call, Choice, OfChoices, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import LARGEST, Limits, grammar_of, messages_of, request_of, tools_of
@@ -93,21 +93,13 @@ def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: Client
     return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
 
 
-class ResponseWriter:
+class ResponseWriter(OfChoices):
     content_type = "application/x-ndjson"
     error_of = staticmethod(error_of)
 
     def __init__(self, options: ResponseOptions) -> None:
         self.options, self.stream = options, options.stream
         self.choices = [Choice(chat=options.chat or options.thinks, thinks=options.thinks, tools=options.tools)]
-
-    @property
-    def over(self) -> bool:
-        return bool(self.choices[0].reason)
-
-    @property
-    def refusal(self) -> Optional[RefusedError]:
-        return self.choices[0].refusal
 
     def take(self, _: int, event: Event) -> bytes:
         choice = self.choices[0]

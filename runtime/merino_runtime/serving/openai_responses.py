@@ -1,9 +1,9 @@
 """Responses in the form of OpenAI's chat completions and completions, whole or streamed in chunks."""
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 from merino_runtime import __version__
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text, one_line
+from merino_runtime.serving.choice import Call, Choice, Delta, OfChoices, arguments_text, one_line
 from merino_runtime.serving.openai_requests import ResponseOptions
 from merino_runtime.serving.requests import Event, Progress, RefusedError, TextChunk, Usage
 
@@ -16,7 +16,7 @@ def error_of(refusal: RefusedError) -> Json:
                       "code": refusal.code or refusal.status}}
 
 
-class ResponseWriter:
+class ResponseWriter(OfChoices):
     """Writes the response to one request, which may have several prompts."""
     content_type = "text/event-stream"
     error_of = staticmethod(error_of)
@@ -26,14 +26,6 @@ class ResponseWriter:
         self.choices = [Choice(options.chat, options.thinks, options.tools, options.required) for _ in range(count)]
         self._begun = [False] * count
         self._offsets = [0] * count  # of the next token in the text, where each token has one
-
-    @property
-    def over(self) -> bool:
-        return all(choice.reason for choice in self.choices)
-
-    @property
-    def refusal(self) -> Optional[RefusedError]:
-        return next((choice.refusal for choice in self.choices if choice.refusal), None)
 
     def take(self, index: int, event: Event) -> bytes:
         """Return the bytes that a stream writes for an event of the prompt `index`."""

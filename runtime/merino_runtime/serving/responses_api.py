@@ -4,11 +4,11 @@ Nothing is stored: each request has the whole conversation in `input`.
 """
 import time
 import uuid
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.serving import fields, openai_requests
-from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text, one_line
+from merino_runtime.serving.choice import Call, Choice, Delta, OfChoices, arguments_text, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.openai_requests import Limits
 from merino_runtime.serving.openai_responses import error_of, extras
@@ -85,7 +85,7 @@ def _messages(body: Body) -> List[Json]:
     return messages
 
 
-class ResponseWriter:
+class ResponseWriter(OfChoices):
     content_type = "text/event-stream"
     error_of = staticmethod(error_of)
 
@@ -96,14 +96,6 @@ class ResponseWriter:
         self._items: List[Json] = []
         self._open = False  # whether the last item may grow
         self._events = 0
-
-    @property
-    def over(self) -> bool:
-        return bool(self.choices[0].reason)
-
-    @property
-    def refusal(self) -> Optional[RefusedError]:
-        return self.choices[0].refusal
 
     def take(self, _: int, event: Event) -> bytes:
         if self.over:
