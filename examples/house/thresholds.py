@@ -1,4 +1,4 @@
-"""Chooses the least probabilities of calls that are carried out without a question to the speaker.
+"""Chooses the least probability of calls that are carried out without a question to the speaker.
 
     python examples/house/thresholds.py BUNDLE sure.jsonl
 
@@ -12,7 +12,6 @@ from typing import NamedTuple
 from evaluate import generated
 
 from merino_runtime.api import open_model
-from merino_runtime.house.agreement import is_unexplained
 from merino_runtime.house.answer import CONFIRMED, answer
 from merino_runtime.house.house import has_effect, meanings
 
@@ -26,7 +25,7 @@ class Acted(NamedTuple):
 
 
 def cost(answers: list[Acted], limit: float) -> int:
-    return sum(1 if each.probability < limit else WRONG * (not each.is_right) for each in answers)
+    return sum(1 if one.probability < limit else WRONG * (not one.is_right) for one in answers)
 
 
 def main() -> None:
@@ -34,19 +33,16 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("samples", type=Path, nargs="+")
     given = parser.parse_args()
-    answers: dict[bool, list[Acted]] = {False: [], True: []}
+    acted: list[Acted] = []
     with open_model(str(given.bundle)) as model:
         for case in (case for path in given.samples for case in generated(path, 10**6)):
             found = answer(model, case.house, case.sentence)
             if has_effect(found.calls, case.house) and not any(call.tool in CONFIRMED for call in found.calls):
-                unexplained = any(is_unexplained(call, case.house) for call in found.calls)
-                answers[unexplained].append(Acted(found.probability, meanings(found.calls, case.house) in case.wanted))
-    for unexplained, acted in answers.items():
-        costs = {limit: cost(acted, limit) for limit in LIMITS}
-        best = min(costs, key=lambda limit: (costs[limit], limit))
-        wrong = sum(not each.is_right for each in acted)
-        kind = "explain none of their words" if unexplained else "explain a word"
-        print(f"calls that {kind}: {len(acted)}, {wrong} wrong; limit {best}; costs {costs}")
+                acted.append(Acted(found.probability, meanings(found.calls, case.house) in case.wanted))
+    costs = {limit: cost(acted, limit) for limit in LIMITS}
+    best = min(costs, key=lambda limit: (costs[limit], limit))
+    wrong = sum(not one.is_right for one in acted)
+    print(f"{len(acted)} calls, {wrong} wrong; limit {best}; costs {costs}")
 
 
 if __name__ == "__main__":

@@ -71,3 +71,15 @@ def test_words_are_those_of_the_sentence():
     assert span("kettle", "have the upper range hood running") == "kettle"
     assert span("range hood", "have the upper range hood running") == "range hood"
     assert read_calls("[[") is None and read_calls('[["fly","x",[]]]') is None and read_calls("[]") == []
+
+
+@pytest.mark.parametrize("rooms", [4, 40])
+def test_a_device_of_a_large_house_is_found_by_name_and_room(model, rooms):
+    """Names that occur in each room are told apart by the room that is said, or that the speaker is in."""
+    names = ("kitchen", "bedroom", "hall", "study", *(f"room {number}" for number in range(rooms - 4)))
+    devices = [Device(name, "light", room) for room in names for name in ("ceiling light", "desk lamp", "wall light")]
+    house = House((*devices, *(Device("speaker", "media_player", room) for room in names)), "bedroom")
+    [call] = answer(model, house, "turn off the desk lamp in the study").calls
+    assert house.resolve(call.targets[0]) == {Device("desk lamp", "light", "study")}
+    [call] = answer(model, house, "turn on the desk lamp").calls
+    assert house.resolve(call.targets[0]) == {Device("desk lamp", "light", "bedroom")}

@@ -63,9 +63,3 @@ def better_targets(call: Call, house: House, targets: Sequence[str]) -> List[Lis
         if most:
             return [most if place == other else [target] for other, target in enumerate(call.targets)]
     return []
-
-
-def is_unexplained(call: Call, house: House) -> bool:
-    """Whether its targets explain none of its words."""
-    said = content_words(call.words)
-    return bool(said and call.targets and call.tool not in UNCOMPARED and not all_explained(said, call.targets, house))

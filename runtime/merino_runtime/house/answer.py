@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple, Tuple
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.generation.generate import Token, TokenLogprobs
-from merino_runtime.house.agreement import is_unexplained, to_choose_again
+from merino_runtime.house.agreement import to_choose_again
 from merino_runtime.house.candidates import candidates, whole_calls
 from merino_runtime.house.house import (
     EVERYWHERE,
@@ -26,12 +26,11 @@ from merino_runtime.house.house import (
     row_schema,
     schema,
 )
-from merino_runtime.house.words import ratio, split_words
+from merino_runtime.house.words import content_words, ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
 SURE = 0.6  # the least probability of calls that are carried out without a question
-SURE_UNEXPLAINED = 0.25  # the same if a call's targets explain none of its words
 EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
 LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)\b|\b(half|quarter) past\b|"
                    r"\bat (\d\d?:\d\d|\w+ (am|pm|o'clock))\b")
@@ -56,6 +55,7 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
     calls = read_calls(text)
     if calls is None:  # it was cut
         return Answer((), 0.0, False, text)
+    calls = [told_apart(call, shown) for call in calls]
     for check in (said_again, chosen_again):
         again = [check(call, shown, sentence.lower()) for call in calls]
         if any(again):
@@ -63,10 +63,9 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
             form = {"type": "array", "prefixItems": rows, "minItems": len(calls), "maxItems": len(calls)}
             text, probability = decoded(model, asked, form)
             calls = read_calls(text) or []
-    least = SURE_UNEXPLAINED if any(is_unexplained(call, shown) for call in calls) else sure
     confirmed = any(call.tool in CONFIRMED and call.targets for call in calls)
     whole = tuple(here_meant(call, house, sentence) for call in whole_calls(calls, shown, house))
-    doubtful = confirmed or probability < least or is_doubtful(calls, sentence.lower())
+    doubtful = confirmed or probability < sure or is_doubtful(calls, sentence.lower())
     return Answer(whole, probability, has_effect(whole, house) and doubtful, text)
 
 
@@ -88,6 +87,19 @@ def is_doubtful(calls: List[Call], sentence: str) -> bool:
     said = all(part in sentence for call in calls for part in call.words.split(", "))
     timed = any(name in LENGTH or name in TIMES for call in calls for name, _ in call.values)
     return not said or not timed and bool(LATER.search(sentence))
+
+
+def told_apart(call: Call, shown: House) -> Call:
+    """The call with the room of each device whose name occurs in several: the room that is said, or the speaker's."""
+    words, labels = content_words(call.words), shown.labels()
+
+    def label(target: str) -> str:
+        same = [device for device in shown.devices if device.name == target and labels[device] != target]
+        said = [device for device in same if content_words(device.area) and content_words(device.area) <= words]
+        here = [device for device in same if device.area == shown.here]
+        return labels[(said or here)[0]] if said or here else target
+
+    return call._replace(targets=tuple(map(label, call.targets)))
 
 
 def said_again(call: Call, shown: House, sentence: str) -> Any:
