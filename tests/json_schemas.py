@@ -1,6 +1,7 @@
 """Random JSON schemas of the kind that any engine of constraints takes, and values that are valid for one."""
 import json
 import random
+import re
 
 import tokenizers
 from hypothesis import strategies as st
@@ -161,6 +162,11 @@ def compact(value):
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def in_string(data):
+    """Whether these first bytes of a JSON text end inside a string."""
+    return re.sub(rb"\\\\.", b"", data, flags=re.DOTALL).count(b'"') % 2 == 1
+
+
 def walked(state, spellings, eos, rng, most=400):
     """The bytes of an answer of random tokens among those that are allowed, with the forced ones at times."""
     data, count = b"", 0
@@ -184,8 +190,9 @@ def walked(state, spellings, eos, rng, most=400):
         if count > 40:  # to an end
             closing = [place for place in choices if spellings[place][-1:] in (b'"', b"]", b"}", b",", b":")]
             choices = closing or choices
-        if count > 120:  # a recursive schema: deeper no more
-            choices = [place for place in choices if spellings[place][-1:] in (b"]", b"}")] or choices
+        if count > 120:  # a recursive schema: deeper no more, and out of a string by its quote alone
+            ends = (b'"',) if in_string(data) else (b"]", b"}")
+            choices = [place for place in choices if spellings[place][-1:] in ends] or choices
         token = random.Random(rng.random()).choice(choices)
         state.advance(token)
         data += spellings[token]
