@@ -3,10 +3,10 @@
 A row is one speed of one phase. `use` is empty for a row that judges predictions, `fitted` for one that the profile was
 set from, and `left out` for one whose setting is partly unknown; `note` says why. `bytes` is the size of the weights in
 the file, `twice` says that the file holds a tied embedding twice, and `read_bytes` replaces both if the source counts
-what a step reads. `tokens` is the length of the prompt, or of the answer. Also the geometries of models that are not
-in the zoo.
+what a step reads. `tokens` is the length of the prompt, or of the answer.
 """
 
+import json
 import tomllib
 from collections import Counter
 from functools import cache
@@ -23,48 +23,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "device_profiles" / "published"
 SHORT = 128  # tokens, if the source does not state a length
 # Bits per weight of files whose size the source does not state.
 BITS = {"F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "Q4_0": 4.5, "IQ4_NL": 4.5, "q4f16_ft": 4}
-LLAMA, QWEN = {"norm_eps": 1e-5, "context": 8192}, {"norm_eps": 1e-6, "rope_theta": 1e6, "context": 32768}
-WINDOWED = tuple(layer % 6 != 5 for layer in range(26))
-GEMMA = {"attention_scale": 0.0625, "window": 512, "windowed": WINDOWED, "rope_theta": 1e6, "local_rope_theta": 1e4}
-# By name: family, parameters of the released checkpoint, geometry as in its config.json.
-GEOMETRIES = {
-    "smollm2-1.7b": ("llama", 1_711_376_384, {
-        **LLAMA, "layers": 24, "width": 2048, "heads": 32, "kv_heads": 32, "head_size": 64, "ffn_width": 8192,
-        "vocab": 49152, "tied": True, "rope_theta": 1.3e5,
-    }),
-    "llama-3.2-3b": ("llama", 3_212_749_824, {
-        **LLAMA, "layers": 28, "width": 3072, "heads": 24, "kv_heads": 8, "head_size": 128, "ffn_width": 8192,
-        "vocab": 128256, "tied": True, "rope_theta": 5e5,
-    }),
-    "llama-3.1-8b": ("llama", 8_030_261_248, {
-        **LLAMA, "layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "head_size": 128, "ffn_width": 14336,
-        "vocab": 128256, "tied": False, "rope_theta": 5e5,
-    }),
-    "llama-2-7b": ("llama", 6_738_415_616, {
-        **LLAMA, "layers": 32, "width": 4096, "heads": 32, "kv_heads": 32, "head_size": 128, "ffn_width": 11008,
-        "vocab": 32000, "tied": False, "rope_theta": 1e4,
-    }),
-    "qwen1.5-1.8b": ("qwen2", 1_836_828_672, {
-        **QWEN, "layers": 24, "width": 2048, "heads": 16, "kv_heads": 16, "head_size": 128, "ffn_width": 5504,
-        "vocab": 151936, "tied": False,
-    }),
-    "qwen2.5-1.5b": ("qwen2", 1_543_714_304, {
-        **QWEN, "layers": 28, "width": 1536, "heads": 12, "kv_heads": 2, "head_size": 128, "ffn_width": 8960,
-        "vocab": 151936, "tied": True,
-    }),
-    "qwen2.5-3b": ("qwen2", 3_085_938_688, {
-        **QWEN, "layers": 36, "width": 2048, "heads": 16, "kv_heads": 2, "head_size": 128, "ffn_width": 11008,
-        "vocab": 151936, "tied": True,
-    }),
-    "qwen2.5-7b": ("qwen2", 7_615_616_512, {
-        **QWEN, "layers": 28, "width": 3584, "heads": 28, "kv_heads": 4, "head_size": 128, "ffn_width": 18944,
-        "vocab": 152064, "tied": False,
-    }),
-    "gemma-3-1b": ("gemma3_text", 999_885_952, {
-        **GEMMA, "layers": 26, "width": 1152, "heads": 4, "kv_heads": 1, "head_size": 256, "ffn_width": 6912,
-        "vocab": 262144, "tied": True, "norm_eps": 1e-6, "context": 32768,
-    }),
-}  # fmt: skip
+# Models that are not in the catalog, by name.
+GEOMETRIES = tomllib.loads(Path(__file__).with_name("geometries.toml").read_text())
 
 
 class Facts(BaseModel):
@@ -131,8 +91,8 @@ def read_boards() -> list[Board]:
 def geometry(model: str) -> Geometry:
     """Return the geometry of a row's model."""
     if model in GEOMETRIES:
-        family, _, fields = GEOMETRIES[model]
-        return FAMILIES[family].geometry.model_validate(fields)
+        known = GEOMETRIES[model]
+        return FAMILIES[known["family"]].geometry.model_validate_json(json.dumps(known["geometry"]))
     return exportable_models()[model].geometry
 
 

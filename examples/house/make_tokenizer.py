@@ -12,8 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training.sources import read_sources
-from merino_edge.training.vocabulary import text_of
+from merino_edge.training.sources import read_sources, text_of
 
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"
 

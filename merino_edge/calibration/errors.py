@@ -15,7 +15,7 @@ from math import log
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.stats import t
 
 from merino_edge.calibration.fit import Decoder, DesignTime, Row, ThreadFit, shape_of
 from merino_edge.calibration.probe import Measurement, Probe, facts
@@ -113,7 +113,4 @@ def student(errors: np.ndarray, tail: float) -> tuple[float, float, float, float
         weight = (tail + 1) / (tail + ((errors - center) / scale) ** 2)
         center = float(np.average(errors, weights=weight))
         scale = max(float(np.sqrt(np.mean(weight * (errors - center) ** 2))), LEAST_SCALE)
-    squares = ((errors - center) / scale) ** 2
-    constant = gammaln((tail + 1) / 2) - gammaln(tail / 2) - 0.5 * log(tail * np.pi) - log(scale)
-    likelihood = float(np.sum(constant - (tail + 1) / 2 * np.log1p(squares / tail)))
-    return likelihood, center, scale, tail
+    return float(t.logpdf(errors, tail, center, scale).sum()), center, scale, tail

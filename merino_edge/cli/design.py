@@ -85,8 +85,7 @@ def design(
     from merino_edge.design.score import DEFAULT, MERINO, score_named
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
-    from merino_edge.training.sources import read_sources
-    from merino_edge.training.vocabulary import check_vocabulary, most_entries, text_bytes
+    from merino_edge.training.sources import check_vocabulary, most_entries, read_sources, text_bytes
 
     # 1. Check the options, before the board `host` is measured.
     if preset is not None and limits:

@@ -124,9 +124,9 @@ def train(
         raise ModuleNotFoundError(name="accelerate")
     from transformers.utils import logging
 
-    from merino_edge.training.duration import steps_within
     from merino_edge.training.optimizer import bf16_is_faster
     from merino_edge.training.processes import is_first
+    from merino_edge.training.resources import steps_within
     from merino_edge.training.train import train as run
     from merino_runtime.io.memory import keep_free_pages
 

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from merino_edge.families.operators import Operator, flops
-from merino_edge.prediction.cost_model import CostModel
+from merino_edge.prediction.cost_model import CostModel, added_file_mb
 from merino_edge.prediction.latency import memory_share
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
@@ -27,9 +27,9 @@ def table(model: CostModel, operators: Sequence[Operator], prefill: bool) -> np.
     precision = model.shape.precision
     rows = [
         (
-            model.read_mb([op]), model.on.weights_mb([op], opening=False), model.on.weights_mb([op], opening=True),
+            model.on.read_mb([op]), model.on.weights_mb([op], opening=False), model.on.weights_mb([op], opening=True),
             flops([op]), (op.matrix + op.vector) * op.own, op.stored_bytes(precision) * op.own, model.kv_bytes([op]),
-            model.added_file_mb([op]),
+            added_file_mb([op], precision),
         )
         for op in operators
     ]  # fmt: skip
@@ -62,7 +62,7 @@ class Costs:
     def _memory_mb(self, sessions: int) -> np.ndarray:
         others = (sessions - 1) * self.column(WEIGHTS_MB)
         in_use = others + self.column(WEIGHTS_MB) + self.column(KV_BYTES) / BYTES_PER_MB + self.peak
-        return np.maximum(in_use, others + self.column(OPENING_MB)) + self.model.runtime_mb
+        return np.maximum(in_use, others + self.column(OPENING_MB)) + self.model.on.runtime_mb
 
 
 class AtThreads:

@@ -219,7 +219,7 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
     """
     place: dict[Operator, int] = {}
     rows = np.array([[place.setdefault(op, len(place)) for op in group] for group in groups])
-    amounts, peaks = table(model, list(place), prefill), np.array([model.activation_mb([op]) for op in place])
+    amounts, peaks = table(model, list(place), prefill), np.array([model.on.activation_mb([op]) for op in place])
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 

@@ -148,12 +148,6 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
         return texts
 
 
-def steps_of(lm: BundleLM, requests: Sequence[Any]) -> int:
-    """Return the number of tokens of the requests behind the first that is scored."""
-    texts = [request.args[-1] for request in requests if request.request_type.startswith("loglikelihood")]
-    return sum(max(0, len(lm.tok_encode(text, add_special_tokens=False)) - 1) for text in texts)
-
-
 class CachedLM(_lm_eval.LM):  # type: ignore[name-defined]
     """A model of lm-eval that computes only the requests whose results are not in the cache.
 

@@ -19,7 +19,7 @@ from merino_edge.evaluation.request_cache import RequestCache, request_hash
 from merino_edge.evaluation.run import Progress, Say, circumstances
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.text.documents import check_files, read_texts
-from merino_edge.text.scoring import log_likelihood, logits_behind, slow_words
+from merino_edge.text.scoring import log_likelihood, logits_behind
 from merino_edge.text.tokenizer import prefix_id
 from merino_runtime.errors import MerinoError
 
@@ -42,10 +42,6 @@ def evaluate_text(
         with open_source(what, say) as model:
             start = time.monotonic()
             ids = [document_ids(model, document, number) for number, document in enumerate(used, 1)]
-            if model.bundle:
-                note = slow_words(model.bundle, sum(map(len, ids)))
-                if note:
-                    say(f"note: {note}")
             scores = []
             try:
                 for number, (document, its_ids) in enumerate(zip(used, ids, strict=True), 1):

@@ -16,7 +16,6 @@ from merino_edge.evaluation.request_cache import RequestCache
 from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.storage.extras import import_extra
-from merino_edge.text.scoring import slow_words
 from merino_runtime.errors import MerinoError
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +52,7 @@ def evaluate(
                     raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
                 for task in tasks:
                     start, truncated = time.monotonic(), getattr(lm, "truncated", 0)
-                    cached = cached_model(lm, model, task.name, cache, progress, say)
+                    cached = cached_model(lm, model, task.name, cache, progress)
                     try:
                         row = run_task(cached, task, request)
                     finally:
@@ -87,20 +86,15 @@ def language_model(model: SourceModel) -> Any:
     return made(pretrained=model.source.model, tokenizer=tokenizer, max_length=model.context, batch_size=1)
 
 
-def cached_model(
-    lm: Any, model: SourceModel, task: str, cache: RequestCache, progress: Progress, say: Say
-) -> Any:
+def cached_model(lm: Any, model: SourceModel, task: str, cache: RequestCache, progress: Progress) -> Any:
     """Return lm-eval's model behind the cache, which reports how many requests of a task are done."""
-    from merino_edge.evaluation.language_model import CachedLM, steps_of
+    from merino_edge.evaluation.language_model import CachedLM
 
     done = total = 0
 
     def start(requests: Sequence[Any]) -> None:
         nonlocal total
         total += len(requests)
-        note = slow_words(model.bundle, steps_of(lm, requests)) if model.bundle else None
-        if note:
-            say(f"note: {task}: {note}")
 
     def advance() -> None:
         nonlocal done

@@ -81,8 +81,7 @@ def test_row(sample: Sample) -> dict[str, Any]:
 
 def write_tokenizer(job: Job, out: Path) -> None:
     from merino_edge.text.tokenizer import largest_tokenizer
-    from merino_edge.training.sources import read_sources
-    from merino_edge.training.vocabulary import text_of
+    from merino_edge.training.sources import read_sources, text_of
 
     text = text_of(read_sources([out / TRAIN]), None)
     write_text(out / TOKENIZER, largest_tokenizer(text, job.settings.decoder.vocab, WORDS)[0].to_str())

@@ -110,34 +110,17 @@ class CostModel:
     def upper_prefill(self) -> float:
         return self.prefill_factors.high if self.prefill_factors else 1.0
 
-    @property
-    def runtime_mb(self) -> float:
-        """Return the MB that Python and the backend use before a model is loaded."""
-        return self.on.runtime_mb
-
-    def read_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
-        return self.on.read_mb(operators)
-
     def kv_bytes(self, operators: Sequence[Operator]) -> int:
         """Return the bytes of a full KV cache. Additive over operators."""
         return kv_bytes(operators, self.shape.context, self.shape.precision, self.shape.kv)
-
-    def activation_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB of the largest operator's activations: a maximum, not a sum."""
-        return self.on.activation_mb(operators)
 
     def memory_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
         """Return the peak MB of the process: while the last session opens, before the KV cache exists, or at the end
         of the longest prompt."""
         weights = self.on.weights_mb(operators, opening=False)
-        in_use = sessions * weights + self.kv_bytes(operators) / BYTES_PER_MB + self.activation_mb(operators)
+        in_use = sessions * weights + self.kv_bytes(operators) / BYTES_PER_MB + self.on.activation_mb(operators)
         opening = (sessions - 1) * weights + self.on.weights_mb(operators, opening=True)
-        return max(in_use, opening) + self.runtime_mb
-
-    def added_file_mb(self, operators: Sequence[Operator]) -> float:
-        """Return the MB that the operators add to the bundle's folder. Additive over operators."""
-        return added_file_mb(operators, self.shape.precision)
+        return max(in_use, opening) + self.on.runtime_mb
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
         kernels = KERNELS_FILE_BYTES if attends_by_groups(self.profile, self.shape.precision) else 0

@@ -1,9 +1,10 @@
 """A front as one SVG file: entropy against decode time or memory, with the names of models that exist."""
 
+import itertools
 import textwrap
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design
@@ -13,15 +14,11 @@ from merino_edge.prediction.shape import lengths_words
 from merino_edge.report.tables import number
 from merino_runtime.errors import MerinoError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 SIZE_PX = 800, 600
 FOOTNOTE_COLUMNS = 150  # characters
-LINE_PX, CHARACTER_PX = 15, 8.0  # line height and the largest average width of a character
-Box = tuple[float, float, float, float]  # left, bottom, right and top in px
 # Okabe and Ito's blue and vermilion, which people with any common color blindness distinguish.
 BLUE, ORANGE, GRAY = "#0072b2", "#c04d00", "#5c6166"
+MARKERS = "Ds^v*P"  # of existing models
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "front", "text.parse_math": False, "font.size": 12, "axes.grid": True,
     "grid.color": "#ecece8", "axes.spines.top": False, "axes.spines.right": False,
@@ -53,13 +50,10 @@ def front_svg(front: Front) -> str:
         figure = Figure(figsize=(SIZE_PX[0] / 72, SIZE_PX[1] / 72), dpi=72, layout="constrained")
         axes = figure.subplots()
         # 1. The front, the models and the board's budget.
-        models = [(taken(front, model), model.entropy / 1e6) for model in front.models]
-        for points, mark, color, label in (
-            (values, "o-", BLUE, "best of all decoders of the space at each limit"),
-            (models, "D", ORANGE, "existing models, by the same score and cost model"),
-        ):
-            if points:
-                axes.plot(*zip(*points, strict=True), mark, color=color, label=label)
+        axes.plot(*zip(*values, strict=True), "o-", color=BLUE, label="best of all decoders of the space at each limit")
+        for marker, model in zip(itertools.cycle(MARKERS), front.models, strict=False):
+            point = taken(front, model), model.entropy / 1e6
+            axes.plot(*point, marker, color=ORANGE, label=model.name)
         axes.axvline(front.default_limit, color=GRAY, linestyle="--", linewidth=1.2,
                      label=f"the board's default budget, {number(front.default_limit)} {axis.unit}")  # fmt: skip
         axes.set(xscale="log", ylim=(0, None), xlabel=f"{axis.label}, {axis.unit} (log scale)",
@@ -71,31 +65,9 @@ def front_svg(front: Front) -> str:
         # 2. The title above, and below what the drawing shows.
         axes.set_title(title, loc="left", fontsize=15, pad=14)
         figure.supxlabel("\n".join(footnote(front)), x=0.01, ha="left", fontsize=10, color=GRAY)
-        figure.draw_without_rendering()  # settles the layout: names are placed in px
-        # 3. Names below the models, since the front is above them.
-        boxes: list[Box] = []
-        for model, point in zip(front.models, models, strict=True):
-            annotate(axes, model.name, point, boxes)
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Title": title, "Description": described(front), "Date": None})
     return out.getvalue().replace("pt\"", "px\"", 2)  # of width and height: browsers show px as they are
-
-
-def annotate(axes: "Axes", name: str, point: tuple[float, float], others: list[Box]) -> None:
-    """Write a name below its mark, or at the nearest height where it covers no other name. Adds its box to `others`."""
-    x, y = axes.transData.transform(point)
-    left = min(x + 5, axes.bbox.x1 - CHARACTER_PX * len(name))
-    tops = [y + offset for line in range(20) for offset in (-6 - LINE_PX * line, 6 + LINE_PX * (line + 1))]
-    boxes = [(left, top - LINE_PX, left + CHARACTER_PX * len(name), top) for top in tops
-             if axes.bbox.y0 <= top - LINE_PX and top <= axes.bbox.y1]  # fmt: skip
-    free = (box for box in boxes if not any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in others
-    ))  # fmt: skip
-    box = next(free, boxes[0])
-    others.append(box)
-    axes.annotate(name, point, (left - x, box[3] - y), textcoords="offset pixels", va="top", color=ORANGE,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
-                  arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.6})  # fmt: skip
 
 
 def taken(front: Front, shown: Design | Mark) -> float:
@@ -127,7 +99,7 @@ def footnote(front: Front) -> list[str]:
         f"Blue: vocabulary {vocabs}; {', '.join(considered.precision)}; a KV cache of {caches},"
         f" {lengths_words(front.context, front.prompt, None)}{within}; predicted"
         f" from {first.provenance} coefficients.{ends} The line ends at the largest decoder of the search space or at"
-        " the board's free memory.",
+        " the board's free memory. Orange: existing models, by the same score and cost model.",
         "The score is the number of effective weights: it counts shape, vocabulary and formats by laws that were"
         " measured on published decoders: twice the score is 4 % less loss after equal training. It ignores training.",
     )

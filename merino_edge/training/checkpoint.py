@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -49,7 +49,7 @@ class Run(BaseModel):
     empty for random weights. `teacher_sha256`: empty without a teacher.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     family: str
@@ -87,37 +87,34 @@ def check_same(kept: Run, requested: Run, out: Path) -> None:
         )
 
 
-def read_run(out: Path) -> Run:
+Saved = TypeVar("Saved", bound=Run)
+
+
+class UnfinishedRun(Run):
+    """run.json: what a resumed run needs. `tokenizer`: the text of its tokenizer.json."""
+
+    tokenizer: str
+    chat: ChatTemplate | None
+
+
+def read_run(out: Path, kind: type[Saved] = Run) -> Saved:  # type: ignore[assignment]
     """Return the run in `out`, finished or not. Raises MerinoError for a missing or damaged file."""
     path = out / RECORD if is_finished(out) else out / STATE / RUN
     if not path.is_file():
         raise MerinoError(f"{path.parent} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
-    content = read_json(str(path), f"{ELSEWHERE}.")
     try:
-        return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
-    except (ValidationError, TypeError) as error:
-        fault = fault_list(error) if isinstance(error, ValidationError) else error
-        raise MerinoError(f"{path} is not of this version of merino-edge: {fault}. {ELSEWHERE}") from error
+        return kind.model_validate(read_json(str(path), f"{ELSEWHERE}."))
+    except ValidationError as error:
+        raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
 
 
-def write_run(out: Path, run: Run, tokenizer: Tokenizer, chat: ChatTemplate | None) -> None:
-    """Write what a resumed run needs."""
-    content = {**run.model_dump(mode="json"), "tokenizer": tokenizer.to_str(), "chat": chat and chat._asdict()}
-    write_text(out / STATE / RUN, json.dumps(content, indent=1) + "\n")
-
-
-def read_unfinished(out: Path) -> tuple[Run, Tokenizer, ChatTemplate | None]:
-    """Return what `write_run` wrote. Raises MerinoError if it is missing or changed."""
-    run, path = read_run(out), out / STATE / RUN
-    content = read_json(str(path), ELSEWHERE)
-    try:
-        tokenizer = load_tokenizer(str(content["tokenizer"]))
-        chat = ChatTemplate(**content["chat"]) if content["chat"] else None
-    except (KeyError, TypeError) as error:
-        raise MerinoError(f"{path} is damaged: {error}. {ELSEWHERE}") from error
+def read_unfinished(out: Path) -> tuple[UnfinishedRun, Tokenizer]:
+    """Return a run that can be resumed, and its tokenizer. Raises MerinoError if run.json is missing or changed."""
+    run = read_run(out, UnfinishedRun)
+    tokenizer = load_tokenizer(run.tokenizer)
     if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
-        raise MerinoError(f"the tokenizer in {path} is no longer the run's. {ELSEWHERE}")
-    return run, tokenizer, chat
+        raise MerinoError(f"the tokenizer in {out / STATE / RUN} is no longer the run's. {ELSEWHERE}")
+    return run, tokenizer
 
 
 def trained_name(folder: Path) -> str | None:
@@ -151,15 +148,11 @@ def locked(out: Path) -> Iterator[None]:
     another process holds it."""
     folder = cache_folder() / "locks"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock(folder / sha256(str(out.resolve()).encode()).hexdigest(), timeout=0)
     try:
-        lock.acquire()
+        with FileLock(folder / sha256(str(out.resolve()).encode()).hexdigest(), timeout=0):
+            yield
     except Timeout as error:
         raise MerinoError(f"another `train` is running in {out}: wait until it ends, or choose another -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ with positions from 0 on, so that none attends to another; the rest of the row i
 rows is a permutation per pass, seeded by the recipe.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -27,10 +27,10 @@ PATTERN = 1000  # rows among which every weighted source has its share
 class PackedRows:
     """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
 
-    `text_ends`: the end of each shard of documents in their concatenation. `shard_of`, `starts`, `stops`: the shard of
-    each sample, and its range in this shard. Row r of the samples holds samples `firsts[r]` to `firsts[r + 1] - 1`.
-    `tokens`: number of tokens in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and
-    that were left out because no token with loss remained.
+    Row r holds slices `firsts[r]` to `firsts[r + 1] - 1`: of samples each is one, of documents it ends with its row or
+    its shard. `shard_of`, `starts`, `stops`: the shard of each slice, and its range there. `tokens`: number of tokens
+    in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and that were left out because
+    no token with loss remained.
     """
 
     def __init__(
@@ -39,11 +39,14 @@ class PackedRows:
     ):  # fmt: skip
         """Raises MerinoError for less than a row, and for samples longer than a row, unless `cut_long`."""
         self.length, self.pad = length, pad
-        self.texts = [shard for shard in shards if shard.learned is None]
+        texts = [shard for shard in shards if shard.learned is None]
         self.samples = [shard for shard in shards if shard.learned is not None]
-        # 1. Documents: rows follow from the sizes of the shards.
-        self.text_ends = np.cumsum([len(shard.ids) for shard in self.texts], dtype=np.int64)
-        self.text_rows = int(self.text_ends[-1]) // length if self.texts else 0
+        self.shards = [*self.samples, *texts]
+        # 1. Documents: their concatenation is cut at rows and shards.
+        text_ends = np.cumsum([0, *(len(shard.ids) for shard in texts)], dtype=np.int64)
+        rows = np.arange(0, text_ends[-1] + 1, length)
+        cuts = np.union1d(rows, text_ends[text_ends < rows[-1]])
+        of_text = np.searchsorted(text_ends, cuts[:-1], "right") - 1
         # 2. Samples: those that are too long are truncated, left out or refused.
         shard_of = np.repeat(np.arange(len(self.samples)), [len(shard.ends) for shard in self.samples])
         stops = np.concatenate([np.array([], np.int64), *(shard.ends for shard in self.samples)])
@@ -60,43 +63,33 @@ class PackedRows:
         kept = [(self.samples[shard_of[sample]].learned, starts[sample]) for sample in long]
         lost = long[[not learned[start : start + length].any() for learned, start in kept]]
         self.cut, self.lost = len(long) - len(lost), len(lost)
-        self.shard_of, self.starts = np.delete(shard_of, lost), np.delete(starts, lost)
-        self.stops = np.minimum(np.delete(stops, lost), self.starts + length)
-        # 3. Samples are packed into rows.
-        filled, firsts, done = np.cumsum(self.stops - self.starts), [0], 0
+        shard_of, starts = np.delete(shard_of, lost), np.delete(starts, lost)
+        stops = np.minimum(np.delete(stops, lost), starts + length)
+        # 3. Samples are packed into rows, behind those of documents.
+        filled, firsts, done = np.cumsum(stops - starts), [0], 0
         while firsts[-1] < len(filled):
             firsts.append(int(np.searchsorted(filled, done + length, "right")))
             done = int(filled[firsts[-1] - 1])
-        self.firsts = np.array(firsts)
-        if (self.texts and not self.text_rows) or (self.samples and len(firsts) == 1):
+        self.shard_of = np.concatenate([of_text + len(self.samples), shard_of])
+        self.starts = np.concatenate([cuts[:-1] - text_ends[of_text], starts])
+        self.stops = np.concatenate([cuts[1:] - text_ends[of_text], stops])
+        self.firsts = np.concatenate([np.searchsorted(cuts, rows[:-1]), np.array(firsts) + len(of_text)])
+        if (texts and len(rows) == 1) or (self.samples and len(firsts) == 1):
             raise MerinoError(
                 f"{what} gives {sum(len(shard.ids) for shard in shards)} tokens, fewer than one sequence of {length}:"
                 f" {remedy}, or design with a shorter --context"
             )
-        self.tokens = self.text_rows * length + done
+        self.tokens = int(rows[-1]) + done
 
     def __len__(self) -> int:
-        return self.text_rows + len(self.firsts) - 1
-
-    def slices(self, row: int) -> Iterator[tuple[Shard, int, int]]:
-        """Yield (shard, start, stop) of the ids in a row."""
-        if row >= self.text_rows:
-            for number in range(self.firsts[row - self.text_rows], self.firsts[row - self.text_rows + 1]):
-                yield self.samples[self.shard_of[number]], int(self.starts[number]), int(self.stops[number])
-            return
-        place, stop = row * self.length, (row + 1) * self.length
-        number = int(np.searchsorted(self.text_ends, place, "right"))
-        while place < stop:
-            shard, end = self.texts[number], int(self.text_ends[number])
-            start, size = len(shard.ids) - (end - place), min(stop, end) - place
-            yield shard, start, start + size
-            place, number = place + size, number + 1
+        return len(self.firsts) - 1
 
     def row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, labels, positions), each [length]."""
         ids, labels = np.full(self.length, self.pad, np.int64), np.full(self.length, NO_LOSS, np.int64)
         positions, place = np.arange(self.length), 0
-        for shard, start, stop in self.slices(row):
+        for number in range(self.firsts[row], self.firsts[row + 1]):
+            shard, start, stop = self.shards[self.shard_of[number]], self.starts[number], self.stops[number]
             here = slice(place, place + stop - start)
             ids[here] = labels[here] = shard.ids[start:stop]
             place = here.stop

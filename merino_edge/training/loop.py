@@ -5,14 +5,13 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
@@ -24,7 +23,7 @@ from merino_edge.training.optimizer import NGRAMS, optimizer_for
 from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import peak_mb
-from merino_edge.training.shards import Say
+from merino_edge.training.shards import Say, Tokenization
 from merino_runtime.errors import MerinoError
 
 # Matrices whose outputs are added to the residual stream.
@@ -192,23 +191,19 @@ class RunCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def written_sample(model: Any, tokenizer: Tokenizer, held_out: RowDataset, ends: Collection[int | None]) -> str:
-    """Return a beginning of held-out text, and the likeliest continuation by the model up to a token of `ends`: the
-    prompt of the first sample and an answer, or the first tokens of the first document."""
-    row = held_out[0]
+def written_sample(model: Any, tokenization: Tokenization, held_out: RowDataset) -> str:
+    """Return a beginning of held-out text, and its likeliest continuation by the model: the prompt of the first sample
+    and an answer, or the first tokens of the first document."""
+    row, tokenizer, ends = held_out[0], tokenization.tokenizer, tokenization.stops()
     ids, learned = row["input_ids"], (row["labels"] != NO_LOSS).nonzero().flatten()
     first = int(learned[0]) if held_out.has_samples and len(learned) else min(SAMPLE_PROMPT, len(ids) // 2)
-    given = ids[:first].tolist() or ids[:1].tolist()
-    room = min(SAMPLE_TOKENS, len(ids) - len(given))
-    was_training, written = model.training, list(given)
+    written = ids[: max(1, first)].tolist()
+    given, was_training = len(written), model.training
     model.eval()
-    for _ in range(room):
-        logits = model(input_ids=torch.tensor([written], device=model.device)).logits
-        written.append(int(logits[0, -1].argmax()))
-        if written[-1] in ends:
-            break
+    while len(written) < min(given + SAMPLE_TOKENS, len(ids)) and not (len(written) > given and written[-1] in ends):
+        written.append(int(model(input_ids=torch.tensor([written], device=model.device)).logits[0, -1].argmax()))
     model.train(was_training)
-    prompt, answer = tokenizer.decode(given), tokenizer.decode(written[len(given) :])
+    prompt, answer = tokenizer.decode(written[:given]), tokenizer.decode(written[given:])
     return f"{prompt[-SAMPLE_CHARACTERS:].strip()!r} -> {answer.strip()!r}"
 
 
@@ -216,22 +211,19 @@ def written_sample(model: Any, tokenizer: Tokenizer, held_out: RowDataset, ends:
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
     stop = threading.Event()
-    handlers: dict[signal.Signals, Any] = {}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():  # the others get no signals
+        handlers = {}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
-    def restore() -> None:
+    def restore(*signaled: Any) -> None:
+        if signaled:
+            stop.set()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def first(_number: int, _frame: Any) -> None:
-        stop.set()
-        restore()
-
-    if threading.current_thread() is threading.main_thread():  # the others get no signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, None):
-                handlers[number] = handler
-                signal.signal(number, first)
+    for number in handlers:
+        signal.signal(number, restore)
     try:
         yield stop
     finally:

@@ -1,6 +1,7 @@
-"""Memory of a training run: an estimate before it starts, and the message if memory or the disk runs out all the same.
+"""Memory and time of a training run: estimates before it starts, and the message if memory or the disk runs out all
+the same.
 
-The estimate counts bytes on top of the process with its libraries:
+The estimate of memory counts bytes on top of the process with its libraries:
 
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
 * tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
@@ -14,15 +15,20 @@ The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
 import errno
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from merino_edge.design.design_file import Training
 from merino_edge.families.geometry import Geometry
+from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import params
+from merino_edge.training import processes
 from merino_edge.training.checkpoint import WHOLE, saved_states
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
@@ -35,6 +41,9 @@ SCORE_BYTES = 6  # in bfloat16 and in float32
 MOST_EAGER = 512  # tokens of a row: scores grow with their square
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
+TIMED_STEPS = 2  # after a first one, which is slower
+OTHER_SHARE = 0.15  # of a run, for the optimizer, evaluations and saved states
+MOST_PASSES = 40  # over a text: more lower the loss of no decoder
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of safetensors (Rust) and of torch's archive writer, which raise their own errors.
 DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
@@ -125,3 +134,27 @@ def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int |
         step = next((state.name for state in saved_states(folder)), None)
         resumed = f"continue from {step} with the same command and --resume" if step else "run the same command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error
+
+
+def steps_within(text: Training, arch: Geometry, recipe: Recipe, accumulate: int) -> int:
+    """Return the number of steps that take the training's hours; fewer if they pass over the text MOST_PASSES times.
+
+    Raises MerinoError for several processes, since each would time its own.
+    """
+    assert text.hours is not None
+    if processes.count() > 1:
+        raise MerinoError("the design's training time is for one process: give --steps N with several")
+    length, rows = recipe.length or arch.context, max(1, recipe.batch // accumulate)
+    model: Any = build_model(arch)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    ids = torch.randint(arch.vocab, (rows, length), device=model.device)
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        start = time.perf_counter()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        seconds.append(time.perf_counter() - start)
+    steps = 3600 * text.hours * (1 - OTHER_SHARE) / (min(seconds[1:]) * accumulate)
+    passes = MOST_PASSES * (text.tokens or float("inf")) / (recipe.batch * length)
+    return max(1, round(min(steps, passes)))

@@ -2,15 +2,15 @@
 cache that another user can change is refused.
 
 A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: the end of each document or
-sample, in 8 bytes. `learned.bin`, of samples only: a byte per id, 1 if the loss counts it. `shard.json`: the type
-of the ids, and the sizes of the files. Shards are memory-mapped.
+sample, in 8 bytes; the last one tells the sizes of the other files. `learned.bin`: of samples a byte per id, 1 if the
+loss counts it; empty for documents. Shards are memory-mapped.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +23,10 @@ from merino_edge.text.samples import CHAT, COMPLETION, TEXT, Segment
 from merino_edge.text.tokenizer import around, end_id, tokenizer_hash
 from merino_edge.training.sources import GIVE_TEXT, DataSource, segments_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import read_json
 from merino_runtime.io.lock import others_may_write
 
-FORMAT = 3
-IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
+FORMAT = 4
+IDS, ENDS, LEARNED = "ids.bin", "ends.bin", "learned.bin"
 TYPES = "<u2", "<u4"  # of ids, in vocabularies of up to 65,536 and larger
 # Characters that all cores encode at once: their Encodings take some 100 bytes per token.
 BATCH = (os.cpu_count() or 1) << 17
@@ -42,6 +41,12 @@ class Tokenization(NamedTuple):
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
     end: int | None = None
+
+    def stops(self, known: Sequence[int] = ()) -> list[int]:
+        """Return the ids that end a text or an answer; of a trained model those that are known."""
+        own = self.chat.tokens.get("eos_token", "") if self.chat else ""
+        ids = known or (end_id(self.tokenizer), self.end, self.tokenizer.token_to_id(own))
+        return [token_id for token_id in dict.fromkeys(ids) if token_id is not None]
 
 
 class Shard(NamedTuple):
@@ -70,12 +75,13 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     for path in (shards_folder(), folder, *folder.glob("*")):
         check_owner(path)
     dtype = TYPES[tokenizer.get_vocab_size() > 1 << 16]
-    if not is_whole(folder, dtype):
+    if (shard := read_shard(folder, source, dtype)) is None:
         if folder.exists():
             say(f"the tokens of {source.what} in {folder} are damaged and are made again")
         make_shard(folder, source, tokenization, dtype, say)
-    learned = np.memmap(folder / LEARNED, np.uint8, "r") if (folder / LEARNED).is_file() else None
-    return Shard(source, np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r"), learned)
+        shard = read_shard(folder, source, dtype)
+        assert shard is not None
+    return shard
 
 
 def check_owner(path: Path) -> None:
@@ -86,14 +92,16 @@ def check_owner(path: Path) -> None:
         )
 
 
-def is_whole(folder: Path, dtype: str) -> bool:
-    """Return whether a shard exists with ids of this type, and its files have the sizes that were written."""
+def read_shard(folder: Path, source: DataSource, dtype: str) -> Shard | None:
+    """Map a shard; None if a file is missing or its size is not that by the last end."""
     try:
-        described = read_json(str(folder / DESCRIPTION), "")
-        sizes = described["bytes"].items()
-        return described["dtype"] == dtype and all((folder / name).stat().st_size == size for name, size in sizes)
-    except (MerinoError, OSError, KeyError, TypeError, AttributeError):
-        return False
+        ids, ends = np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r")
+        sizes = len(ids), (folder / LEARNED).stat().st_size
+    except (OSError, ValueError):  # numpy maps no empty file, and no part of an id
+        return None
+    if sizes not in ((ends[-1], 0), (ends[-1], ends[-1])):
+        return None
+    return Shard(source, ids, ends, np.memmap(folder / LEARNED, np.uint8, "r") if sizes[1] else None)
 
 
 def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> None:
@@ -102,8 +110,6 @@ def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dty
         with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
             shards_folder().chmod(0o700)  # the files hold users' text
             tokens = write_ids(made, source, tokenization, dtype, say)
-            sizes = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
-            (made / DESCRIPTION).write_text(json.dumps({"dtype": dtype, "bytes": sizes}) + "\n")
     except MerinoError as error:
         if not isinstance(error.__cause__, OSError):
             raise
@@ -121,7 +127,7 @@ def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtyp
     own = end if end is not None else end_id(tokenizer)
     # By form: the ids before a document or sample, and after a document or an answer. A chat template writes its own.
     marks = {TEXT: (before, after), COMPLETION: (before, after or ([] if own is None else [own])), CHAT: ([], [])}
-    tokens, characters, reported, form = 0, 0, time.perf_counter(), TEXT
+    tokens, characters, reported = 0, 0, time.perf_counter()
     with (folder / IDS).open("xb") as ids, (folder / ENDS).open("xb") as ends, (folder / LEARNED).open("xb") as learned:
         for batch in batches(segments_of(source, chat)):
             encodings = tokenizer.encode_batch_fast([segment.text for segment in batch], add_special_tokens=False)
@@ -131,7 +137,7 @@ def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtyp
                 ended = segment.last if form == TEXT else segment.learned
                 row = [*(before if segment.first else ()), *encoding.ids, *(after if ended else ())]
                 ids.write(np.array(row, dtype).tobytes())
-                learned.write(bytes([segment.learned]) * len(row))
+                learned.write(b"" if form == TEXT else bytes([segment.learned]) * len(row))
                 tokens += len(row)
                 characters += len(segment.text)
                 if segment.last:
@@ -139,8 +145,6 @@ def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtyp
             if time.perf_counter() - reported > REPORT_SECONDS:
                 reported = time.perf_counter()
                 say(f"{source.what}: {characters:,} characters tokenized")
-    if form == TEXT:
-        (folder / LEARNED).unlink()
     if tokens == 0:
         raise MerinoError(f"no text in {source}: {GIVE_TEXT}")
     return tokens

@@ -1,4 +1,4 @@
-"""The sources of `--data` and `--held-out`: their paths, weights, hashes and records.
+"""The sources of `--data` and `--held-out`: their paths, weights, hashes, records, and the tokenizer of their text.
 
 Loads neither torch nor datasets before a source needs them, so that a wrong path is reported at once.
 """
@@ -8,8 +8,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hub import hub_name
@@ -17,6 +20,7 @@ from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
 from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
+from merino_edge.text.tokenizer import largest_tokenizer, too_large, train_tokenizer
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -27,6 +31,9 @@ CONVERTED = ".json", ".csv", ".tsv"  # would be trained as text, with their synt
 FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to_disk, or the name of a hub dataset"
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
+MOST_CHARACTERS = 200_000_000  # most text for a BPE: the beginning of each source, in equal parts
+SMALL_BYTES = 20_000_000  # a larger text fills any usual vocabulary, and a BPE of all of it takes a minute
+CHATML_MARKS = "<|im_start|>", "<|im_end|>"
 
 
 class DataFile(TextFile):
@@ -174,12 +181,6 @@ def open_dataset(source: DataSource) -> Any:
     return dataset
 
 
-def has_chats(source: DataSource) -> bool:
-    """Return whether the first record of a source has `messages`, or `conversations`."""
-    start = None if source.kind == "text" else next(records(source), None)
-    return start is not None and normalized_record(*start, False)[0] == CHAT
-
-
 def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segment]:
     """Return the segments of a source in order. chat: the template for `messages`. They raise MerinoError for text or a
     record that cannot be used, with its place."""
@@ -187,3 +188,57 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segme
         return (Segment(TEXT, *given) for given in document_segments(read_chunks(source.path, str(source))))
     render = partial(compiled(chat.text, chat.source), **chat.tokens) if chat else None
     return record_segments(records(source), render)
+
+
+def chat_template(sources: Sequence[DataSource]) -> ChatTemplate | None:
+    """Return ChatML if a source has chats, by its first record; None if none has."""
+    for source in sources:
+        first = None if source.kind == "text" else next(records(source), None)
+        if first is not None and normalized_record(*first, False)[0] == CHAT:
+            text = (files("merino_edge.training") / "chatml.jinja").read_text(encoding="utf-8").removesuffix("\n")
+            return ChatTemplate(text, {"eos_token": CHATML_MARKS[1]}, "ChatML")
+    return None
+
+
+def new_tokenizer(sources: Sequence[DataSource], vocab: int, chat: ChatTemplate | None) -> Tokenizer:
+    """Train a BPE on the sources. Raises MerinoError for text that cannot be used or fills fewer entries."""
+    return train_tokenizer(text_of(sources, chat), vocab, special=CHATML_MARKS if chat else ())
+
+
+def most_entries(sources: Sequence[DataSource], vocab: int) -> int:
+    """Return how many of `vocab` entries a BPE of these sources has; all for a large text, which is not read."""
+    if sum(source.file.bytes for source in sources) > SMALL_BYTES:
+        return vocab
+    chat = chat_template(sources)
+    special = CHATML_MARKS if chat else ()
+    return largest_tokenizer(text_of(sources, chat), vocab, special=special)[0].get_vocab_size()
+
+
+def check_vocabulary(sources: Sequence[DataSource], vocab: int) -> None:
+    """Raises MerinoError if a small text does not fill so many entries. Before memory is estimated, for which such a
+    vocabulary would be a worse reason."""
+    entries = most_entries(sources, vocab)
+    if entries < vocab:
+        raise too_large(vocab, entries, sum(source.file.bytes for source in sources))
+
+
+def text_bytes(sources: Sequence[DataSource]) -> int:
+    """Return the bytes of the sources' text; of a large source those of its files."""
+    size = sum(source.file.bytes for source in sources)
+    if size > SMALL_BYTES:
+        return size
+    return sum(len(text.encode()) for text in text_of(sources, chat_template(sources)))
+
+
+def text_of(sources: Sequence[DataSource], chat: ChatTemplate | None) -> Iterator[str]:
+    """Yield the text that a BPE is trained on. Raises MerinoError for a source without text."""
+    most = MOST_CHARACTERS // len(sources)
+    for source in sources:
+        left = most
+        for segment in segments_of(source, chat):
+            yield segment.text[:left]
+            left -= len(segment.text)
+            if left <= 0:
+                break
+        if left == most:
+            raise MerinoError(f"no text in {source}: {GIVE_TEXT}")

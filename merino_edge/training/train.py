@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
-from transformers.pytorch_utils import Conv1D
 
 from merino_edge.design.design_file import DESIGN, Design
 from merino_edge.families.checkpoint import read_chat_template
@@ -24,15 +23,14 @@ from merino_edge.storage.atomic import scratch_folder, write_text
 from merino_edge.storage.extras import import_extra
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash
 from merino_edge.training import checkpoint, loop, processes
-from merino_edge.training.checkpoint import STATE, Run, is_finished
+from merino_edge.training.checkpoint import RUN, STATE, Run, UnfinishedRun, is_finished
 from merino_edge.training.dataset import RunData, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
-from merino_edge.training.sources import DataSource, read_sources
-from merino_edge.training.vocabulary import chat_template, check_vocabulary, new_tokenizer
+from merino_edge.training.sources import DataSource, chat_template, check_vocabulary, new_tokenizer, read_sources
 from merino_runtime.errors import MerinoError
 
 ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
@@ -74,6 +72,14 @@ class Request(NamedTuple):
         return self.pretrained.tokenizer if self.pretrained else self.tokenizer_file
 
     @property
+    def trained(self) -> int | None:
+        """The number of weights that are trained, with adapters for each matrix; None if the model does not exist."""
+        if self.pretrained is None or not self.recipe.lora:
+            return self.pretrained and self.pretrained.model.num_parameters()
+        matrices = (weight for weight in self.pretrained.model.parameters() if weight.ndim > 1)
+        return self.recipe.lora * sum(sum(weight.shape) for weight in matrices)
+
+    @property
     def micro_batch(self) -> int:
         """The number of rows that a process computes at once."""
         return self.recipe.batch // (processes.count() * self.accumulate)
@@ -96,27 +102,17 @@ def train(
     if not processes.is_first():
         options |= {"say": silent, "progress": silent}
     request = Request(arch, recipe, out, **options)
-    trained = trained_count(request.pretrained, recipe.lora)
-
-    def check() -> tuple[Run, list[DataSource], list[DataSource]]:
-        check_options(request)
-        sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
-        if not is_finished(out):
-            checkpoint.check_folder(out, request.resume)
-            if not request.tokenizer and not request.resume:
-                check_vocabulary(sources, arch.vocab)
-            request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=request.micro_batch))
-        return describe(request, sources, held_out_sources), sources, held_out_sources
-
     with processes.joined():
         # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
-        run, sources, held_out_sources = processes.on_first_process(check)
+        run, sources, held_out_sources = processes.on_first_process(
+            lambda: check(request, data, held_out, ignore_memory)
+        )
         if is_finished(out):
             processes.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
             request.say(f"this run is finished: nothing in {out} is changed")
             return dict(json.loads((out / checkpoint.RECORD).read_bytes()))
         lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
-        with lock, reported_faults(out / STATE, arch, recipe, trained):
+        with lock, reported_faults(out / STATE, arch, recipe, request.trained):
             if threads is not None:
                 torch.set_num_threads(threads)
             # 2. Fill the caches, by the first process: the shards and the teacher's logits. Write run.json.
@@ -133,8 +129,31 @@ def train(
             trainer = fit(request, tokenization, dataset)
             record = record_of(trainer, run, dataset, time.perf_counter() - started)
             if processes.is_first():
-                write_checkpoint(trainer, request, tokenization, record)
+                write_checkpoint(trainer.model, request, tokenization, record)
             return record
+
+
+def check(
+    request: Request, data: Sequence[str | Path], held_out: Sequence[str | Path], ignore_memory: bool
+) -> tuple[Run, list[DataSource], list[DataSource]]:
+    """Return the description of the run, with a tokenizer only if one is given, and its sources."""
+    check_options(request)
+    arch, recipe, pretrained, teacher = request.arch, request.recipe, request.pretrained, request.teacher
+    sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
+    if not is_finished(request.out):
+        checkpoint.check_folder(request.out, request.resume)
+        if not request.tokenizer and not request.resume:
+            check_vocabulary(sources, arch.vocab)
+        rows, trained = request.micro_batch, request.trained
+        request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
+    run = Run(
+        name=request.name, family=family_of(arch).name, architecture=arch.model_dump(mode="json"), recipe=recipe,
+        data=[source.file for source in sources], held_out=[source.file for source in held_out_sources],
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
+        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
+        teacher_sha256=teacher.sha256 if teacher else "",
+    )  # fmt: skip
+    return run, sources, held_out_sources
 
 
 def check_options(request: Request) -> None:
@@ -162,18 +181,6 @@ def check_options(request: Request) -> None:
         )
 
 
-def describe(request: Request, sources: Sequence[DataSource], held_out: Sequence[DataSource]) -> Run:
-    """Return the description of a run, with a tokenizer only if one is given."""
-    pretrained, teacher = request.pretrained, request.teacher
-    return Run(
-        name=request.name, family=family_of(request.arch).name, architecture=request.arch.model_dump(mode="json"),
-        recipe=request.recipe, data=[source.file for source in sources], held_out=[source.file for source in held_out],
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
-        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
-        teacher_sha256=teacher.sha256 if teacher else "",
-    )  # fmt: skip
-
-
 def prepare(
     request: Request, run: Run, sources: Sequence[DataSource], held_out: Sequence[DataSource]
 ) -> tuple[Run, Tokenization]:
@@ -182,9 +189,9 @@ def prepare(
     out, pretrained, say = request.out, request.pretrained, request.say
     checkpoint.check_folder(out, request.resume)  # again: now no other process can change it
     if request.resume:
-        kept, tokenizer, chat = checkpoint.read_unfinished(out)
-        checkpoint.check_same(kept, run, out)
-        run = kept
+        unfinished, tokenizer = checkpoint.read_unfinished(out)
+        checkpoint.check_same(unfinished, run, out)
+        run, chat = unfinished, unfinished.chat
     else:
         shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
@@ -196,13 +203,14 @@ def prepare(
             say(f"training a BPE of {vocab:,} entries{', with the tokens of ChatML' if chat else ''}")
             tokenizer = new_tokenizer(sources, vocab, chat)
         check_fits(tokenizer, vocab)
-        run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
+        facts = vars(run) | {"tokenizer_sha256": tokenizer_hash(tokenizer)}
+        run = UnfinishedRun(**facts, tokenizer=tokenizer.to_str(), chat=chat)
     tokenization = Tokenization(tokenizer, chat, next(iter(pretrained.stop_ids), None) if pretrained else None)
     rows = load_data(sources, held_out, tokenization, request.recipe, length=request.length, say=say).rows
     if request.teacher:
         keep_logits(request.teacher, Logits(request.teacher.sha256, run, rows, request.length), tokenizer, rows, say)
     if not request.resume:
-        checkpoint.write_run(out, run, tokenizer, chat)
+        write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
     return run, tokenization
 
 
@@ -229,9 +237,7 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> Check
     say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
         " --resume continues")  # fmt: skip
     with loop.stop_on_signal() as stop:
-        chat, tokenizer = tokenization.chat, tokenization.tokenizer
-        ends = {end, tokenization.end, tokenizer.token_to_id(chat.tokens.get("eos_token", "") if chat else "")}
-        sample = partial(loop.written_sample, tokenizer=tokenizer, held_out=dataset.held_out, ends=ends)
+        sample = partial(loop.written_sample, tokenization=tokenization, held_out=dataset.held_out)
         watch = loop.RunCallback(folder, stop, recipe, say, request.progress, sample)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
@@ -257,24 +263,13 @@ def model_of(request: Request, end: int | None) -> Any:
     return peft.get_peft_model(request.pretrained.model, config)
 
 
-def trained_count(pretrained: Checkpoint | None, rank: int) -> int | None:
-    """Return the number of weights that are trained; None if the model does not exist yet."""
-    if pretrained is None:
-        return None
-    if not rank:
-        return pretrained.model.num_parameters()
-    head = pretrained.model.get_output_embeddings()
-    layers = (layer for layer in pretrained.model.modules() if isinstance(layer, (torch.nn.Linear, Conv1D)))
-    return rank * sum(sum(layer.weight.shape) for layer in layers if layer is not head)
-
-
 def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: float) -> dict[str, Any]:
     state = trainer.state
     last = [entry for entry in state.log_history if entry["step"] == state.global_step and "eval_loss" in entry]
     # With patience the model has the weights of its best step, so it is evaluated again.
     loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
     return {
-        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json"),
+        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json", include=set(Run.model_fields)),
         "train_tokens": dataset.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
         "held_out_tokens": dataset.held_out_tokens, "held_out_loss": loss, "held_out_perplexity": math.exp(loss),
         "seconds_of_last_run": round(seconds, 1),
@@ -282,21 +277,17 @@ def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: floa
     }  # fmt: skip
 
 
-def write_checkpoint(
-    trainer: CheckedTrainer, request: Request, tokenization: Tokenization, record: dict[str, Any]
-) -> None:
+def write_checkpoint(model: Any, request: Request, tokenization: Tokenization, record: dict[str, Any]) -> None:
     """Write the finished model into the output folder, its record last."""
-    model: Any = trainer.model
     pretrained, tokenizer, chat = request.pretrained, tokenization.tokenizer, tokenization.chat
     with scratch_folder(request.out / STATE / "finished") as folder:
         if request.recipe.lora:
             model.save_pretrained(folder / ADAPTER)
             model = model.merge_and_unload()
         model.config.use_cache = True
-        end, own = end_id(tokenizer), chat.tokens.get("eos_token") if chat else None
-        stops = pretrained.stop_ids if pretrained else (end, tokenizer.token_to_id(own) if own else None)
-        if known := [stop for stop in dict.fromkeys(stops) if stop is not None]:
-            model.generation_config.eos_token_id = known if len(known) > 1 or pretrained else known[0]
+        end, stops = end_id(tokenizer), tokenization.stops(pretrained.stop_ids if pretrained else ())
+        if stops:
+            model.generation_config.eos_token_id = stops if len(stops) > 1 or pretrained else stops[0]
         save_model(model, folder)
         special = {} if end is None else dict.fromkeys(SPECIAL, tokenizer.id_to_token(end))
         saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **(chat.tokens if chat else {})})

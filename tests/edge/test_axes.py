@@ -37,8 +37,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.limits import most_within
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_edge.training.sources import read_sources
-from merino_edge.training.vocabulary import text_bytes
+from merino_edge.training.sources import read_sources, text_bytes
 from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import CPU_FORMATS, weight_bytes
 from merino_edge.families.zoo import model as published
-from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.cost_model import added_file_mb, cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.intervals import factors
@@ -66,12 +66,12 @@ def test_costs_add_up_over_operators(arch, model, data):
     operators = arch.operators
     cut = data.draw(st.integers(0, len(operators)))
     for cost in (
-        model.read_mb,
+        model.on.read_mb,
         lambda ops: model.on.weights_mb(ops, opening=False),
         lambda ops: model.on.weights_mb(ops, opening=True),
         lambda ops: model.on.latency_tables(ops, prefill=True)[0].sum(),
         lambda ops: model.on.latency_tables(ops, prefill=True)[1].sum(),
-        model.added_file_mb,
+        lambda ops: added_file_mb(ops, model.shape.precision),
     ):
         parts = [cost(part) for part in (operators[:cut], operators[cut:]) if part]
         assert sum(parts) == pytest.approx(cost(operators), rel=1e-9)
@@ -81,7 +81,7 @@ def test_costs_add_up_over_operators(arch, model, data):
 def test_a_prediction_is_positive_and_of_the_weakest_kind(arch, model):
     result = model.predict(arch.operators)
     assert 0 < result.decode_ms < 1e6 and 0 < result.prefill_ms < 1e7
-    assert result.memory_mb > model.runtime_mb
+    assert result.memory_mb > model.on.runtime_mb
     assert result.provenance == "estimated"
 
 
@@ -129,7 +129,7 @@ def test_decode_latency_does_not_jump_at_the_edges_of_the_cache(board):
     profile, shape = ON_CPU[board], InferenceShape("fp32", 16, 16)
     operators = Architecture(blocks=(Block(width=64, ffn_ratio=1, depth=1),), vocab=256, head_size=32).operators
     model = cost_model(profile, shape)
-    read_mb, at, size = model.read_mb(operators), model.on.by_threads[1], profile.cpu.last_level_cache_mb
+    read_mb, at, size = model.on.read_mb(operators), model.on.by_threads[1], profile.cpu.last_level_cache_mb
     for edge_mb in (at.resident_mb, at.streaming_mb):
         below, above = (
             cost_model(profile.model_copy(update={"cpu": profile.cpu.model_copy(update={

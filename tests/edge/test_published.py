@@ -68,7 +68,7 @@ def test_a_bad_row_is_named(row, sources, named):
 
 def test_geometries_have_the_parameters_of_the_released_checkpoints():
     assert {name: params(geometry(name).operators) for name in GEOMETRIES} == {
-        name: count for name, (_, count, _) in GEOMETRIES.items()
+        name: known["params"] for name, known in GEOMETRIES.items()
     }
 
 

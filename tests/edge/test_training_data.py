@@ -27,9 +27,8 @@ from merino_edge.text.tokenizer import load_tokenizer, train_tokenizer
 from merino_edge.training.dataset import PATTERN, PackedRows, RowDataset, load_data, run_order, split
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Tokenization, load_shard
-from merino_edge.training.sources import read_source, read_sources, segments_of
+from merino_edge.training.sources import chat_template, read_source, read_sources, segments_of
 from merino_edge.training.train import train
-from merino_edge.training.vocabulary import chat_template
 from merino_runtime.errors import MerinoError
 
 STORIES = [story(seed) for seed in range(60)]
@@ -306,7 +305,7 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     assert shard(tmp_path / "moved.txt", notes=messages).ids.tolist() == first
     assert len(messages) == 1 and "tokens in" in messages[0]
     half = (folder / "ids.bin").read_bytes()[1:]
-    for name, content in (("ids.bin", half), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
+    for name, content in (("ids.bin", half), ("ends.bin", b""), ("learned.bin", b"1"), ("ids.bin", None)):
         if content is None:
             (folder / name).unlink()
         else:
@@ -318,18 +317,6 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     shard(text)
     shard(text, Tokenization(train_tokenizer(STORIES, 280)))
     assert len(list(cache.iterdir())) == 3
-
-
-@pytest.mark.parametrize("dtype", ["O", "<f8", "<u4"])
-def test_a_shard_of_another_dtype_is_made_again(dtype, tmp_path, cache):
-    """Objects from a file would be pointers."""
-    text = write_stories(tmp_path / "a.txt")
-    expected = shard(text).ids.tolist()
-    (folder,) = cache.iterdir()
-    described = json.loads((folder / "shard.json").read_text())
-    (folder / "shard.json").write_text(json.dumps({**described, "dtype": dtype}))
-    ids = shard(text).ids
-    assert ids.dtype == np.uint16 and ids.tolist() == expected
 
 
 def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache):
@@ -345,7 +332,7 @@ def test_a_shard_that_another_user_could_have_written_is_refused(tmp_path, cache
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
-@pytest.mark.parametrize("name", ["", "ids.bin", "shard.json"])
+@pytest.mark.parametrize("name", ["", "ids.bin", "learned.bin"])
 def test_a_shard_that_another_user_owns_is_refused(name, tmp_path, cache):
     text = write_stories(tmp_path / "a.txt")
     shard(text)

@@ -115,7 +115,7 @@ def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) ->
         return two + (block.depth - 2) * (three - two)  # each further layer costs the same
 
     def peak(block: Block) -> float:
-        return model.activation_mb(list(block_operators(block.model_copy(update={"depth": 1}), space.head_size)))
+        return model.on.activation_mb(list(block_operators(block.model_copy(update={"depth": 1}), space.head_size)))
 
     options, last, none = space.options(), space.blocks - 1, np.zeros(total([embed(2, 32)]).shape)
     pairs = [(low, high) for low in space.widths for high in space.widths if low <= high <= space.growth * low]
@@ -173,7 +173,7 @@ class Piece(Costs):
         return super()._decode_ms(threads) - self.model.upper_decode * self._missed(threads) * spared_ms
 
     def _memory_mb(self, sessions: int) -> np.ndarray:
-        others = (sessions - 1) * self.column(WEIGHTS_MB) + self.model.runtime_mb
+        others = (sessions - 1) * self.column(WEIGHTS_MB) + self.model.on.runtime_mb
         in_use = self.column(WEIGHTS_MB) + self.column(KV_BYTES) / MB + self.peak
         return others + (in_use if self.first else self.column(OPENING_MB))
 
