@@ -292,38 +292,6 @@ def test_an_ordinary_user_makes_no_second_installation_beside_the_service(place,
         assert code == 0 and "this is a second installation" in row["notes"][0], row
 
 
-def older_app(path):
-    """This application, as one that reads another schema of the manifest alone."""
-    with zipfile.ZipFile(path, "w") as made, zipfile.ZipFile(io.BytesIO(board_app())) as app:
-        for name in app.namelist():
-            data = app.read(name)
-            made.writestr(name, data.replace(b"\nSCHEMA = 1\n", b"\nSCHEMA = 0\n") if "manifest" in name else data)
-
-
-@pytest.mark.nightly
-@OVER_SSH
-@pytest.mark.usefixtures("home")
-def test_over_ssh_an_older_application_says_what_to_do_and_a_damaged_one_is_none(place, board, tmp_path):
-    root = board.home / "older"
-    assert place.installed(root)[0] == 0
-    older_app(root / "current" / "merino.pyz")
-    where = ("--ssh", board.address, "--root", root)
-    code, row, _ = flash(place.newer, *where)
-    assert code == 1 and "reads schema 0" in row["error"] and not place.ran()
-    made, call = re.search(r"`(python3 -m merino_edge.bundles.board_app merino.pyz)`.*: (python3 merino.pyz .*)$",
-                           row["error"]).groups()  # fmt: skip
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in (made, call.replace("NAME.merino", str(place.newer))):
-        subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True, timeout=300)
-    assert current(root) == open_archive(str(place.newer)).id and place.ran()
-
-    (root / "current" / "merino.pyz").write_bytes(b"")
-    code, row, _ = flash(place.forged, *where)
-    assert code == 1 and "other keys" in row["error"] and not place.ran()
-    code, row, _ = flash(place.ours, *where)
-    assert code == 0 and current(root) == open_archive(str(place.ours)).id, row
-
-
 def staged(kind, folder):
     """(a function that flashes, a function that copies the flashed /opt/merino to a folder)"""
     tree = make_root(folder / "system")

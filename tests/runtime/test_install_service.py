@@ -225,16 +225,6 @@ def test_the_server_runs_behind_the_test_of_its_release_and_comes_back():
     assert "Wants=merino-serve.service" in service_unit("/opt/merino").splitlines()
 
 
-def test_the_first_boot_installs_what_the_card_brought():
-    text = first_boot_unit("/opt/merino", "sample.merino")
-    assert "Condition" not in text, "it is the unit that is disabled: a kill right behind the swap sets up no service"
-    assert ("ExecStartPre=/usr/bin/python3 -I /opt/merino/incoming/merino.pyz install "
-            "/opt/merino/incoming/sample.merino --root /opt/merino --service\n") in text
-    assert ("ExecStart=-/sbin/runuser -u merino -- /opt/merino/current/merino generate installed "
-            '"Once upon a time" -n 24 --temperature 0\n') in text
-    assert "--allow-unsigned" in first_boot_unit("/opt/merino", "sample.merino", allow_unsigned=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="asks what root may")
 @pytest.mark.parametrize("root", ["/home/someone/merino", "/root/merino", "/tmp/merino", "/opt/a folder"])
 def test_a_service_cannot_run_from_what_it_does_not_see(root):
