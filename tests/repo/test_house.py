@@ -1,5 +1,5 @@
-"""Who may import whom, read from the syntax trees: packages and rooms import downward, and nothing outside of
-`families/` imports a model family."""
+"""Who may import whom, read from the syntax trees: packages and rooms import downward, nothing outside of `families/`
+imports a model family, and the arrows of docs/paths.md are imports."""
 import ast
 import os
 import re
@@ -288,3 +288,19 @@ def test_nothing_imports_a_familys_file():
         if any(f"{name.split(':')[0]}.".startswith(f"{private}.") for private in PRIVATE)
     ]  # fmt: skip
     assert wrong == []
+
+
+TEXT = (ROOT / "docs" / "paths.md").read_text(encoding="utf-8")
+STATION = re.compile(r"^(?:  -> )?(\S+\.(?:py|toml))", re.MULTILINE)
+PATHS = [STATION.findall(block) for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [pair for path in PATHS for pair in zip(path, path[1:], strict=False)], ids=lambda name: name
+)
+def test_an_arrow_is_an_import(one, other):
+    if one.endswith(".toml"):  # data of the room that reads it
+        assert (ROOT / one).exists() and Path(one).parts[0] in (ROOT / other).read_text(encoding="utf-8")
+        return
+    above, below = module_name(ROOT / one), module_name(ROOT / other)
+    assert below in GRAPH[above] or above in GRAPH[below]
