@@ -14,12 +14,10 @@ from mutations import fuzz, mutated_json, mutated_toml, taken
 from sample_probe import synthetic
 from sample_records import failed, opt, record
 
-from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.calibration.probe import read_probe
 from merino_edge.cli.tables import device_table, show
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
-from merino_edge.embedded import FOLDER
 from merino_edge.families.hugging_face import read_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.cost_model import cost_model
@@ -34,11 +32,9 @@ from merino_edge.training.recipe import Recipe
 from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.bundle.verified import _path, check_and_stamp, check_files_once
 from merino_runtime.commands import run_info
 from merino_runtime.generation.cache_file import load_cache, save_cache
 from merino_runtime.generation.text import TextStream, Tokenizer
-from merino_runtime.io.json_file import read_json
 
 pytestmark = pytest.mark.more
 
@@ -113,22 +109,6 @@ def test_a_kept_cache(folder):
         return loaded
 
     fuzz(mutated_json(json.loads(header)), use)
-
-
-def test_a_stamp_of_hashes(folder):
-    bundle = load_bundle(folder)
-    check_and_stamp(bundle)
-    path = Path(_path(bundle))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"schema": 1, "files": [{"path": "model.onnx", "sha256": "0" * 64, "bytes": 1}]}
-
-    def use(data):
-        path.write_bytes(data)
-        stamp = taken(read_json, str(path), "")
-        check_files_once(bundle)  # whatever the stamp has, a whole bundle passes
-        return stamp
-
-    fuzz(mutated_json(written), use)
 
 
 def test_a_device_profile(tmp_path):
@@ -208,14 +188,3 @@ def test_a_training_record(tmp_path):
         return taken(read_run, tmp_path)
 
     fuzz(mutated_json(RUN, {"model.safetensors": "0" * 64}), use)
-
-
-def test_the_bundle_that_an_export_would_replace(tmp_path):
-    folder = shutil.copytree(FOLDER, tmp_path / "bundle")
-    described = json.loads((folder / "bundle.json").read_text())
-
-    def use(data):
-        (folder / "bundle.json").write_bytes(data)
-        return is_bundle_alone(folder) or None
-
-    fuzz(mutated_json(described), use)

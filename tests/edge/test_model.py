@@ -356,33 +356,3 @@ def test_merino_holds_the_activations_that_are_counted(decoder, arch):
         patch.setattr(designed_torch, "eager_attention", seen)
         model(input_ids=ids(arch), use_cache=False)
     assert operators.activation_bytes(arch.operators, TOKENS) == alive.worst
-
-
-@pytest.mark.parametrize("tokens", [2, 24])  # the FFN is the worst operator, then the attention
-@pytest.mark.parametrize("arch", OPTS.values(), ids=OPTS)
-def test_opt_holds_the_activations_that_are_counted(decoder, arch, tokens):
-    arch = arch.model_copy(update={"ffn_width": 256})
-    model, alive, packed = decoder(arch), Alive(), {}
-
-    def attended(_module, _inputs, output):
-        mixed, weights = output
-        alive.at(packed["q"], packed["k"], packed["v"], mixed, weights)
-
-    for layer in model.model.decoder.layers:
-        alive.watch_layer(layer)
-        attention = layer.self_attn
-        for part in "qkv":
-            projection = getattr(attention, f"{part}_proj")
-            projection.register_forward_pre_hook(lambda _, given: packed.update(x=given[0]))
-            projection.register_forward_hook(lambda *call, part=part: packed.update({part: call[2]}))
-        attention.v_proj.register_forward_hook(lambda *_: alive.at(*packed.values()))
-        attention.register_forward_hook(attended)
-        for module in (attention.out_proj, layer.fc1, layer.activation_fn, layer.fc2):
-            alive.watch(module)
-    for module in (model.model.decoder.project_in, model.model.decoder.project_out):
-        if module is not None:
-            alive.watch(module)
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        model(input_ids=ids(arch, tokens), use_cache=False, output_attentions=True)
-    assert operators.activation_bytes(arch.operators, tokens) == alive.worst

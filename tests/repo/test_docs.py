@@ -210,12 +210,6 @@ def marked_commands(page):
                 yield mark, line
 
 
-def legend():
-    """What the list of boards says that marks may be."""
-    section = BOARDS.read_text(encoding="utf-8").partition("## What the marks mean")[2]
-    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
-
-
 def test_each_profile_has_a_page_that_the_list_of_boards_links():
     assert [page.stem for page in BOARD_PAGES] == sorted(profile_ids())
     text = BOARDS.read_text(encoding="utf-8")
@@ -232,18 +226,6 @@ def test_the_list_of_boards_and_recommend_agree_on_what_a_board_holds(board):
         for name in boards.MODELS:
             fitting = {verdict.precision for verdict in judge(model(name), costs, limits).verdicts if verdict.fits}
             assert fitting == boards.speeds_of(profile, name).keys(), (name, limits)
-
-
-@of_each_page
-def test_each_command_says_where_it_ran(page):
-    """In the words of the legend, with CORE the one of the page's board."""
-    known = {words.replace("CORE", load_profile(page.stem).cpu.core) for words in legend()}
-    assert len(known) >= 4
-    for mark, command in marked_commands(page):
-        assert mark is not None, f"{page.name}: {command} has no mark"
-        parts = re.split("; ", mark.removeprefix("run: "))
-        assert all(part.split(" with ")[0] in known for part in parts), f"{page.name}: {mark}"
-        assert mark.startswith("run: ") or mark == "not run yet", f"{page.name}: {mark}"
 
 
 @of_each_page

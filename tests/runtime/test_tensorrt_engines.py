@@ -298,11 +298,6 @@ def test_an_engine_that_came_beside_a_bundle_is_not_loaded(bundle, gpu, cache, m
     assert gpu.builds == 2 and len(loads) == 1 and foreign not in loads and len(engines(cache)) == 1
 
 
-def key_in(path):
-    with open(str(path), "rb") as file:
-        return engine_file._header_of(file.read(HEADER_BYTES))["key"]
-
-
 def test_an_engine_in_the_release_of_the_running_application_is_loaded(bundle, gpu, cache, monkeypatch, tmp_path):
     made, _ = built(bundle)
     other = strangers(bundle, made, tmp_path)
@@ -332,15 +327,6 @@ def test_an_engine_that_another_user_could_write_is_not_loaded(bundle, gpu, cach
     else:
         open_backend(bundle, backend="tensorrt").close()
         assert gpu.builds == 2 and os.stat(path).st_uid == os.geteuid() and not os.stat(path).st_mode & 0o022
-
-
-def test_a_pipe_in_place_of_an_engine_is_not_waited_for(bundle, gpu, cache):
-    made, _ = built(bundle)
-    key = engine_file.EngineKey(**key_in(made.path))
-    assert engine_file.sound_path(bundle, key) == made.path
-    os.unlink(made.path)
-    os.mkfifo(made.path)
-    assert engine_file.sound_path(bundle, key) is None
 
 
 def test_an_engine_is_not_writable_by_others_whatever_the_umask(bundle, gpu, cache):
