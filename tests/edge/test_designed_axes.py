@@ -14,12 +14,11 @@ from transformers import DynamicCache
 
 from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.design import enumeration
-from merino_edge.design.axes import mixer, ngrams, taps
 from merino_edge.design.costs import AtThreads
 from merino_edge.design.designer import design
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import MEASURED
-from merino_edge.design.space import SPACE, Space
+from merino_edge.design.space import Space
 from merino_edge.design.space import architecture as space_architecture
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -91,15 +90,6 @@ def test_samples_of_a_packed_row_do_not_see_each_other(axes):
         packed = model(ids, position_ids=positions, use_cache=False).logits
         apart = torch.cat([model(part, use_cache=False).logits for part in (ids[:, :6], ids[:, 6:])], 1)
     assert torch.allclose(packed, apart, atol=1e-4)
-
-
-def test_no_position_sees_a_later_one():
-    model, ids = random_model(architecture(*AXES)), torch.randint(VOCAB, (1, 10))
-    changed = ids.clone()
-    changed[0, 6] = (ids[0, 6] + 1) % VOCAB
-    with torch.no_grad():
-        before, after = (model(one, use_cache=False).logits for one in (ids, changed))
-    assert torch.equal(before[:, :6], after[:, :6]) and not torch.allclose(before[:, 6:], after[:, 6:])
 
 
 @pytest.mark.parametrize(
@@ -306,12 +296,6 @@ def test_an_open_axis_is_chosen_if_it_lowers_the_loss(effect):
     )  # fmt: skip
     assert found.entropy == pytest.approx(best) == pytest.approx(existing_score(found.architecture, scoring, "int8"))
     assert found.architecture.caches_inputs == (effect < 0)
-
-
-def test_the_default_space_has_no_axis_that_is_not_measured():
-    assert (SPACE.attention_every, SPACE.taps, SPACE.ngrams) == ((1,), (False,), ((),))
-    for constants in (mixer.CONSTANTS, taps.CONSTANTS, ngrams.CONSTANTS):
-        assert {(one.value, one.low, one.high) for one in constants.values()} == {(0.0, None, None)}
 
 
 # Training

@@ -95,23 +95,6 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         assert key in message, key
 
 
-@pytest.mark.parametrize(
-    ("wrong", "expected"),
-    [
-        ({"eps": 0}, "scoring.merino.eps is "),
-        ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
-        ({"color": 1}, "scoring.merino.color: unknown key"),
-    ],
-)
-def test_a_bad_scoring_block_is_told_with_the_file(wrong, expected, tmp_path):
-    content = json.loads(paper_design().to_json())
-    content["scoring"].update(wrong)
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{expected}"):
-        load_design(path)
-
-
 def test_a_loss_ratio_is_of_the_scores_and_its_interval_of_the_constants():
     result, reference = small_design(), model("opt-350m").geometry
 

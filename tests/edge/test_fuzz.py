@@ -146,10 +146,6 @@ def test_a_probe(tmp_path):
     fuzz(mutated_json(PROBE), use)
 
 
-def test_records_in_a_list(tmp_path):
-    fuzz(mutated_json(RECORDS), lambda data: used_records(tmp_path / "records.json", data))
-
-
 def test_records_in_lines(tmp_path):
     others = [json.dumps(row).encode() for row in RECORDS]
     fuzz(mutated_json(*RECORDS), lambda data: used_records(tmp_path / "some.jsonl", b"\n".join([data, *others])))

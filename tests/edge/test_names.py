@@ -12,7 +12,6 @@ from hub_server import hub
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from merino_edge.benchmarking.baselines import baseline_bundles
-from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.export.source import load_source
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
@@ -66,16 +65,6 @@ def test_both_remedies_work(here, bundle_dirs):
     assert baseline_bundles("./embedded", [], None, print) == ["./embedded"]
     (here / "embedded").rename(here / "mine")
     assert load_source("embedded").name == "embedded"
-
-
-def test_the_commands_refuse_it_too(here, bundle_dirs, capsys):
-    (here / "embedded").symlink_to(bundle_dirs["fused"])
-    for words in (["generate", "embedded", "The river"], ["bench", "embedded"], ["export", "embedded", "-o", "out"],
-                  ["bench", "./embedded", "--baseline", "embedded"]):  # fmt: skip
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        assert ended.value.code == 1
-        assert "'embedded' is both the packaged model and a folder here" in capsys.readouterr().err
 
 
 CONFIG = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
