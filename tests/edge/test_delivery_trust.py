@@ -402,14 +402,17 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     assert releases() == [result, result]
     assert all(changed for changed, _ in recap.values()) and set(recap) == {"one", "two"}
 
-    code, out, recap = play(archive)
-    assert (code, recap) == (0, {"one": (0, 0), "two": (0, 0)}), out
+    if nightly:
+        code, out, recap = play(archive)
+        assert (code, recap) == (0, {"one": (0, 0), "two": (0, 0)}), out
 
     bad = packed("bad", changed_golden(bundle_files(FOLDER)))
     code, out, recap = play(bad)
     assert code != 0 and "self-test" in out
     assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
     assert releases() == [result, result]
+    if not nightly:
+        return  # each play takes seconds
 
     ran, key = place / "ran", base64.b64encode(b"k" * 32).decode("ascii")
     for board in boards:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mutations import fuzz, mutated_json, mutated_toml, taken
+from sample_models import ARCH
 from sample_probe import synthetic
 from sample_records import failed, opt, record
 
@@ -40,12 +41,11 @@ pytestmark = pytest.mark.more
 
 PROFILES = [tomllib.loads(profile_text(name)) for name in profile_ids()]
 BOARD = load_profile("raspberry-pi-4")
-DESIGN = json.loads(design(BOARD, {"decode_ms": 20.0}, context=256, prompt=64).to_json())
 PROBE = json.loads(synthetic().model_dump_json(by_alias=True))
 PROBE["measurements"] = PROBE["measurements"][:12]
 RECORDS = [record(), opt(), opt(test="pp64"), record(depth=512), failed()]
 RUN = Run.model_validate({
-    "name": "tiny", "family": "merino", "architecture": DESIGN["architecture"], "recipe": Recipe().model_dump(),
+    "name": "tiny", "family": "merino", "architecture": ARCH.model_dump(mode="json"), "recipe": Recipe().model_dump(),
     "tokenizer_sha256": "0" * 64,
     "data": [{"name": "stories.txt", "bytes": 1000, "sha256": "1" * 64}], "held_out": [],
 }).model_dump(mode="json")  # fmt: skip
@@ -133,7 +133,8 @@ def test_a_design_or_an_architecture(tmp_path):
         taken(load_design, path)
         return plan
 
-    fuzz(mutated_json(DESIGN, DESIGN["architecture"]), use)
+    written = json.loads(design(BOARD, {"decode_ms": 20.0}, context=256, prompt=64).to_json())
+    fuzz(mutated_json(written, written["architecture"]), use)
 
 
 def test_a_probe(tmp_path):
