@@ -69,23 +69,6 @@ def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
     assert gpu.builds == 1
 
 
-def test_an_engine_of_float16_kernels_keeps_each_norm_in_float32(bundle, gpu, cache):
-    built(bundle)
-    built(bundle, fp16=True)
-    assert len(engines(cache)) == 1, "the last one that was asked for is the one that runs"
-    plan = plan_of(engines(cache)[0])
-    assert plan["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    kinds = [name.partition("_")[0] for name in plan["pinned"]]
-    norms = kinds.count("ReduceMean")
-    # RMSNorm: square, mean, eps, root, quotient. Between them nothing else, and one each.
-    assert norms > 2 and sorted(kinds) == sorted(["Mul", "ReduceMean", "Add", "Sqrt", "Div"] * norms)
-    opened = open_backend(bundle, backend="tensorrt")
-    assert "fp16" in opened.engine and gpu.builds == 2
-    opened.close()
-    built(bundle)
-    assert plan_of(engines(cache)[0])["flags"] == []
-
-
 def test_every_engine_names_all_that_it_depends_on(bundle, gpu, cache, monkeypatch):
     """One of each other kind is built beside it: none is taken for another."""
     built(bundle)
