@@ -7,7 +7,6 @@ The table of `bench` on terminals: no line is wider, nothing is left out; a pipe
 import re
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_bench.harness.cases import decode_case, prefill_case
@@ -24,7 +23,6 @@ from merino_bench.harness.render import (
     as_json,
     as_markdown,
     check_can_save,
-    titles_within,
 )
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
 from merino_runtime.errors import MerinoError
@@ -176,13 +174,6 @@ def test_disturbed_processes_are_dropped_where_three_others_remain():
     assert row["repetitions"] == 5 and row["flags"] == ["busy"]  # one per turn: two undisturbed are too few
 
 
-def test_markdown_shows_energy_only_where_a_sensor_was():
-    records = rows()
-    assert "J/token" not in as_markdown(records)
-    assert "| J/token |" in as_markdown([dict(records[0], j_per_token=0.01234), records[1]])
-    assert "0.0123" in as_markdown([dict(records[0], j_per_token=0.01234)])
-
-
 def test_a_figure_that_is_no_number_is_never_written():
     row = dict(rows()[0], tok_s=float("nan"))
     with pytest.raises(ValueError):
@@ -200,7 +191,6 @@ def test_records_are_appended_to_json_lines_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-KEYS = ("bundle", "test", "format", "threads", "engine")
 TITLES = ["bundle", "test"] + list(BY_WORTH)
 
 
@@ -212,26 +202,6 @@ def columns(draw):
     return {title: draw(st.lists(cell, min_size=rows, max_size=rows)) for title in TITLES}
 
 
-def width_of(columns, titles):
-    return sum(max([3, len(title)] + [len(cell) for cell in columns[title]]) + 3 for title in titles) + 1
-
-
 def different(columns, titles):
     """The number of rows that differ in these columns."""
     return len({tuple(columns[title][row] for title in titles) for row in range(len(columns["test"]))})
-
-
-@given(columns(), st.integers(40, 300))
-def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrower(columns, width):
-    tables = titles_within(columns, TITLES, width)
-    assert {title for table in tables for title in table} == set(TITLES)
-    if width_of(columns, TITLES) <= width:
-        assert tables == [TITLES]
-        return
-    keys = [title for title in tables[0] if all(title in table for table in tables)]
-    assert keys[:2] == ["bundle", "test"]
-    others = [title for table in tables for title in table if title not in keys]
-    assert len(others) == len(set(others))
-    for table in tables:
-        assert width_of(columns, table) <= width or len(table) <= len(keys) + 1
-    assert different(columns, keys) == different(columns, KEYS), "rows are told apart as well as they can be"

@@ -281,7 +281,7 @@ def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
     assert free.training.tokens is free.training.most_weights is None
     assert free.training.right_tokens == 20 * params(free.architecture.operators)
     sizes = []
-    for tokens in (1e12, 5e8, 5e7, 5e6):
+    for tokens in (1e12, 5e7, 5e6):
         designed = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys, tokens=tokens)
         sizes.append(params(designed.architecture.operators))
         low, high = designed.training.most_weights_interval

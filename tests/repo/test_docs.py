@@ -170,12 +170,6 @@ def test_no_page_of_the_site_fetches_from_elsewhere(site):
         assert tags or path.name == "report-x86-2cores.html", "the report has neither script nor style sheet"
 
 
-def test_each_page_has_one_line_in_llms_txt():
-    text = (DOCS / "llms.txt").read_text(encoding="utf-8")
-    lines = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .{20,}$", text, re.MULTILINE)
-    assert sorted(lines) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
-
-
 @pytest.mark.parametrize("name", make.MADE)
 def test_what_is_made_from_the_code_is_as_the_code_says(name):
     path = DOCS / name

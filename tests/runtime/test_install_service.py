@@ -150,13 +150,6 @@ def test_two_releases_that_fail_do_not_take_turns_for_ever(root):
     assert seen == [NEW] * 3 + [OLD] * 9
 
 
-def test_nowhere_to_go_back_to(root):
-    (add(root, OLD) / "fails").write_text("")
-    for _ in range(5):
-        assert start(root)[0] == 1
-    assert releases.links(str(root)) == releases.Links(OLD, None)
-
-
 def test_a_persons_rollback_gives_its_starts_again(root):
     add(root, OLD)
     (add(root, NEW) / "fails").write_text("")
