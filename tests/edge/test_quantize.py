@@ -104,7 +104,9 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[
+    "wider, shared", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("one block, gated", "opt")),
+])  # fmt: skip
 def source(request, saved):
     return saved(MODELS[request.param], 3)._replace(weights="random")  # rounded without GPTQ
 
