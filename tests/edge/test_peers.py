@@ -5,6 +5,7 @@ An engine is skipped where one of its packages has no wheel for this machine; on
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -32,10 +33,12 @@ from merino_edge.benchmarking.engine_rows import (
     peers_for,
 )
 from merino_edge.benchmarking.engines import (
+    GENERIC_BUILD,
     PEERS,
     as_gpt2,
     decode_weight_bytes,
     given_gguf,
+    native_build,
     peers_of,
 )
 from merino_edge.benchmarking.random_bundle import write_random_bundle
@@ -287,6 +290,26 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
     assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64
     assert "is no file of the bundle's weights" in other["flags"][0]
+
+
+@torch.no_grad()
+def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, kept, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["MERINO_USERS_CACHE"])
+    if native_build() is None:
+        pytest.skip("no llama.cpp built for this machine: make peers-native")
+    small = sample_gguf.random_model("llama", strength=5)
+    path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "F32")
+    bundle = export(load_source(str(path)), tmp_path / "bundle").bundle
+    peers = Peers(("llama.cpp",), kept, gguf_file(path))
+    (row,) = peer_records(peers, [bundle], decode_case(6), SMALL)
+    assert "built for this machine" in row["engine"] and row["tok_s"] > 0
+    assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
+    (peer,) = peers_for(peers)
+    result = measure_peer_separately(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    ids = result["ids"][:]
+    for _ in range(7):
+        ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert result["chosen"] == ids[-len(result["chosen"]) :] and len(set(result["chosen"])) > 2
 
 
 TINY = OPT_350M.model_copy(
