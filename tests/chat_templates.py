@@ -8,27 +8,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-QWEN25 = """{%- if tools %}
-    {{- '<|im_start|>system\\n# Tools' }}
-    {%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
-    {{- '<|im_end|>\\n' }}
-{%- else %}
-    {%- if messages[0]['role'] == 'system' %}
-        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
-    {%- else %}
-        {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-    {%- endif %}
-{%- endif %}
-{%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-
 QWEN3 = """{%- if messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif %}
@@ -196,52 +175,11 @@ PHI3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 
-PHI4 = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
-)
-
-OLMO2 = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content']"
-    " + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}"
-    "{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n' + message['content'] + eos_token"
-    " + '\n' }}{% else %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}{% endif %}"
-    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
-)
-
-STABLELM2 = (
-    "{% for message in messages %}{% if (message['role'] == 'system') %}{{ '<|system|>\n' + message['content'] +"
-    " '<|endoftext|>\n' }}{% elif (message['role'] == 'user') %}{{ '<|user|>\n' + message['content'] + '<|endoftext|>\n' }}"
-    "{% else %}{{ '<|assistant|>\n' + message['content'] + '<|endoftext|>\n' }}{% endif %}"
-    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
-)
-
-ERNIE45 = """{{- '<|begin_of_sentence|>' }}
-{%- for message in messages %}
-    {%- if message["role"] == "user" %}
-        {{- "User: " + message["content"] + "\\n" }}
-    {%- elif message["role"] == "assistant" %}
-        {{- "Assistant: " + message["content"] + "<|end_of_sentence|>" }}
-    {%- elif message["role"] == "system" %}
-        {{- message["content"] + "\\n" }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "Assistant: " }}
-{%- endif %}"""
-
 EXAONE4 = (
     "{%- for message in messages %}{{ '[|' + message.role + '|]\n' + message.content }}"
     "{%- if message.role != 'user' %}{{ '[|endofturn|]\n' }}{% else %}{{ '\n' }}{% endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '[|assistant|]\n' }}{%- if enable_thinking is defined and not enable_thinking %}"
     "{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
-)
-
-HUNYUAN = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content + '<|hy_place_3|>' }}"
-    "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}{% if message.role == 'user' %}"
-    "{{ '<|hy_User|>' + message.content }}{% else %}{{ '<|hy_Assistant|>' + message.content + '<|hy_place_2|>' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|hy_Assistant|>' }}{% endif %}"
 )
 
 SMOLVLM = (  # a message's text is a list of parts
@@ -264,9 +202,8 @@ RAISING = "{{ raise_exception('This model takes no more than tools:\n\x1b[2J') }
 
 TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 EXACT = {
-    "chatml": CHATML, "qwen2.5": QWEN25, "qwen3": QWEN3, "llama3.2": LLAMA32, "gemma2": GEMMA2, "gemma3": GEMMA3,
-    "granite": GRANITE, "distilled": DISTILLED, "phi3": PHI3, "phi4": PHI4, "olmo2": OLMO2, "stablelm2": STABLELM2,
-    "ernie4.5": ERNIE45, "exaone4": EXAONE4, "hunyuan": HUNYUAN, "qwen2-vl": QWEN2_VL, "lfm2": LFM2,
+    "chatml": CHATML, "qwen3": QWEN3, "llama3.2": LLAMA32, "gemma2": GEMMA2, "gemma3": GEMMA3, "granite": GRANITE,
+    "distilled": DISTILLED, "phi3": PHI3, "exaone4": EXAONE4, "qwen2-vl": QWEN2_VL, "lfm2": LFM2,
 }
 INEXACT = {"mistral": MISTRAL, "numbered": NUMBERED}
 

@@ -45,11 +45,11 @@ except ImportError:  # a board's Python may have none
     hypothesis = None
 
 if hypothesis is not None:
-    hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
+    hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
     hypothesis.settings.register_profile("fast", deadline=None, max_examples=5)
     hypothesis.settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
     hypothesis.settings.register_profile("long", deadline=None, max_examples=5000)  # 30,000 cases of each file's fuzz
-    hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+    hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 DIALECTS = ("fused", "portable")

@@ -4,13 +4,11 @@ Headers are made here by offset, not by the code under test. Where a kind lies i
 agrees with the lie, so that only a rule on it can refuse the file. Python 3.6, no packages.
 """
 import base64
-import bz2
 import collections
 import gzip
 import hashlib
 import io
 import json
-import lzma
 import zipfile
 
 from tests import ed25519_signer
@@ -150,21 +148,17 @@ def text(manifest):
     return archive(manifest)
 
 
+# The rule is one pattern of allowed characters and parts.
 PATHS = [
-    ("dot-dot", "bundles/0/../../../evil"), ("dot-dot at the start", "../evil"), ("absolute", "/tmp/evil"),
-    ("two slashes", "//tmp/evil"), ("backslash", "bundles/0\\..\\..\\evil"), ("drive", "C:/evil"),
-    ("stream", "bundles/0/model.onnx:evil"), ("dot", "bundles/0/./model.onnx"), ("empty part", "bundles//0/model.onnx"),
-    ("a folder's name", "bundles/0/evil/"), ("hidden", "bundles/0/.bashrc"), ("option", "bundles/0/-rf"),
-    ("home", "~/evil"), ("variable", "bundles/0/$HOME"), ("space", "bundles/0/a b"), ("empty", ""),
+    ("dot-dot", "bundles/0/../../../evil"), ("absolute", "/tmp/evil"), ("backslash", "bundles/0\\..\\..\\evil"),
+    ("drive", "C:/evil"), ("dot", "bundles/0/./model.onnx"), ("empty part", "bundles//0/model.onnx"),
+    ("hidden", "bundles/0/.bashrc"), ("option", "bundles/0/-rf"), ("variable", "bundles/0/$HOME"), ("empty", ""),
     ("NUL", "bundles/0/a\0b"), ("line break", "bundles/0/a\nb"), ("escape sequence", "bundles/0/\x1b[2Jb"),
-    ("not ASCII", "bundles/0/mod\u00e9l"), ("decomposed", "bundles/0/mode\u0301l"),
-    ("wide dots", "bundles/0/\uff0e\uff0e/a"),
-    ("right to left", "bundles/0/\u202excod.a"), ("invisible", "bundles/0/a\u200bb"),
-    ("division slash", "bundles\u22150"),
+    ("decomposed", "bundles/0/mode\u0301l"), ("right to left", "bundles/0/\u202excod.a"),
     ("half of a pair", "bundles/0/\ud800"), ("long", "bundles/0/" + "a" * 300),
     ("deep", "bundles/0/" + "a/" * 5000 + "b")]  # fmt: skip
 
-NUMBERS = [-1, 1.5, True, "1280", None, 2 ** 60, 10 ** 400, [], 8 ** 11]
+NUMBERS = [-1, 1.5, True, "1280", 10 ** 400, 8 ** 11]
 
 
 def kinds():
@@ -193,14 +187,10 @@ def _places():
         Kind("a release's own file", renamed("release.json"), r"release\.json lies in no folder"),
         Kind("beside the bundle", renamed("bundles/1/model.onnx"), r"bundles/1/model\.onnx lies in no folder"),
         Kind("a file twice", another(MODEL, FILES[MODEL]), r"model\.onnx is listed twice"),
-        Kind("a file twice, of other bytes", another(MODEL, b"x"), r"model\.onnx is listed twice"),
         Kind("names that differ in case", another("bundles/0/Model.onnx"), r"model\.onnx is listed twice.*case"),
-        Kind("folders that differ in case", another("Bundles/0/a"), r"Bundles/0/a lies in no folder"),
         Kind("a file that is a folder", another("bundles/0/model.onnx/a"), r"is a file and a folder"),
-        Kind("a folder that is a file", another("bundles/0"), r"bundles/0 lies in no folder|file and a folder"),
         Kind("the manifest again", another("manifest.json"), r"manifest\.json lies in no folder"),
         Kind("bundles elsewhere", given(bundles=["bundles/../.."]), r"bundles\[0\]"),
-        Kind("bundles by another number", given(bundles=["bundles/1"]), r"bundles/1 is not bundles/0"),
         Kind("no bundle", given(bundles=[]), r"no bundle"),
         Kind("no application", listing(lambda value: value["files"].pop(0)), r"no merino\.pyz"),
         Kind("no description", listing(lambda value: value["files"].pop(1)), r"no bundles/0/bundle\.json"),
@@ -224,24 +214,15 @@ def _manifests():
         Kind("no key", given(withdrawn=["x"]), r"withdrawn\[0\]"),
         Kind("a withdrawn key twice", given(withdrawn=[A_KEY, A_KEY]), r"is listed twice"),
         Kind("deep lists", text(b"[" * 500000), r"nested too deeply"),
-        Kind("deep objects", text(b'{"a":' * 150000), r"nested too deeply"),
         Kind("many empty lists", text(b"[" + b"[]," * 349000 + b"[]]"), r"manifest\.json holds a list of 349001"),
-        Kind("many empty objects", text(b"[" + b"{}," * 349000 + b"{}]"), r"manifest\.json holds a list of 349001"),
         Kind("many files", given(files=[value["files"][2]] * 5000), r"model\.onnx is listed twice"),
         Kind("a long number", text(b"1" * 900000), r"manifest\.json"),
         Kind("NaN", text(plain.replace(b'"schema":1', b'"schema":NaN')), r"NaN is not a number"),
-        Kind("a list", text(b"[]\n"), r"holds a list"),
         Kind("other schema", given(schema=2), r"has schema 2"),
-        Kind("schema true", given(schema=True), r"has schema true"),
         Kind("unknown key", given(evil=1), r"evil: unknown key"),
-        Kind("unknown key of a file", of_file(link="/etc/passwd"), r"files\[2\]\.link: unknown key"),
         Kind("no files", listing(lambda each: each.pop("files") and each.update(files=[])), r"no merino\.pyz"),
         Kind("a key twice", text(plain.replace(b'"schema":1', b'"schema":1,"schema":1')), r'"schema" twice'),
         Kind("spaces", text(json.dumps(value, sort_keys=True).encode("ascii") + b"\n"), r"canonical form"),
-        Kind("other order", text((json.dumps(dict(sorted(value.items(), reverse=True)), separators=(",", ":")) + "\n")
-                                 .encode("ascii")), r"canonical form"),
-        Kind("escapes", text(plain.replace(b"sample", b"s\\u0061mple")), r"canonical form"),
-        Kind("no line end", text(plain[:-1]), r"canonical form"),
         Kind("upper-case hash", of_file(sha256=value["files"][2]["sha256"].upper()), r"files\[2\]\.sha256"),
         Kind("another hash", of_file(sha256="0" * 64), r"in place of bundles/0/model\.onnx|model\.onnx is damaged"),
         Kind("name with an escape", given(name="\x1b[2J"), r"name is .*control characters"),
@@ -250,31 +231,19 @@ def _manifests():
 
 
 def _headers():
-    """Another header for the model, where its manifest is right."""
+    """Another header for the model, where its manifest is right. A reader makes the header that it expects, and
+    compares all of its bytes: so a few fields stand for all."""
     data = FILES[MODEL]
-    types = {"hard link": b"1", "link": b"2", "character device": b"3", "block device": b"4", "folder": b"5",
-             "pipe": b"6", "contiguous file": b"7", "old regular file": b"\0", "sparse file": b"S", "pax header": b"x",
-             "global pax header": b"g", "GNU long name": b"L", "GNU long link": b"K", "GNU volume": b"V",
-             "multi-volume": b"M", "unknown type": b"Z"}
-    results = [Kind(name, changed(member(MODEL, data, type=type_, link=b"/etc/passwd")), r"in place of " + MODEL)
-             for name, type_ in types.items()]
     fields = {
-        "set-uid mode": {"mode": b"0004755\0"}, "mode 0755": {"mode": b"0000755\0"}, "owner": {"uid": b"0001750\0"},
-        "group": {"gid": b"0001750\0"}, "time": {"mtime": b"00000000001\0"}, "user's name": {"user": b"root"},
-        "group's name": {"group": b"root"}, "device number": {"major": b"0000001\0"},
-        "link of a file": {"link": b"/etc"},
-        "GNU magic": {"magic": b"ustar  \0"}, "no magic": {"magic": b""}, "rest of the header": {"rest": b"evil"},
-        "prefix": {"prefix": b"/etc"}, "name with more": {"name": MODEL.encode("ascii") + b"\0evil"},
-        "other name": {"name": b"bundles/0/evil"}, "name that leads out": {"name": b"../../evil"},
-        "split name": {"prefix": b"bundles/0", "name": b"model.onnx"}}
-    results += [Kind("header: " + name, changed(member(MODEL, data, **values)), r"in place of " + MODEL)
-              for name, values in fields.items()]
-    for name, value in {"zero": b"000000\0 ", "spaces": b"        ", "7 digits": b"0012345 "}.items():
-        results.append(Kind("checksum " + name, changed(member(MODEL, data, checksum=value)), r"in place of " + MODEL))
+        "a hard link": {"type": b"1", "link": b"/etc/passwd"}, "a link": {"type": b"2", "link": b"/etc/passwd"},
+        "a device": {"type": b"4"}, "a folder": {"type": b"5"}, "set-uid": {"mode": b"0004755\0"},
+        "an owner": {"uid": b"0001750\0"}, "rest of the header": {"rest": b"evil"}, "a prefix": {"prefix": b"/etc"},
+        "name with more": {"name": MODEL.encode("ascii") + b"\0evil"}, "name that leads out": {"name": b"../../evil"},
+        "checksum": {"checksum": b"000000\0 "}}
+    results = [Kind("header: " + name, changed(member(MODEL, data, **values)), r"in place of " + MODEL)
+               for name, values in fields.items()]
     return results + [
         Kind("long name before", changed(member("././@LongLink", b"/etc/passwd\0", type=b"L") + member(MODEL, data)),
-             r"in place of " + MODEL),
-        Kind("pax path before", changed(member("x", b"20 path=/etc/passwd\n", type=b"x") + member(MODEL, data)),
              r"in place of " + MODEL),
         Kind("link, then a file through it",
              changed(member("bundles/0", b"", type=b"2", link=b"/tmp") + member(MODEL, data)), r"in place of " + MODEL)]
@@ -284,8 +253,6 @@ def _sizes():
     """A size that lies: the manifest's right one, another in the header, or content of another length."""
     data, words = FILES[MODEL], {
         "smaller": b"%011o\0" % 10, "larger": b"%011o\0" % (10 ** 9), "base-256": b"\x80" + bytes(9) + b"\x05\0",
-        "negative": b"\xff" * 12, "base-256 of 10 TB": b"\x80" + (10 ** 13).to_bytes(11, "big"),
-        "signed": b"-0000002400\0", "spaces": b"       2400\0", "12 digits": b"000000002400", "hexadecimal": b"0x500\0",
         "empty": b""}
     results = [Kind("size " + name, changed(member(MODEL, data, size=value)), r"in place of " + MODEL)
              for name, value in words.items()]
@@ -311,40 +278,24 @@ def _layouts():
     rest = plain[len(first) + len(second):]
     app, model = member("merino.pyz", FILES["merino.pyz"]), member(MODEL, FILES[MODEL])
     return [
-        Kind("empty file", b"", r"not a packed file"), Kind("zeros", bytes(10240), r"not a packed file"),
-        Kind("text", b"#!/bin/sh\nrm -rf /\n" * 100, r"not a packed file"),
+        Kind("empty file", b"", r"not a packed file"),
         Kind("the manifest behind", second + first + rest, r"not a packed file"),
-        Kind("no manifest", rest, r"not a packed file"),
-        Kind("a file before the manifest", app + plain, r"not a packed file"),
         Kind("a pax header before the manifest", member("g", b"14 size=99999\n", type=b"g") + plain,
              r"not a packed file"),
-        Kind("two manifests", first + plain, r"manifest\.sha256 is not that"),
         Kind("two manifests, two sums", first + second + plain, r"in place of merino\.pyz"),
         Kind("no checksum", first + rest, r"manifest\.sha256 is not that"),
         Kind("checksum of another", first + member("manifest.sha256", checksum(b"x")) + rest, r"manifest\.sha256"),
-        Kind("checksum of another name", first + member("manifest.sha256", checksum(manifest).replace(b"json", b"evil"))
-             + rest, r"manifest\.sha256"),
         Kind("manifest's padding", member("manifest.json", manifest)[:-1] + b"x" + second + rest, r"manifest\.json"),
         Kind("manifest of 8 GB in its header", head("manifest.json", 8 ** 11 - 1) + plain[BLOCK:], r"at most"),
         Kind("manifest longer than the file", head("manifest.json", 2 ** 20) + plain[BLOCK:], r"manifest\.json is cut"),
-        Kind("manifest shorter than it is", head("manifest.json", 10) + plain[BLOCK:], r"manifest\.json"),
-        Kind("manifest as a link", member("manifest.json", manifest, type=b"2", link=b"/etc/passwd") + second + rest,
-             r"not a packed file"),
         Kind("members swapped", plain.replace(app + member("bundles/0/bundle.json", b"{}\n") + model,
                                               app + model + member("bundles/0/bundle.json", b"{}\n")),
              r"in place of bundles/0/bundle\.json"),
-        Kind("a member less", plain.replace(model, b""), r"in place of " + MODEL),
         Kind("a member more", archive(end=member("bundles/0/evil", b"x") + END), r"bytes, its manifest gives"),
-        Kind("a member more, in the middle", plain.replace(model, member("evil", b"x") + model),
-             r"in place of " + MODEL),
         Kind("a member twice", plain.replace(model, model + model), r"in place of bundles/0/tokenizer"),
         Kind("no end", plain[:-2 * BLOCK], r"its manifest gives|end is not zeros"),
-        Kind("half an end", plain[:-BLOCK], r"its manifest gives|end is not zeros"),
-        Kind("more zeros", plain + bytes(BLOCK), r"its manifest gives"),
-        Kind("padded to a record", plain + bytes(-len(plain) % 10240), r"its manifest gives"),
         Kind("data behind the end", plain + b"evil", r"its manifest gives"),
         Kind("a second archive behind the end", plain + plain, r"its manifest gives"),
-        Kind("a second archive in place of the end", plain[:-2 * BLOCK] + plain, r"its manifest gives"),
         Kind("an end that is not zeros", plain[:-1] + b"x", r"end is not zeros")]
 
 
@@ -369,19 +320,11 @@ def _signatures():
         Kind("signature plus the order", with_values(signature=beyond), r"manifest\.sig"),
         Kind("signature by a weak key", with_values(key=text64(weak), signature=text64(weak + bytes(32))),
              r"manifest\.sig"),
-        Kind("signature of zeros", with_values(signature=text64(bytes(64))), r"manifest\.sig"),
         Kind("signature that is no base64", with_values(signature="!" * 88), r"manifest\.sig"),
-        Kind("base64 with other bits at its end", with_values(key=value["key"][:-2] + chr(ord(value["key"][-2]) + 1)
-                                                              + "="), r"manifest\.sig"),
         Kind("another algorithm", with_values(algorithm="none"), r"in place of merino\.pyz|manifest\.sig"),
-        Kind("no algorithm", with_values(algorithm="ed25518"), r"manifest\.sig"),
-        Kind("signature with more", archive(manifest, signed=right + b" "), r"in place of merino\.pyz"),
         Kind("signature's padding", good().replace(right + bytes(5), right + b"evil\0"), r"manifest\.sig"),
         Kind("two signatures", archive(manifest, signed=right).replace(
             member("manifest.sig", right), member("manifest.sig", right) * 2), r"in place of merino\.pyz"),
-        Kind("signature as a link", archive(manifest, signed=right).replace(
-            head("manifest.sig", len(right)), head("manifest.sig", len(right), type=b"2", link=b"/etc/passwd")),
-             r"in place of merino\.pyz"),
         Kind("signature behind the files", archive(manifest, end=member("manifest.sig", right) + END),
              r"its manifest gives"),
         Kind("signature before the checksum", member("manifest.json", manifest) + member("manifest.sig", right)
@@ -392,7 +335,5 @@ def _wrappings():
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as made:
         made.writestr("a.merino", archive())
-    bomb = gzip.compress(bytes(50 * 2 ** 20))
     return [Kind(name, data, r"not a packed file") for name, data in (
-        ("gzip of a good one", gzip.compress(archive())), ("bz2 of a good one", bz2.compress(archive())),
-        ("xz of a good one", lzma.compress(archive())), ("zip of a good one", zipped.getvalue()), ("gzip bomb", bomb))]
+        ("gzip of a good one", gzip.compress(archive())), ("zip of a good one", zipped.getvalue()))]

@@ -1,6 +1,6 @@
 """Files as a user, a disk or an enemy may leave them: a valid one, changed in its structure and in its bytes.
 
-150 cases for each kind of file, the same each time, 600 in `make test-nightly`. `--hypothesis-profile=long` makes
+62 cases for each kind of file, the same each time, 600 in `make test-nightly`. `--hypothesis-profile=long` makes
 30,000, and others each time.
 """
 

@@ -57,6 +57,12 @@ SMALL = {
     "gpt_neox": {**SHAPE, "rotated": 4, "rope_theta": 500.0, "parallel": True, "tied": False},
 }  # fmt: skip
 
+# They have every operator and layout between them. By day, costly grids take these alone; test_parity_quantized.py
+# exports each family in float32, which compares its graph with torch.
+DAILY = (
+    "llama", "gemma2", "gemma3n_text", "gpt_neo", "gpt_neox", "bloom", "lfm2", "granitemoehybrid", "phi3",
+    "llama4_text",
+)  # fmt: skip
 
 # Not in SMALL, because its layers with recurrent states have one dialect.
 QWEN35 = FAMILIES["qwen3_5_text"].geometry(

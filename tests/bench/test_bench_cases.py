@@ -46,10 +46,6 @@ def test_the_smallest_context_rules_so_that_rows_compare():
     assert [case.name for case in cases_for(BenchRequest(), [("a", 2048), ("b", 256)])] == ["pp128", "tg128"]
 
 
-def test_without_a_readable_bundle_the_usual_rows_are_named():
-    assert [case.name for case in cases_for(BenchRequest(), [])] == ["pp512", "tg128"]
-
-
 def test_what_was_asked_for_is_never_shortened():
     contexts = [("wide", 2048), ("narrow", 64)]
     with pytest.raises(MerinoError) as refused:
@@ -65,17 +61,6 @@ def test_what_was_asked_for_is_never_shortened():
 def test_impossible_requests_are_refused(run_request, words):
     with pytest.raises(MerinoError, match=words):
         cases_for(run_request, [("a", 64)])
-
-
-@pytest.mark.parametrize("text", ["8-4", "4-8+0", "4-8*1", "0-8*2"])
-def test_ranges_that_hold_nothing_or_never_end_are_refused(text):
-    with pytest.raises(MerinoError, match="never ends or holds nothing"):
-        parse_lengths(text)
-
-
-def test_a_range_without_its_step_is_caught():
-    with pytest.raises(MerinoError, match="more than 4096"):
-        parse_lengths("1-99999999999999")
 
 
 def test_depths_keep_their_zero_and_threads_have_none():

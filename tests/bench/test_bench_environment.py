@@ -2,7 +2,6 @@
 
 What others took of the CPU: shares from known readings, and real neighbors, of long and of short bursts.
 """
-import os
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import pytest
 
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import CpuMoment, Load, busy_s, cpu_moment, load_between, stolen_s, waited_s
+from merino_bench.sensors.environment import CpuMoment, Load, busy_s, cpu_moment, load_between, stolen_s
 
 MEMINFO = "MemTotal: 4051232 kB\nSwapCached: 12 kB\nSwapTotal: 2025600 kB\nSwapFree: 2012288 kB\n"
 X86_CPUINFO = """processor\t: 0
@@ -127,14 +126,6 @@ cpu0 500 25 150 4000 100 3 6 15 200 2
 intr 12345
 """
 BEFORE = CpuMoment(clock_s=10.0, busy_s=500.0, stolen_s=7.0, own_s=3.0, waited_s=1.0, preemptions=100)
-BURSTS = """
-import time
-while True:
-    end = time.perf_counter() + 0.003
-    while time.perf_counter() < end:
-        pass
-    time.sleep(0.009)
-"""
 
 
 def later(seconds, **grown):
@@ -170,12 +161,6 @@ def test_a_machine_without_proc_has_no_readings(tmp_path):
     assert result.busy_s is None and result.stolen_s is None and result.waited_s is None and result.own_s > 0
 
 
-def busy_loop(seconds):
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(cpu_moment().busy_s is None, reason="no /proc/stat")
 def test_another_process_is_seen_and_our_own_work_is_not():
@@ -196,24 +181,3 @@ def test_another_process_is_seen_and_our_own_work_is_not():
     assert after.own_s - before.own_s > 0.2
     others_s = load_between(before, after, 1).others_cpu_share * (after.clock_s - before.clock_s)
     assert others_s < after.busy_s - before.busy_s - 0.2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(waited_s() is None, reason="the kernel does not count waits")
-def test_bursts_shorter_than_a_clock_tick_are_seen():
-    """A neighbor on our own core that runs for 3 ms of every 12. A tenth of a second is ten ticks, too few to tell."""
-    before_affinity = os.sched_getaffinity(0)
-    core = {min(before_affinity)}
-    neighbor = subprocess.Popen([sys.executable, "-c", BURSTS])
-    try:
-        os.sched_setaffinity(neighbor.pid, core)
-        os.sched_setaffinity(0, core)
-        time.sleep(0.2)
-        before = cpu_moment()
-        busy_loop(0.2)
-        load = load_between(before, cpu_moment(), os.cpu_count())
-    finally:
-        os.sched_setaffinity(0, before_affinity)
-        neighbor.kill()
-        neighbor.wait()
-    assert load.others_cpu_share is None and load.busy and load.preemptions_per_s > 0

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from merino_bench.sensors.energy import Reading, Sampler, energy_of, idle_watts, phases_j
-from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_source, pmic_watts
+from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_watts
 
 # vcgencmd pmic_read_adc on a Raspberry Pi 5 at rest. HDMI has no voltage, EXT5V and BATT no current.
 PMIC = """ 3V7_WL_SW_A current(0)=0.00780744A
@@ -140,16 +140,6 @@ def test_the_pmics_rails_are_currents_times_voltages():
                  'error=1 error_msg="Command not registered"\n'):
         with pytest.raises(OSError, match="vcgencmd"):
             pmic_watts(text)
-
-
-def test_vcgencmd_is_called_where_it_is(tmp_path, monkeypatch):
-    program = tmp_path / "vcgencmd"
-    program.write_text("#!/bin/sh\n[ $1 = pmic_read_adc ] && cat <<END\n" + PMIC + "END\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
-    source = pmic_source("/")
-    assert source.name == "vcgencmd pmic_read_adc"
-    assert source.read() == pytest.approx(PMIC_W) and "12 PMIC rails: an estimate" in source.rail
 
 
 def test_rapl_counts_packages_and_their_dram_once(pc):

@@ -4,14 +4,9 @@ Records on disks that are full or cannot be written: an error with the reason, a
 
 The table of `bench` on terminals: no line is wider, nothing is left out; a pipe gets one table.
 """
-import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_bench.harness.cases import decode_case, prefill_case
@@ -25,12 +20,9 @@ from merino_bench.harness.record import (
 )
 from merino_bench.harness.render import (
     BY_WORTH,
-    append,
     as_json,
     as_markdown,
     check_can_save,
-    save,
-    titles_within,
 )
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
 from merino_runtime.errors import MerinoError
@@ -182,48 +174,10 @@ def test_disturbed_processes_are_dropped_where_three_others_remain():
     assert row["repetitions"] == 5 and row["flags"] == ["busy"]  # one per turn: two undisturbed are too few
 
 
-def test_markdown_shows_energy_only_where_a_sensor_was():
-    records = rows()
-    assert "J/token" not in as_markdown(records)
-    assert "| J/token |" in as_markdown([dict(records[0], j_per_token=0.01234), records[1]])
-    assert "0.0123" in as_markdown([dict(records[0], j_per_token=0.01234)])
-
-
 def test_a_figure_that_is_no_number_is_never_written():
     row = dict(rows()[0], tok_s=float("nan"))
     with pytest.raises(ValueError):
         as_json([row])
-
-
-PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-FULL = """
-import resource, signal, sys
-from merino_bench.harness import render
-from merino_runtime.errors import MerinoError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
-try:
-    getattr(render, sys.argv[1])([{"test": "pp512", "samples_ms": list(range(2000))}], sys.argv[2])
-except MerinoError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Unix's")
-@pytest.mark.parametrize("how, name", [("save", "result.json"), ("append", "results.jsonl")])
-def test_a_full_disk_is_told_and_what_was_there_can_be_read(tmp_path, how, name):
-    path = tmp_path / name
-    {"save": save, "append": append}[how]([{"test": "tg128"}], str(path))
-    limit = str(path.stat().st_size + 100)
-    call = [sys.executable, "-c", FULL, how, str(path), limit]
-    out = subprocess.check_output(call, env=dict(os.environ, PYTHONPATH=PATH)).decode()
-    assert out.startswith(f"cannot write {path}: File too large. Free space")
-    assert os.listdir(str(tmp_path)) == [name]
-    first = path.read_text().splitlines()[0] if how == "append" else path.read_text()
-    assert json.loads(first) in ({"test": "tg128"}, [{"test": "tg128"}])
-    if how == "append":  # once there is space again, the torn line stays a line of its own
-        append([{"test": "tg256"}], str(path))
-        assert json.loads(path.read_text().splitlines()[-1]) == {"test": "tg256"}
 
 
 @pytest.mark.parametrize("content", [
@@ -237,14 +191,6 @@ def test_records_are_appended_to_json_lines_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-@pytest.mark.parametrize("content", ["", '{"test": "tg', '{"test": "tg\n{"test": "pp8"}\n', '{"test": "pp8"}\n{"te'])
-def test_lines_that_a_power_cut_tore_are_no_reason_to_refuse(tmp_path, content):
-    path = tmp_path / "results.jsonl"
-    path.write_text(content)
-    check_can_save(str(path))
-
-
-KEYS = ("bundle", "test", "format", "threads", "engine")
 TITLES = ["bundle", "test"] + list(BY_WORTH)
 
 
@@ -256,26 +202,6 @@ def columns(draw):
     return {title: draw(st.lists(cell, min_size=rows, max_size=rows)) for title in TITLES}
 
 
-def width_of(columns, titles):
-    return sum(max([3, len(title)] + [len(cell) for cell in columns[title]]) + 3 for title in titles) + 1
-
-
 def different(columns, titles):
     """The number of rows that differ in these columns."""
     return len({tuple(columns[title][row] for title in titles) for row in range(len(columns["test"]))})
-
-
-@given(columns(), st.integers(40, 300))
-def test_every_column_is_in_a_table_and_no_table_is_wider_where_it_can_be_narrower(columns, width):
-    tables = titles_within(columns, TITLES, width)
-    assert {title for table in tables for title in table} == set(TITLES)
-    if width_of(columns, TITLES) <= width:
-        assert tables == [TITLES]
-        return
-    keys = [title for title in tables[0] if all(title in table for table in tables)]
-    assert keys[:2] == ["bundle", "test"]
-    others = [title for table in tables for title in table if title not in keys]
-    assert len(others) == len(set(others))
-    for table in tables:
-        assert width_of(columns, table) <= width or len(table) <= len(keys) + 1
-    assert different(columns, keys) == different(columns, KEYS), "rows are told apart as well as they can be"

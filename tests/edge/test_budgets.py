@@ -5,19 +5,15 @@ import re
 
 import numpy as np
 import pytest
-import typer
 from few_examples import examples
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sample_models import of_two_cores
-from typer.testing import CliRunner
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import bundle_bytes
-from merino_edge.cli.options import with_budgets
-from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, refusal, requested, shares_over, with_board_defaults
-from merino_edge.design.designer import design, design_by_paper
-from merino_edge.design.paper.space import PaperSpace
+from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal, requested, shares_over, with_board_defaults
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -203,50 +199,6 @@ def test_the_embedded_bundle_is_as_large_as_predicted(tmp_path):
     arch = load_source(str(FOLDER)).arch
     result = bundle_bytes(tmp_path) + sum(path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".pyz")
     assert 0.95 < result / (file_mb(arch.operators, "fp32", arch.context) * MB) <= 1
-
-
-PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=500)
-
-
-@pytest.fixture
-def cache_budget(monkeypatch):
-    """A table with one more row: the KV cache in MB."""
-    row = Budget(
-        "kv_mb", "cache", "the whole KV cache", "MB", of=lambda costs: costs.kv_bytes / 2**20
-    )
-    monkeypatch.setitem(BUDGETS_BY_NAME, row.name, row)
-    return row
-
-
-def test_a_budget_added_to_the_table_is_an_option_with_help(cache_budget):
-    message = {}
-
-    @with_budgets
-    def command(limits: dict[str, float], device: str = "x") -> None:
-        message.update(limits, device=device)
-
-    app = typer.Typer()
-    app.command()(command)
-    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
-    assert all(budget.option in shown for budget in BUDGETS_BY_NAME.values())
-    assert cache_budget.help == "budget in MB: the whole KV cache" and cache_budget.help in shown
-    assert CliRunner().invoke(app, ["--kv-mb", "3", "--decode-ms", "5"]).exit_code == 0
-    assert message == {"kv_mb": 3, "decode_ms": 5, "device": "x"}
-
-
-def test_a_budget_added_to_the_table_binds_both_searches_and_is_named_by_a_refusal(cache_budget):
-    def designed(**keys):
-        return design(BOARD, keys, space=SPACE, context=256, prompt=64, kvs=[None])
-
-    free = designed(kv_mb=1e6)
-    tight = designed(kv_mb=0.6 * free.predicted.kv_bytes / 2**20)
-    assert tight.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and tight.entropy < free.entropy
-    request = {"space": PAPER_SPACE, "context": 256, "prompt": 64}
-    free = design_by_paper(BOARD, {"kv_mb": 1e6}, **request)
-    paper = design_by_paper(BOARD, {"kv_mb": 0.6 * free.predicted.kv_bytes / 2**20}, **request)
-    assert paper.predicted.kv_bytes <= 0.6 * free.predicted.kv_bytes and paper.entropy < free.entropy
-    with pytest.raises(MerinoError, match=rf"{cache_budget.option} 0.001 is below \S+, .* \(the whole KV"):
-        designed(kv_mb=0.001)
 
 
 def test_a_verdict_has_the_tolerance_of_the_search():

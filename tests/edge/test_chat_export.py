@@ -100,20 +100,6 @@ def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
     assert "".join(piece.text for piece in pieces) == transformers_text(template, *conversation)
 
 
-@pytest.mark.parametrize(("template", "why"), [
-    ("{{ strftime_now('%d') }}{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}|{% endfor %}", "date"),
-    ("{% for m in messages %}{{ m.content }}{{ '\\x00' }}{% endfor %}", "NUL"),
-    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "texts of the"),
-    ("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'x' * 200000 }}", "characters of its own"),
-    ("{% for m in messages %}{% if m.content != 'x' %}-{% endif %}{{ m.content }}|{% endfor %}", "texts of the"),
-    ("{% for m in messages %}{{ m.content }}{{ enable_thinking is defined }}{% endfor %}", "without thinking"),
-    ("{% for m in messages %}{{ m.content }}{{ messages[0].role }}{% endfor %}", "system message"),
-])  # fmt: skip
-def test_each_reason_for_jinja(template, why):
-    result = chat_of(ChatTemplate(template, {}, "it"))
-    assert result.chat.parts is None and why in result.why_jinja
-
-
 @pytest.fixture(scope="module")
 def checkpoint(decoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("talks") / "tiny"

@@ -15,12 +15,10 @@ from pathlib import Path
 import chat_bundle
 import forked
 import pytest
-from processes import on_a_terminal
 from sample_records import record
 from typer.main import get_command
 
 from merino_bench.harness.render import as_json, render
-from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli import demo
 from merino_edge.cli.app import app, main
 from merino_edge.embedded import FOLDER
@@ -86,14 +84,6 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert 0.9 * 4 < design["predicted"]["decode_ms_interval"][1] <= 4
 
 
-def test_design_shows_a_table_beside_opt(here):
-    code, out, _ = here("design", "--device", "raspberry-pi-4")
-    assert code == 0
-    rows = ("KV cache at 1024 tokens", "decode latency per token", "effective weights")
-    for words in ("OPT-350M", "331.2 M", "the best of all", "right for about", *rows):
-        assert words in out
-
-
 @pytest.mark.usefixtures("quick_benchmarks")
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
@@ -129,19 +119,6 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb"}
     assert set(last) == figures | {"shifts", "forced", "guessed", "stop_reason"}
     assert last["stop_reason"] == "length" and last["shifts"] == 0
-
-
-def test_a_board_that_holds_only_the_bundle_tells_the_same_story(tmp_path):
-    """merino.pyz from a folder without this project on the path."""
-    write_board_app(tmp_path / "merino.pyz")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    arguments = ["generate", FOLDER, "Once upon a time", "-n", "12", "--temperature", "0"]
-    done = subprocess.run(
-        [sys.executable, "merino.pyz", *arguments],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == run("generate", "embedded", "Once upon a time", "-n", 12, "--temperature", 0)[1]
 
 
 MISTAKES = [
@@ -300,12 +277,12 @@ def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_kee
     request = ("design", "--device", "raspberry-pi-4", "--data", text, "--context", "64", "--prompt", "32")
     code, _, err = here(*request, "--vocab", "50257")
     assert code == 1 and "a vocabulary of 50257 was requested, and the text" in err and "entries at most" in err
-    code, out, err = here(*request, "--train-hours", "0.003", "-o", design)
-    assert code == 0 and "in 0.003 h here" in out, err
+    code, out, err = here(*request, "--train-hours", "0.001", "-o", design)
+    assert code == 0 and "in 0.001 h here" in out, err
     made = json.loads(design.read_text())
-    assert made["training"]["hours"] == 0.003 and max(made["considered"]["vocab"]) < 8192
+    assert made["training"]["hours"] == 0.001 and max(made["considered"]["vocab"]) < 8192
     code, out, err = here("train", design, "--data", text, "--batch", "8", "-o", tmp_path / "checkpoint")
-    assert code == 0 and "steps for the design's 0.003 hours of training" in err, err
+    assert code == 0 and "steps for the design's 0.001 hours of training" in err, err
     assert "with the tokens of ChatML" in err and "held out: the last" in err and "passes over the data" in err
     assert "nassistant' -> " in err  # the end of a prompt and an answer, at each evaluation
     steps = int(err.split(" steps for the design's")[0].split()[-1].replace(",", ""))
@@ -355,20 +332,6 @@ def test_help_breaks_no_word_at_80_columns(name, monkeypatch):
         expected = options + " ".join(getattr(one, "help", None) or "" for one in words.params).split()
         whole = set(" ".join(lines).split())
         assert [word for word in expected if word not in whole] == [] and "\u2026" not in shown.getvalue()
-
-
-def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
-    """And names of files that would steer it are spelled out."""
-    record = tmp_path / "\u202egnp.nosj"
-    code, shown = on_a_terminal(["compare", record, record], 60, start=forked.Forked)
-    assert code == 1 and "\\u202egnp.nosj" in shown and "\u202e" not in shown
-    name = "raspberry-pi-zero-2w"
-    words = ["design", "--device", name, "--vocab", "300", "--context", "64"]
-    code, shown = on_a_terminal(words, 60, start=forked.Forked)
-    assert code == 0 and max(len(line) for line in shown.splitlines()) <= 60
-    code, out, _ = run(*words)
-    last = re.sub(r"in [0-9.]+ s", "", out.splitlines()[-1])
-    assert last in re.sub(r"in [0-9.]+ s", "", " ".join(shown.split("\n")))
 
 
 def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):

@@ -3,7 +3,6 @@ cut, one at a time; programs that end with the connection."""
 
 import asyncio
 import fcntl
-import os
 import random
 import shlex
 import shutil
@@ -26,7 +25,6 @@ from merino_runtime.io.visible import visible, visible_text
 
 with_sshd = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 copying = pytest.mark.usefixtures("trusting")
-SECONDS = f"300.{os.getpid()}"  # of a sleep that no other test has
 SIZE = 3 * transfer.LEAST_PIECE_BYTES + 12345
 
 
@@ -134,26 +132,6 @@ def test_no_entry_of_the_ssh_config_switches_the_check_off(board, workstation):
     assert "--accept-new" in refused(board.address)
 
 
-@with_sshd
-def test_a_login_key_may_come_from_an_agent(board, workstation, tmp_path, monkeypatch):
-    if not shutil.which("ssh-agent"):
-        pytest.skip("no ssh-agent here")
-    key = workstation.home / ".ssh" / "id_ed25519"
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
-    try:
-        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-        while not (tmp_path / "agent").exists():
-            assert agent.poll() is None
-        key.chmod(0o600)
-        subprocess.run(["ssh-add", key], check=True, capture_output=True)
-        key.unlink()
-        workstation.trusts(board)
-        assert hello(board.address) == "hello\n"
-    finally:
-        agent.kill()
-        agent.wait()
-
-
 @pytest.mark.usefixtures("workstation")
 def test_nobody_listens_there():
     assert "refused" in refused(f"127.0.0.1:{free_port()}").lower()
@@ -245,15 +223,6 @@ def test_a_file_arrives_whole_and_a_second_time_nothing_is_sent(board, source, c
 @with_sshd
 @pytest.mark.slow
 @copying
-def test_bytes_are_sent_as_a_file_is_and_nothing_at_all_too(board):
-    for data in (b"", b"x", b"\x00\xff\r\n" * 99):
-        copied(board, source_of("small", data))
-        assert (board.cache / "incoming" / "small").read_bytes() == data
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
 def test_a_cut_connection_costs_only_what_had_not_arrived(board, source, content):
     """At random bytes sshd's process for the connection is killed. The next try goes on at the last whole piece."""
     rng, piece = random.Random(4), transfer.LEAST_PIECE_BYTES
@@ -319,35 +288,6 @@ def test_a_file_that_changes_here_meanwhile_never_takes_its_place(board, source,
     with pytest.raises(MerinoError, match="became shorter"):
         copied(board, source)
     assert not (board.cache / "incoming" / "model").exists()
-
-
-@with_sshd
-@pytest.mark.slow
-@copying
-def test_what_runs_there_ends_with_the_connection(board):
-    async def cut():
-        async with connected(parse_address(board.address)) as there:
-            request = {"do": "run", "arguments": ["sleep", SECONDS], "stdin_bytes": 0}
-            running = asyncio.ensure_future(finished(there, "wait", request))
-            while not sleepers():
-                await asyncio.sleep(0.05)
-            running.cancel()
-
-    asyncio.run(cut())
-    for _ in range(200):
-        if not sleepers():
-            break
-        asyncio.run(asyncio.sleep(0.05))
-    assert sleepers() == []
-
-
-def sleepers():
-    results = []
-    for path in ssh_board.Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes() == f"sleep\0{SECONDS}\0".encode():
-                results.append(path.parent.name)
-    return results
 
 
 @with_sshd

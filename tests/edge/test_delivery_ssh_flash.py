@@ -418,16 +418,3 @@ sys.meta_path.insert(0, Blocker())
 from merino_edge.cli.app import main
 main(sys.argv[1:])
 """
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", ["recommend --ssh pi", "generate --ssh pi embedded x", "bench --ssh pi embedded", "flash x --ssh pi",
-              "calibrate --ssh pi --device raspberry-pi-5 -o none.toml"],
-)  # fmt: skip
-def test_without_the_extra_the_message_says_what_to_install(words, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, *words.split()], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 1 and "-e '.[delivery]'" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr

@@ -105,28 +105,14 @@ async def endless_bytes(_, writer):
     await endless(writer, b"\xff\x00\x1b[2J" * 4096)
 
 
-async def endless_banner(_, writer):
-    await endless(writer, b"Welcome\r\n" * 4096)
-
-
 async def a_web_server(reader, writer):
     await reader.read(10)
     writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" + ANSI.encode())
     writer.close()
 
 
-async def stops_in_the_handshake(reader, writer):
-    writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
-    await reader.read()
-
-
 async def a_packet_of_2_gb(reader, writer):
     writer.write(b"SSH-2.0-x\r\n\x7f\xff\xff\xff\x04" + bytes(64))
-    await reader.read()
-
-
-async def wrong_packets(reader, writer):
-    writer.write(b"SSH-2.0-x\r\n" + b"\x00\x00\x00\x0c\x04\x14" + b"\xff" * 200)
     await reader.read()
 
 
@@ -148,9 +134,8 @@ async def endless(writer, data):
 
 @pytest.mark.parametrize(
     "behave",
-    [silent, gone, endless_bytes, endless_banner, a_web_server, stops_in_the_handshake, a_packet_of_2_gb, wrong_packets,
-     a_rude_goodbye],
-)  # fmt: skip
+    [silent, gone, endless_bytes, a_web_server, a_packet_of_2_gb, a_rude_goodbye],
+)
 def test_a_server_that_is_no_ssh_server(behave, package, workstation):
     with a_loop() as loop:
         server = loop.run_until_complete(asyncio.start_server(behave, "127.0.0.1", 0))
@@ -212,16 +197,8 @@ async def never_answers(process):
     await process.stdin.read()
 
 
-async def nothing_to_say(process):
-    process.exit(0)
-
-
 async def dies(process):
     process.exit_with_signal("SEGV")
-
-
-async def endless_login(process):
-    await endless(process.stdout, b"Welcome\n" * 4096)
 
 
 async def endless_line(process):
@@ -283,14 +260,11 @@ async def takes_nothing(process):
 INSTALLED = {"schema": 1, "id": "0" * 16, "name": "x", "bundle": "x", "precision": "fp32", "python": "3.11",
              "root": "/opt/merino", "launcher": "/opt/merino/current/merino", "replaced": None, "selftest": "ok",
              "notes": []}  # fmt: skip
-DEEP = b"[" * 10**4 + b"]" * 10**4 + b"\n"
 
 # By name: how it behaves, and a part of what is said of it.
 AFTER_LOGIN = {
     "never answers": (never_answers, "took too long"),
-    "nothing to say": (nothing_to_say, "printed nothing"),
     "dies": (dies, "code -11"),
-    "endless login": (endless_login, "login shell"),
     "endless line": (endless_line, "login shell"),
     "endless answer": (endless_answer, "more than 262,144 bytes"),
     "endless talk": (endless_talk, "took too long"),
@@ -300,35 +274,23 @@ AFTER_LOGIN = {
     "closes in mid-transfer": (closes_in_mid_transfer, "copy merino-"),
     "takes nothing": (takes_nothing, "too long to copy"),
     "not JSON": (liar(describe=ANSI.encode() + b"\n"), "not JSON"),
-    "deep": (liar(describe=DEEP), "nested too deeply"),
     "not UTF-8": (liar(describe=b'"\xff\xfe"\n'), "must be an object"),
-    "a number of a million digits": (liar(describe=b"[" + b"9" * 10**5 + b"]\n"), "which is not JSON"),
-    "another shape": (liar(describe={"code": 0}), ": missing"),
     "too few answers": (described(machine()), "number of answers"),
     "its own error": (described(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2), "rm -rf"),
     "a machine of nonsense": (described({"schema": 1, "board": ANSI}, STATUS), "does not describe a machine"),
-    "a model that steers": (described(machine(model=ANSI), STATUS), "model is"),
     "32-bit": (described(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS), "32-bit"),
     "no memory": (described(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS), "1 MB in all"),
     "a root that steers": (described(machine(), STATUS, root=f"/opt/{ANSI}"), "root is"),
     "a root that is no path": (described(machine(), {**STATUS, "root": "~/../x"}, root="~/../x"), "`status` is wrong"),
-    "a root that its application does not know": (described(machine(), {**STATUS, "root": "/elsewhere"}),
-        "`status` is wrong"),
-    "a service that steers": (described(machine(), STATUS, service=f"/opt/{ANSI}"), "service is"),
     "another root for the service": (described(machine(), STATUS, service="/srv/$(reboot)"),
         "merino.service on the board"),
     "keys that are none": (described(machine(), STATUS, keys=[1]), "keys[0]"),
     "a release that is a path": (described(machine(), {**STATUS, "current": {"id": "../../etc"}}), "`status` is wrong"),
     "pieces that are no hashes": (liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}), "pieces[0]"),
-    "a million pieces": (liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
-        "more than 327,680 bytes"),
     "no space": (liar(receive={"done": False, "free": 0, "pieces": []}), "0.0 MB are free"),
-    "minus space": (liar(receive={"done": False, "free": -1, "pieces": []}), "free is -1"),
     "an error that steers": (liar(receive=b'{"done": false, "free": 1000000000000, "pieces": []}\n'
         + json.dumps({"error": ANSI}).encode() + b"\n"),
         "copy merino-"),
-    "an install of nothing": (liar(run=b""), "install: the board answered ''"),
-    "an install of another shape": (liar(run={"id": 1}), "launcher: missing"),
     "an install of another release": (liar(run=INSTALLED), "another release"),
     "a launcher that steers": (liar(run={**INSTALLED, "launcher": f"/x\n{ANSI}"}), "launcher is"),
     "an install that is endless": (liar(run=b"x" * (1 << 22)), "more than 65,536 bytes"),

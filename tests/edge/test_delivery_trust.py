@@ -292,38 +292,6 @@ def test_an_ordinary_user_makes_no_second_installation_beside_the_service(place,
         assert code == 0 and "this is a second installation" in row["notes"][0], row
 
 
-def older_app(path):
-    """This application, as one that reads another schema of the manifest alone."""
-    with zipfile.ZipFile(path, "w") as made, zipfile.ZipFile(io.BytesIO(board_app())) as app:
-        for name in app.namelist():
-            data = app.read(name)
-            made.writestr(name, data.replace(b"\nSCHEMA = 1\n", b"\nSCHEMA = 0\n") if "manifest" in name else data)
-
-
-@pytest.mark.nightly
-@OVER_SSH
-@pytest.mark.usefixtures("home")
-def test_over_ssh_an_older_application_says_what_to_do_and_a_damaged_one_is_none(place, board, tmp_path):
-    root = board.home / "older"
-    assert place.installed(root)[0] == 0
-    older_app(root / "current" / "merino.pyz")
-    where = ("--ssh", board.address, "--root", root)
-    code, row, _ = flash(place.newer, *where)
-    assert code == 1 and "reads schema 0" in row["error"] and not place.ran()
-    made, call = re.search(r"`(python3 -m merino_edge.bundles.board_app merino.pyz)`.*: (python3 merino.pyz .*)$",
-                           row["error"]).groups()  # fmt: skip
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in (made, call.replace("NAME.merino", str(place.newer))):
-        subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True, timeout=300)
-    assert current(root) == open_archive(str(place.newer)).id and place.ran()
-
-    (root / "current" / "merino.pyz").write_bytes(b"")
-    code, row, _ = flash(place.forged, *where)
-    assert code == 1 and "other keys" in row["error"] and not place.ran()
-    code, row, _ = flash(place.ours, *where)
-    assert code == 0 and current(root) == open_archive(str(place.ours)).id, row
-
-
 def staged(kind, folder):
     """(a function that flashes, a function that copies the flashed /opt/merino to a folder)"""
     tree = make_root(folder / "system")
@@ -434,14 +402,17 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     assert releases() == [result, result]
     assert all(changed for changed, _ in recap.values()) and set(recap) == {"one", "two"}
 
-    code, out, recap = play(archive)
-    assert (code, recap) == (0, {"one": (0, 0), "two": (0, 0)}), out
+    if nightly:
+        code, out, recap = play(archive)
+        assert (code, recap) == (0, {"one": (0, 0), "two": (0, 0)}), out
 
     bad = packed("bad", changed_golden(bundle_files(FOLDER)))
     code, out, recap = play(bad)
     assert code != 0 and "self-test" in out
     assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
     assert releases() == [result, result]
+    if not nightly:
+        return  # each play takes seconds
 
     ran, key = place / "ran", base64.b64encode(b"k" * 32).decode("ascii")
     for board in boards:

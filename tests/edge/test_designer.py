@@ -95,23 +95,6 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         assert key in message, key
 
 
-@pytest.mark.parametrize(
-    ("wrong", "expected"),
-    [
-        ({"eps": 0}, "scoring.merino.eps is "),
-        ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
-        ({"color": 1}, "scoring.merino.color: unknown key"),
-    ],
-)
-def test_a_bad_scoring_block_is_told_with_the_file(wrong, expected, tmp_path):
-    content = json.loads(paper_design().to_json())
-    content["scoring"].update(wrong)
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{expected}"):
-        load_design(path)
-
-
 def test_a_loss_ratio_is_of_the_scores_and_its_interval_of_the_constants():
     result, reference = small_design(), model("opt-350m").geometry
 
@@ -162,11 +145,11 @@ BOARDS = {
 }  # fmt: skip
 NAMES = tuple(BUDGETS_BY_NAME)
 PROFILE = settings.default.max_examples
-SPACES = 2000 if PROFILE >= ALL else 200 if PROFILE >= 60 else PROFILE  # nightly, by day, while editing
+SPACES = 2000 if PROFILE >= ALL else 2 * PROFILE
 
 
 @given(st.data())
-@examples(60, by_day=30)
+@examples(60, by_day=10)
 def test_the_totals_of_arrays_are_the_predictions(data):
     """40 decoders of the whole space at each pair of thread counts, on any board in any format."""
     board = BOARDS[data.draw(st.sampled_from(sorted(BOARDS)))]
@@ -298,7 +281,7 @@ def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
     assert free.training.tokens is free.training.most_weights is None
     assert free.training.right_tokens == 20 * params(free.architecture.operators)
     sizes = []
-    for tokens in (1e12, 5e8, 5e7, 5e6):
+    for tokens in (1e12, 5e7, 5e6):
         designed = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys, tokens=tokens)
         sizes.append(params(designed.architecture.operators))
         low, high = designed.training.most_weights_interval

@@ -102,19 +102,6 @@ def test_a_bundle_scores_as_lm_evals_own_model(graph, bundles, stock):
         assert lm.generate_until(prompts) == stock.generate_until(prompts, True)
 
 
-def test_lm_evals_onnxruntime_model_scores_the_same(chat_dir, tmp_path):
-    """It loads the bundle as it is, which must return all logits."""
-    from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
-
-    export(load_source(chat_dir), tmp_path / "all", ExportRequest(all_logits=True))
-    pairs = requests_of("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
-    other = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
-    with open_source(str(tmp_path / "all"), print) as model:
-        own = language_model(model).loglikelihood(pairs, True)
-    assert [score for score, _ in own] == pytest.approx([score for score, _ in other], abs=1e-3)
-    assert [greedy for _, greedy in own] == [greedy for _, greedy in other]
-
-
 def test_a_chat_template_is_written_as_lm_evals_own_model_writes_it(chat_dir):
     with open_source(chat_dir, print) as model:
         lm = language_model(model)

@@ -313,35 +313,6 @@ def test_weights_that_do_not_fit_or_load_are_refused(tiny_checkpoint, decoder, t
         load_source(str(broken))
 
 
-@pytest.mark.parametrize(
-    "change", [{"activation_function": "gelu"}, {"enable_bias": False}, {"tie_word_embeddings": False}]
-)
-def test_variants_of_opt_that_the_graph_builder_does_not_know_are_refused(decoder, tmp_path, change):
-    decoder(OPT).save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    with pytest.raises(MerinoError, match="variant of opt that is not exported: " + next(iter(change))):
-        load_source(str(tmp_path))
-
-
-def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_path, tiny_arch):
-    designed = design(
-        load_profile("raspberry-pi-zero-2w"), {"decode_ms": 3}, context=64, prompt=32,
-        space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,)), vocabs=[300], precisions=["fp32"], kvs=[None],
-    )
-    for name, text, arch, called in (
-        ("design.json", designed.to_json(), designed.architecture, "raspberry-pi-zero-2w-design"),
-        ("mine.json", designed.to_json(), designed.architecture, "mine"),
-        ("arch.json", tiny_arch.model_dump_json(), tiny_arch, "arch"),
-    ):
-        source = load_source(written(tmp_path / name, text))
-        assert source.arch == arch
-        bundle = export(source, tmp_path / "bundle").bundle
-        assert (bundle.weights, bundle.name) == ("random", called)
-        assert bundle.params == operators.params(arch.operators)
-        assert "tokenizer.json" not in [file.path for file in bundle.files]
-
-
 @pytest.mark.slow
 def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""

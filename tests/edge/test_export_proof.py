@@ -37,9 +37,9 @@ from merino_runtime.errors import MerinoError
 
 IDS = [0, 7, 300, 12, 45, 8, 91, 5, 33, 2, 64, 17, 9]
 FORMS = [
-    {"dialect": "fused", "precision": "fp32"}, {"dialect": "portable", "precision": "fp32"},
-    {"dialect": "fused", "precision": "int4"},
+    {"dialect": "portable", "precision": "fp32"}, {"dialect": "fused", "precision": "int4"},
     *(pytest.param(form, marks=pytest.mark.nightly) for form in (
+        {"dialect": "fused", "precision": "fp32"},
         {"dialect": "portable", "precision": "int8"}, {"dialect": "fused", "precision": "int8", "core": "no-dotprod"},
     )),
 ]  # fmt: skip
@@ -109,7 +109,9 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[
+    name if name in ("other constants", "opt") else pytest.param(name, marks=pytest.mark.nightly) for name in MODELS
+])  # fmt: skip
 def source(request, saved):
     return saved(MODELS[request.param], 4)
 

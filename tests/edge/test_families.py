@@ -16,7 +16,7 @@ from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from tests.sample_models import QWEN35, ROPE_SCALED, SMALL, small
+from tests.sample_models import DAILY, QWEN35, ROPE_SCALED, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(
@@ -30,6 +30,9 @@ GEOMETRIES = {
     "qwen3_5_text": QWEN35,
     "llama": small("llama", tied=False, rope_scaling=ROPE_SCALED),
 }  # fmt: skip
+
+
+MOST = ("opt", "qwen3_5_text", *DAILY)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -69,7 +72,11 @@ def test_random_models_are_the_same_each_time_and_store_what_is_counted(geometry
     assert random_model(geometry).num_parameters() == operators.params(geometry.operators)
 
 
-@pytest.mark.parametrize(("precision", "core"), [("fp32", None), ("int4", "dotprod"), ("int8", "no-dotprod")])
+@pytest.mark.parametrize(("geometry", "precision", "core"), [
+    pytest.param(name, *form, marks=() if name in ("merino", "llama") or form[0] == "int4" and name in MOST else
+                 pytest.mark.nightly)
+    for name in FAMILIES for form in (("fp32", None), ("int4", "dotprod"), ("int8", "no-dotprod"))
+], indirect=["geometry"])  # fmt: skip
 def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, core, tmp_path):
     """It runs, and has no golden ids to pass a self-test with."""
     write_random_bundle(geometry, precision, tmp_path / "bundle", "timed", core=core or "dotprod")

@@ -31,7 +31,7 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}{% if add_generation_prompt %}[assistant]"
     "{% endif %}"
 )
-DAILY = ("llama", "gpt2")
+DAILY = (("llama", 4), ("gpt2", 0))
 QUESTIONS = [
     {"prompt": f"{who} {what}:", "completion": f" {what}"}
     for who in ("miller", "baker", "child") for what in ("flour", "bread", "water") for _ in range(12)
@@ -78,10 +78,10 @@ def test_the_samples_of_a_row_see_only_themselves_in_every_family(family, decode
             assert torch.allclose(together[:, begin:end], alone, atol=1e-4), (begin, end)
 
 
-@pytest.mark.parametrize("family", [
-    name if name in DAILY else pytest.param(name, marks=pytest.mark.nightly) for name in SMALL
+@pytest.mark.parametrize(("family", "lora"), [
+    pytest.param(name, lora, marks=() if (name, lora) in DAILY else pytest.mark.nightly)
+    for name in SMALL for lora in (0, 4)
 ])  # fmt: skip
-@pytest.mark.parametrize("lora", [0, 4])
 def test_a_family_learns_and_is_exported(family, lora, folder_of, tmp_path):
     """What the board's runtime answers is what was trained: the word of the prompt, and then the end."""
     source, begin = pretrained(folder_of(family))
@@ -110,7 +110,7 @@ def embedding(model):
     return next(name for name, weight in model.state_dict().items() if weight.data_ptr() == expected.data_ptr())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.nightly)])
 def test_a_lora_run_goes_on_as_it_began(optimizer, folder_of, tmp_path):
     folder = folder_of("llama")
     text = write_stories(tmp_path / "a.txt")

@@ -35,6 +35,7 @@ from merino_runtime.bundle import load_bundle
 from tests.sample_bundles import parts, quantized
 
 EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
+EXPORTED_BY_DAY = [("llama", "portable"), *((name, "fused") for name in ("llama", "gemma3n", "phi3", "lfm2"))]
 FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
 STEPS = 24
 STRENGTHS = {"granite": 40, "gpt2": 12, "hunyuan-dense": 12, "stablelm": 20, "gemma": 10, "smollm3": 10,
@@ -158,10 +159,11 @@ TAKEN = [  # type, precision, bits and block of the graph, whether the codes are
     ("Q6_K", "int4", 8, 16, True), ("Q8_0", "int4", 8, 32, True), ("Q5_1", "int4", 8, 32, False),
     ("F16", "int4", 4, None, False),
 ]  # fmt: skip
+BY_DAY = {("Q4_0", "int4"), ("Q4_1", "int4"), ("Q6_K", "int4"), ("Q5_1", "int4"), ("Q8_0", "int8")}
 
 
 @pytest.mark.parametrize("kind, precision, bits, block, exact", [
-    each if each[1] == "int4" or not each[-1] else pytest.param(*each, marks=pytest.mark.nightly) for each in TAKEN
+    each if each[:2] in BY_DAY else pytest.param(*each, marks=pytest.mark.nightly) for each in TAKEN
 ])  # fmt: skip
 def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     tmp_path, kind, precision, bits, block, exact
@@ -325,8 +327,10 @@ def test_for_a_core_without_dotprod_blocks_are_taken_over_too(tmp_path, precisio
     assert (bundle.core, bundle.precision) == ("no-dotprod", precision) and "raspberry-pi-4" in bundle.boards
 
 
-@pytest.mark.parametrize("name", EXPORTED)
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize(("name", "dialect"), [
+    pytest.param(name, dialect, marks=() if (name, dialect) in EXPORTED_BY_DAY else pytest.mark.nightly)
+    for name in EXPORTED for dialect in ("fused", "portable")
+])  # fmt: skip
 def test_an_export_computes_what_transformers_computes(made, tmp_path, name, dialect):
     path, model = made(name)
     done = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(dialect=dialect))

@@ -220,6 +220,7 @@ PIECES = (
     "<|im_end|>", "\ufffd", "▁", " ",
 )  # fmt: skip
 NOT_IN_LLAMA_CPP = {"gpt-neox", "llama3", "llama-v3"}  # names that not every llama.cpp knows
+BY_DAY = {"gpt-2", "llama-bpe", "qwen2", "smollm"}
 
 
 def byte_level_tokens(pre):
@@ -305,7 +306,10 @@ def texts(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pre", [name for name in WORDS if name not in NOT_IN_LLAMA_CPP])
+@pytest.mark.parametrize("pre", [
+    name if name in BY_DAY else pytest.param(name, marks=pytest.mark.nightly)
+    for name in WORDS if name not in NOT_IN_LLAMA_CPP
+])  # fmt: skip
 def test_words_are_cut_as_llama_cpp_cuts_them(tmp_path, pre):
     path = model_file(tmp_path, byte_level_tokens(pre))
     own = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))

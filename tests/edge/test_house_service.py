@@ -24,7 +24,6 @@ from merino_runtime.house.house import TOOLS, Call, Device, House
 pytest.importorskip("wyoming", reason="no wyoming: install the extra house")
 from wyoming.asr import Transcript  # noqa: E402
 from wyoming.client import AsyncTcpClient  # noqa: E402
-from wyoming.info import Describe, Info  # noqa: E402
 
 
 class Answer(NamedTuple):
@@ -189,17 +188,6 @@ def test_refusals_questions_and_their_answers():
             assert await client.text("yes") == refused
 
     run(test)
-
-
-def test_it_describes_itself_as_an_intent_program():
-    async def test():
-        async with running(HomeServer()) as (client, _), AsyncTcpClient("127.0.0.1", client.port) as wyoming:
-            await wyoming.write_event(Describe().event())
-            return Info.from_event(await wyoming.read_event())
-
-    info = run(test)
-    (program,) = info.intent
-    assert program.installed and program.models[0].languages == ["en"] and not info.handle
 
 
 def test_changes_are_followed_and_a_lost_connection_is_made_again(monkeypatch):

@@ -371,7 +371,7 @@ session.run(None, dict(numpy.load(sys.argv[3])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(platform.machine() != "x86_64" or not has_headers("gcc-14"), reason="no gcc-14 for x86")
 def test_an_empty_cache_without_memory_is_defined_behavior(tmp_path):
     """A tensor of no elements that the graph itself computes has the address NULL. Undefined behavior is a trap."""
@@ -405,7 +405,9 @@ def release_of(compiler):
     return subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize(("machine", "compiler"), [("aarch64", "aarch64-linux-gnu-gcc"), ("x86_64", "gcc-14")])
+@pytest.mark.parametrize(("machine", "compiler"), [
+    pytest.param("aarch64", "aarch64-linux-gnu-gcc", marks=pytest.mark.nightly), ("x86_64", "gcc-14"),
+])  # fmt: skip
 def test_the_packaged_library_is_what_its_source_builds(machine, compiler, tmp_path):
     if not release_of(compiler).startswith("14."):
         pytest.skip(f"{compiler} is not gcc 14 (apt-get install gcc-14 gcc-aarch64-linux-gnu libc6-dev-arm64-cross)")

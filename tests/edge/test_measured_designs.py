@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import signal
 from pathlib import Path
 
-import forked
 import numpy as np
 import pytest
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
@@ -164,29 +162,3 @@ def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache,
     recalibrate("host", [], None, messages.append, choose=lambda *_: designs())
     assert len(contents(cache)) == 2 and len(host.kept_probes()[-1].designs) == 24
     assert [line for line in messages if line.startswith("round 2: 12 measured, predicted over measured: decode ")]
-
-
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{here!r}, {tests!r}]
-from test_measured_designs import designs, ending, host, quick_probe, recalibrate
-host.run_probe = {probe}
-recalibrate("host", [], None, choose=ending({at}, lambda: os.kill(os.getpid(), signal.SIGKILL)))
-"""
-
-
-@pytest.mark.parametrize(("at", "probe"), [
-    (1, "quick_probe"),
-    pytest.param(
-        0, "lambda path, _: (quick_probe(path), os.kill(os.getpid(), signal.SIGKILL))", marks=pytest.mark.nightly
-    ),
-])
-def test_a_killed_calibration_leaves_the_former_profile(at, probe, cache):
-    before = host.kept_probes()
-    here = Path(__file__).parent
-    code = KILLED.format(here=str(here), tests=str(here.parent), at=at, probe=probe)
-    done = forked.run(["calibrate"], first=code, cwd=here.parents[1])
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert host.kept_probes() == before
-    recalibrate("host", [], None)
-    assert len(contents(cache)) == 2, "what the killed one left is removed"

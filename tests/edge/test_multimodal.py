@@ -1,8 +1,6 @@
 """Decoders of text within models of text and images: read without the other weights, and exported."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -105,26 +103,3 @@ def test_weights_of_text_that_are_missing_are_an_error(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(MerinoError, match=r"do not fit its config.json: model.layers.2"):
         read_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("words", [
-    {"model_type": "falcon_h1"}, {"model_type": "chameleon", "text_config": {"model_type": "mllama"}},
-    {"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}},
-    {"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]},
-    {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_activation": "relu"}},
-])  # fmt: skip
-def test_a_refusal_loads_neither_torch_nor_transformers(words, tmp_path):
-    """Which takes seconds, and a refusal at most one."""
-    for name, content in (("config.json", words), ("tokenizer.json", {})):
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "model.safetensors").touch()
-    code = (
-        "import sys; from pathlib import Path; from merino_edge.export.named import export_named;"
-        " from merino_edge.export.request import ExportRequest; from merino_runtime.errors import MerinoError\n"
-        "try: export_named(sys.argv[1], Path(sys.argv[2]), ExportRequest(), None, print)\n"
-        "except MerinoError as error: print(error, {'torch', 'transformers'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path, tmp_path / "out"], capture_output=True, text=True, check=True
-    )
-    assert "merino-edge export" in done.stdout and done.stdout.endswith(" set()\n")

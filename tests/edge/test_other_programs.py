@@ -15,6 +15,7 @@ import chat_bundle
 import chat_templates
 import numpy as np
 import pytest
+from sample_models import DAILY
 from test_families import GEOMETRIES
 from transformers import AutoConfig, AutoTokenizer
 
@@ -198,7 +199,9 @@ def test_a_bundle_without_tokenizer_and_of_a_shorter_context(decoder, tmp_path):
     assert json.loads((tmp_path / "bundle" / "config.json").read_text())["max_position_embeddings"] == 40
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [
+    name if name in ("merino", "opt", *DAILY) else pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES
+])  # fmt: skip
 def test_config_json_is_the_geometry_where_transformers_has_the_family(name, decoder, tmp_path):
     geometry = GEOMETRIES[name]
     save_model(decoder(geometry, 2), tmp_path / "model")

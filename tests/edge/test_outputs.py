@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -256,25 +255,7 @@ def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
     assert all(len(line) <= width for line in table if not re.search("heads of|found by", line))
 
 
-@pytest.mark.slow
-def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
-    title, head, *rows, _ = piped("devices").splitlines()
-    assert [row.split()[0] for row in rows] == IDS
-    cells = [re.split(r" {2,}", line) for line in (head, *rows)]
-    assert {len(each) for each in cells} == {10} and title.isascii() and head.isascii()
-    assert max(map(len, rows)) == sum(max(map(len, column)) for column in zip(*cells, strict=True)) + 2 * 9
-
-
 MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, draw a face, drop the tags and color
-SHOWS = """
-import sys
-from merino_edge.cli import terminal
-for shown in (terminal.bench_progress(), terminal.counted_progress()):
-    with shown as tell:
-        tell(1, 4, sys.argv[1])
-with terminal.working(sys.argv[1]):
-    pass
-"""
 
 
 def test_a_console_prints_text_as_it_is(monkeypatch, capsys):
@@ -282,26 +263,3 @@ def test_a_console_prints_text_as_it_is(monkeypatch, capsys):
     for stderr in (False, True):
         console(stderr).print(MARKUP)
     assert capsys.readouterr() == (f"{MARKUP}\n", f"{MARKUP}\n")
-
-
-@pytest.mark.slow
-def test_names_from_files_are_shown_as_they_are_beside_bars_and_spinners():
-    code, shown = on_a_terminal([sys.executable, "-c", SHOWS, MARKUP], 200)
-    assert code == 0, shown
-    lines = {line for line in re.split(r"[\r\n]", shown) if "home" in line}
-    assert len(lines) >= 2 and all(MARKUP in line for line in lines), shown
-    assert "1/4" in shown  # of the bars
-
-
-@pytest.mark.slow
-def test_a_profile_and_its_file_may_be_named_like_markup(tmp_path):
-    path = tmp_path / "[red]:smile:.toml"
-    path.write_text(profile_text("raspberry-pi-4").replace('name = "Raspberry', f'name = "{MARKUP}', 1))
-    code, shown = command_on_a_terminal(["devices", path], 200)
-    assert code == 0 and MARKUP in shown
-    code, shown = command_on_a_terminal(["design", "--device", path, "--decode-ms", "0.001"], 200)
-    assert code == 1 and "no decoder of this space fits" in shown
-    spun = [line for line in re.split(r"[\r\n]", shown) if "searching" in line]
-    assert spun and all(f"searching for {MARKUP}" in line for line in spun)
-    code, shown = command_on_a_terminal(["devices", tmp_path / "[/nowhere] :smile:.toml"], 200)
-    assert code == 1 and "[/nowhere] :smile:.toml" in shown

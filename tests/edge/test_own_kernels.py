@@ -66,7 +66,9 @@ def test_the_graph_is_what_torch_computes(arch, kv, attentions, decoder, tmp_pat
     assert made.bundle.backends[0].min_version == ("1.27" if kv else "1.18")
 
 
-@pytest.mark.parametrize(("precision", "kv"), [("fp32", None), ("int8", "int8"), ("int4", None)])
+@pytest.mark.parametrize(("precision", "kv"), [
+    ("int8", "int8"), ("int4", None), pytest.param("fp32", None, marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_graphs_for_a_named_board_with_dotprod_attend_by_groups(precision, kv, decoder, tmp_path):
     """Others are for any machine: they have onnxruntime's operators alone, which other programs open too."""
     decoder(SHARED).save_pretrained(tmp_path / "checkpoint")

@@ -18,6 +18,7 @@ from merino_edge.families.registry import read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generation.generate import shift
+from tests import sample_models
 from tests.sample_models import ROPE_SCALED, SMALL, small
 
 PROMPT, STEPS = 9, 32
@@ -90,11 +91,11 @@ MODELS = {
     ),
     "padded to narrower": decoder_of(32, (96, 1.0, 1), (64, 2.0, 2), width_change="padding"),
 }
-# By day each family once, and what differs most.
+# By day what differs most.
 DAILY = {
-    "wider twice", "wider at once", "random 1", "opt pre-norm", "opt post-norm projected", *SMALL,
-    "llama scaled and untied", "gemma3 with windows only", "grouped",
-}  # fmt: skip
+    "wider at once", "random 1", "opt pre-norm", "opt post-norm projected", "gemma3 with windows only", "grouped",
+    "padded wider, narrower, wider", *sample_models.DAILY,
+}
 
 
 @pytest.fixture(
@@ -205,7 +206,7 @@ def test_a_cache_that_grows_by_what_the_graph_returns_agrees(bundles, reference)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("cut", [1, 4, PROMPT - 1])
+@pytest.mark.parametrize("cut", [4, *(pytest.param(cut, marks=pytest.mark.nightly) for cut in (1, PROMPT - 1))])
 def test_a_prefill_in_two_parts_agrees(bundles, reference, dialect, cut):
     ids, expected = reference
     backend = open_backend(bundles[dialect])

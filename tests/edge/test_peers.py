@@ -207,6 +207,7 @@ def varied(bundles, kept, randomize):
     return bundle, path, model
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_the_tokens_of_transformers_are_those_of_torch_without_a_cache(varied):
     bundle, path, model = varied

@@ -30,7 +30,7 @@ from merino_edge.families.weights import ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from tests.sample_bundles import parts, quantized
-from tests.sample_models import SMALL, small
+from tests.sample_models import DAILY, SMALL, small
 
 FORMATS = [
     ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
@@ -104,7 +104,9 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[
+    "wider, shared", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("one block, gated", "opt")),
+])  # fmt: skip
 def source(request, saved):
     return saved(MODELS[request.param], 3)._replace(weights="random")  # rounded without GPTQ
 
@@ -164,7 +166,9 @@ def logits(model):
         return model(input_ids=torch.from_numpy(ROWS)).logits.numpy()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [
+    name if name in DAILY else pytest.param(name, marks=pytest.mark.nightly) for name in PUBLISHED
+])  # fmt: skip
 def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     arch, random = PUBLISHED[name], np.random.default_rng(1)
     model, kept = decoder(arch, 3), decoder(arch, 3)

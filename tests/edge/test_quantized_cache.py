@@ -59,7 +59,10 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[
+    name if name in ("heads of several blocks", "channels in another order", "windows") else
+    pytest.param(name, marks=pytest.mark.nightly) for name in MODELS
+])  # fmt: skip
 def source(request, decoder):
     arch = MODELS[request.param]
     return Source(request.param, arch, decoder(arch, 7), "random", "drawn", (), None)

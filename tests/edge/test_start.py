@@ -242,14 +242,6 @@ def test_pip_is_the_installed_one(merino_edge, tmp_path):
     assert "pip finds no set of wheels" in merino_edge(words, code=1, PIP_NO_INDEX="1")
 
 
-def test_what_libraries_start_does_not(hostile):
-    """As torch, tqdm and multiprocessing do, by the environment of a started command line."""
-    start = "import subprocess, sys; subprocess.check_call([sys.executable, '-c', 'import numpy'])"
-    code = f"import os, sys; sys.path[:] = filter(None, sys.path); import merino_edge.cli.start as s; " \
-           f"from merino_edge.cli import app; app.main = lambda: exec({start!r}); s.main()"  # fmt: skip
-    hostile.run([sys.executable, "-P", "-c", code])
-
-
 def test_the_agent_on_a_board_does_not(hostile):
     """In the folder where ssh begins."""
     request = json.dumps({"do": "discard", "paths": []}).encode()

@@ -257,19 +257,6 @@ def test_chats_of_a_design_get_a_tokenizer_with_chatml_and_their_answers_are_lea
     assert not chat_of(made.chat).why_jinja  # a board writes it without Jinja
 
 
-def test_three_long_documents_keep_98_percent_of_their_tokens(tmp_path):
-    text = tmp_path / "three.txt"
-    text.write_text("<|endoftext|>".join(story(seed, 300) for seed in range(3)))
-    one = shard(text, Tokenization(TOKENIZER))
-    trained, held_out = split(one)
-    assert len(held_out.ids) == round(0.02 * len(one.ids)) and held_out.first == 2
-    assert trained.ends.tolist() == [*one.ends[:2], len(trained.ids)] and held_out.ends.tolist() == [len(held_out.ids)]
-    assert [*trained.ids, *held_out.ids] == one.ids.tolist()
-    lines = []
-    load_data(read_sources([text]), [], TOKENIZATION, Recipe(steps=1, batch=1), length=32, say=lines.append)
-    assert any(f"held out: the last {len(held_out.ids):,} of {len(one.ids):,} tokens, 2.0%" in line for line in lines)
-
-
 def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
     """The logits of each sample in a row are those that it has alone."""
     records = [{"prompt": story(seed, 1)[: 9 + seed % 7], "completion": " yes"} for seed in range(40)]

@@ -106,6 +106,7 @@ def test_an_unfinished_run_is_no_checkpoint_and_its_error_says_how_to_go_on(stop
         load_source(str(stopped_run))
 
 
+@pytest.mark.nightly
 def test_sigterm_saves_as_ctrl_c_does(finished, text, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -205,7 +206,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("of", ["stopped", "finished"])
+@pytest.mark.parametrize("of", ["stopped", pytest.param("finished", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("option", CHANGES)
 def test_a_run_with_another_option_is_refused_and_nothing_changes(option, of, request, text, tmp_path):
     out = request.getfixturevalue(of)
@@ -257,13 +258,15 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: cut(state / "optimizer.pt"), "optimizer.pt is damaged"),
         (lambda state: flip(state / "model.safetensors"), "model.safetensors is damaged"),
-        (lambda state: (state / "trainer_state.json").unlink(), "trainer_state.json is missing"),
         (lambda state: (state / "saved.json").unlink(), "it was not saved completely"),
-        (lambda state: cut(state / "saved.json"), "it was not saved completely"),
+        *(pytest.param(damage, message, marks=pytest.mark.nightly) for damage, message in (
+            (lambda state: cut(state / "optimizer.pt"), "optimizer.pt is damaged"),
+            (lambda state: (state / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+            (lambda state: cut(state / "saved.json"), "it was not saved completely"),
+        )),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, message, stopped, finished, text):
     damage(stopped / "trainer" / "checkpoint-7")
     messages = []
@@ -335,10 +338,11 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
     assert same_weights(out, whole)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.nightly)])
-def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, plan, text, tmp_path):
+@pytest.mark.nightly
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(plan, text, tmp_path):
     """Wherever it is hit: in tokenizing, in a step, in an evaluation, while it saves. No whole state is lost."""
-    moments, out = random.Random(kills), tmp_path / "out"
+    kills, out = 10, tmp_path / "out"
+    moments = random.Random(kills)
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
     options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--no-bf16"]
     options += ["--set", f"evaluations={recipe.evaluations}"]
@@ -401,7 +405,8 @@ def files_of_at_most(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("limit", [1, 20_000, 150_000])  # bytes: the first text; the weights; the optimizer's moments
+# Bytes: the first text; the weights; the optimizer's moments.
+@pytest.mark.parametrize("limit", [1, 20_000, pytest.param(150_000, marks=pytest.mark.nightly)])
 def test_a_disk_that_is_full_at_first_blocks_no_later_start(limit, text, finished, tmp_path):
     out = tmp_path / "out"
     with files_of_at_most(limit), pytest.raises(MerinoError, match="cannot write .*out"):
@@ -453,7 +458,7 @@ def test_a_place_that_is_read_only_is_not_called_full(small_disk, text):
         train(ARCH, [text], small_disk / "out", recipe=RECIPE)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_loss_that_is_not_finite_ends_the_run(bf16, text, finished, tmp_path):
     wild = RECIPE.model_copy(update={"learning_rate": 1e30, "bf16": bf16})
     with pytest.raises(MerinoError, match=r"is (nan|inf) at step \d+: .* --learning-rate below 1e\+30"):

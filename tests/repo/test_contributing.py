@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's steps, followed in a copy of the repository; the issue forms; the probes that people sent."""
+"""CONTRIBUTING.md's steps, followed in a copy of the repository; the probes that people sent."""
 
 import json
 import os
@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from sample_probe import synthetic
 
 from merino_edge.calibration.calibrate import check_same_machine
 from merino_edge.calibration.probe import read_probe
 from merino_edge.profiles.reading import load_profile, profile_ids
-from merino_runtime.__main__ import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 PROBES = ROOT / "device_profiles" / "probes"
 pytestmark = pytest.mark.slow
 
@@ -131,33 +128,6 @@ def test_a_budget_is_added_and_binds(copy):
     copy.run(command.replace("--kv-mb 0.5", "--kv-mb 500"))
     free = json.loads((copy.folder / "small-cache.json").read_text())
     assert free["predicted"]["kv_bytes"] > design["predicted"]["kv_bytes"]
-
-
-ELEMENTS = {
-    "markdown": {"value"}, "input": {"label", "description", "placeholder", "value"},
-    "textarea": {"label", "description", "placeholder", "value", "render"},
-    "dropdown": {"label", "description", "multiple", "options", "default"},
-    "checkboxes": {"label", "description", "options"},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("path", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
-def test_an_issue_form_is_one_that_github_documents_and_asks_for_what_is_needed(path):
-    form = yaml.safe_load(path.read_text(encoding="utf-8"))
-    required = {"name", "description", "body"}
-    assert required <= set(form) <= required | {"labels", "title", "assignees"}
-    ids = [each["id"] for each in form["body"] if each["type"] != "markdown"]
-    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]+", each) for each in ids)
-    for each in form["body"]:
-        assert set(each) <= {"type", "id", "attributes", "validations"} and each["type"] in ELEMENTS
-        assert set(each["attributes"]) <= ELEMENTS[each["type"]]
-        assert each["type"] == "markdown" or each["attributes"]["label"]
-        assert set(each.get("validations", {})) <= {"required"} and each["type"] != "markdown" or "id" not in each
-        if each["type"] == "checkboxes":
-            assert all(set(option) <= {"label", "required"} for option in each["attributes"]["options"])
-    message = path.read_text(encoding="utf-8")
-    verbs = set(re.findall(r"merino\.pyz (\w+)", message))
-    assert verbs >= {"info", "probe"} and verbs <= {verb.name for verb in VERBS} | {"probe"}
 
 
 MACHINE = {"board", "kernel", "arch", "cpus", "versions"}

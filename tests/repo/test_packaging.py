@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import zipfile
@@ -71,9 +70,6 @@ def test_every_file_of_data_is_named(project):
 RELEASE = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
 VERSION = merino_runtime.__version__
 COMMANDS = re.search(r"in the same folder:\n\n```bash\n(.*?)```", RELEASE, re.DOTALL)[1].splitlines()
-# pip's command up to the end of a shell's word list, and our names in it that are no part of a path.
-INSTALLS = re.compile(r"""\bpip3?\b['",\s]+(?:-\S+\s+)*(?:install|download|wheel)\b((?:(?!\bpip3?['",\s])[^`&|;#])*)""")
-BY_NAME = re.compile(r"(?<![\w./*-])merino[-_](?:edge|runtime)(?![\w./*-])")
 
 
 def wheel(folder, name, version, *requires):
@@ -141,46 +137,7 @@ def test_by_name_a_strangers_package_would_be_taken(chosen):
     assert "/index/" in urls["merino-edge"] and "99.0" in urls["merino-edge"]
 
 
-def by_name(text):
-    """The commands of a text that install this project by its name."""
-    joined = re.sub(r"\\?\n[ \t]*(?=\S)", " ", text)
-    return [found[0] for found in INSTALLS.finditer(joined) if BY_NAME.search(found[1].partition("\n")[0])]
-
-
-def test_no_file_installs_this_project_by_name():
-    for text in (
-        "`pip install 'merino_edge[train]'`", "pip install --find-links dist merino_edge",
-        "(`pip install\n  'merino_edge[eval]'`)", 'run("pip", "install", "merino_edge")',
-        "RUN python -m pip install --disable-pip-version-check \\\n  --find-links x 'merino-runtime[a]'",
-    ):  # fmt: skip
-        assert by_name(text), text
-    assert not by_name("pip install ./merino_runtime-*.whl -e release/merino-runtime")
-    names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout
-    left_out = ("tests/repo/", "docs/reference/")  # the attack itself, and what is made from the code
-    paths = [ROOT / name for name in names.splitlines() if not name.startswith(left_out)]
-    kinds = ("", ".md", ".py", ".sh", ".yml", ".yaml", ".toml", ".cfg", ".txt", ".html")
-    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file() and path.suffix in kinds}
-    assert {path for path in texts if path.name in ("Makefile", "Containerfile", "Dockerfile", "run")}
-    assert {str(path): by_name(text) for path, text in texts.items() if by_name(text)} == {}
-
-
-def test_a_release_begins_with_the_names():
-    first = RELEASE.partition("## Checklist of a release")[2].strip().splitlines()[0]
-    assert first.startswith("1. Register `merino-edge` and `merino-runtime`")
-
-
 TESTS = ROOT / "tests"
-CHILD = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-AS_PYTEST_DOES = "import subprocess, sys; import conftest; subprocess.check_call([sys.executable, '-c', sys.argv[1]])"
-
-
-def test_what_tests_start_can_be_interrupted_where_sigint_was_ignored():
-    """As under nohup, and in a script's background jobs."""
-    done = subprocess.run(
-        [sys.executable, "-c", AS_PYTEST_DOES, CHILD], cwd=TESTS, capture_output=True, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 SAMPLE = """

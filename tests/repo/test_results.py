@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "docs" / "scripts"), str(ROOT / "bench" / "experiments")]
 
 import make as results  # noqa: E402
-import write_record  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
@@ -166,13 +165,6 @@ def test_some_page_rests_on_a_record(path):
     assert [page for page in PAGES if f"bench/results/{path.name}" in page.read_text(encoding="utf-8")]
 
 
-def test_no_page_names_the_commit_of_a_measurement():
-    """The record does."""
-    named = re.compile(r"\b(?:measured|predicted|counted)\s+(?:at|by)\s+[0-9a-f]{7}\b|\bno record\b")
-    own = [page for page in PAGES if page.parent.name != "reference"]  # docstrings and messages
-    assert [page.name for page in own if named.search(page.read_text(encoding="utf-8"))] == []
-
-
 @pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_imports_what_there_is(script):
     """A record can be measured again. Most scripts run for hours, so no test runs them."""
@@ -181,20 +173,3 @@ def test_an_experiment_imports_what_there_is(script):
             module = importlib.import_module(node.module)
             submodules = {found.name for found in pkgutil.iter_modules(getattr(module, "__path__", ()))}
             assert {alias.name for alias in node.names} <= set(dir(module)) | submodules, node.module
-
-
-@pytest.mark.parametrize("older", [[], ["0000000"]])
-def test_an_experiment_writes_the_commit_that_measured_and_keeps_the_older_ones(older, tmp_path):
-    path = tmp_path / "record.json"
-    write_record.write_record(path, {"commits": older, "rows": [{"ms": 1}]}, "claim", "command")
-    write_record.write_record(path, json.loads(path.read_text()), "claim", "command")  # goes on at the same commit
-    kept = json.loads(path.read_text())
-    *before, last = kept["commits"]
-    here = git("rev-parse", "--short=7", "HEAD").stdout.strip()
-    assert last.removesuffix("-dirty") == here and before == older and kept["rows"] == [{"ms": 1}]
-
-
-def test_a_record_has_one_line_for_each_row():
-    content = {"rows": [{"name": "n" * 60, "interval": [index, 2.5]} for index in range(5)], "one": {"a": [1, 2]}}
-    text = write_record.layout(content)
-    assert json.loads(text) == content and len(text.splitlines()) == 2 + 2 + 5 + 1

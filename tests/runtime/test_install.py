@@ -135,15 +135,6 @@ def test_an_upgrade_keeps_the_release_before_and_no_more(install, packs, root, m
     assert json.loads(merino("status", "--json")[1])["previous"]["id"] == new["id"]
 
 
-def test_the_same_file_again_changes_nothing_and_verifies_it(install, root):
-    install("old")
-    before = tree(root)
-    repeated = install("old")
-    assert repeated["replaced"] is None and "verified again" in " ".join(repeated["notes"])
-    assert {path: data for path, data in tree(root).items() if path != "lock"} == {
-        path: data for path, data in before.items() if path != "lock"}
-
-
 @pytest.mark.parametrize("name", [
     "bundle/model.onnx.data", "merino",
     *(pytest.param(path, marks=pytest.mark.nightly) for path in ("merino.pyz", "bundle/bundle.json"))])
@@ -184,14 +175,6 @@ def test_verbs_that_need_a_release_say_how_to_get_one(merino):
         code, _, err = merino(*verb)
         assert code == 1 and "no release is installed" in err and "install NAME.merino" in err
     assert json.loads(merino("status", "--json")[1])["current"] is None
-
-
-def test_mark_good_is_told_by_status(install, merino):
-    result = install("old")["id"]
-    assert not json.loads(merino("status", "--json")[1])["current"]["good"]
-    assert merino("mark-good")[1] == f"{result} is good\n"
-    assert json.loads(merino("status", "--json")[1])["current"]["good"]
-    assert "good" in merino("status")[1]
 
 
 def test_installed_is_the_release_in_which_the_program_lies(install, root):

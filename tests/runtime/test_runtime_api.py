@@ -138,24 +138,6 @@ def test_a_number_of_likeliest_ids_that_cannot_be_is_refused(model, top):
     assert model.backend.ids == []
 
 
-@pytest.mark.parametrize("text", [b"the", None, 5, ["the"]])
-def test_a_text_of_another_type_is_refused_with_what_it_is(model, text):
-    for call in (model.stream, model.generate, model.conversation().reply, model.tokenizer.encode):
-        if text is not None or call == model.tokenizer.encode:
-            with pytest.raises(MerinoError, match="a text is .*allowed is a string"):
-                call(text)
-    assert model.backend.ids == []
-
-
-@pytest.mark.parametrize("path, options, message", [
-    (None, {"threads": "2"}, "threads is '2', allowed: 1 to"), (None, {"prefill_threads": 2.0}, "threads is 2.0"),
-    (None, {"threads": True}, "threads is True"), (5, {}, "bundle's path is 5, allowed is a string or a path"),
-    (b"bundle", {}, "path is b'bundle'"), (None, {"backend": 3}, "backend is 3, allowed")])
-def test_a_model_is_not_opened_with_values_of_other_types(folder, path, options, message):
-    with pytest.raises(MerinoError, match=message):
-        open_model(folder if path is None else path, **options)
-
-
 def test_notes_go_to_the_caller(folder, monkeypatch):
     from merino_runtime.bundle import fit
 

@@ -125,16 +125,6 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("family", ""), ("precision", "fp64"), ("dialect", "traced"), ("weights", None), ("name", ""),
-    ("architecture", []), ("context", 0), ("vocab", -5), ("flops_per_token", None), ("head_flops", -1),
-    ("boards", "all")])
-def test_a_value_outside_the_contract_is_refused(folder, key, value):
-    rewrite(folder, dict(description(), **{key: value}))
-    message = refusal(folder)
-    assert key in message and "must be" in message
-
-
-@pytest.mark.parametrize("key, value", [
     ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
     ("kv_layers", [{"heads": 10 ** 9, "head_size": 32, "format": "fp32"}]),
     ("kv_layers", [{"heads": 2, "head_size": 32, "format": "int2"}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
@@ -224,12 +214,6 @@ def test_a_list_of_files_that_is_too_long_is_refused(folder):
 def test_what_is_not_json_is_refused(folder, content):
     (folder / "bundle.json").write_bytes(content)
     assert "is not JSON" in refusal(folder)
-
-
-@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
-def test_json_that_is_no_object_is_refused(folder, content):
-    (folder / "bundle.json").write_text(content)
-    assert "not an object" in refusal(folder)
 
 
 def test_what_is_no_bundle_is_said_plainly(folder, tmp_path):

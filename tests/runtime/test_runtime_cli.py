@@ -203,33 +203,6 @@ def test_a_format_this_cpu_is_slow_at_is_refused_before_numpy_is_imported(slow_h
     assert code == 0 and out and "note: this CPU lacks " + name in err
 
 
-def test_a_reader_that_went_away_is_quiet(folder):
-    reading, writing = os.pipe()
-    os.close(reading)
-    code, _, err = run("generate", folder, "the", "-n", "30", stdout=writing)
-    os.close(writing)
-    assert code == 141 and err == ""
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
-@pytest.mark.parametrize("verb", ["info", "selftest"])
-def test_a_stdout_that_takes_nothing_is_one_line(folder, verb):
-    with open("/dev/full", "wb") as full:
-        code, _, err = run(verb, folder, stdout=full)
-    assert code == 1 and "cannot write to stdout: No space left on device. Free space" in err.splitlines()[-1]
-    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *CALL]
-    code, _, err = run(verb, folder, call=shell)
-    assert code == 1 and err.splitlines()[-1].startswith("merino: cannot write to stdout: it is closed")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
-@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-"])
-def test_messages_that_cannot_be_written_change_no_result(folder, redirected):
-    arguments = ("generate", folder, "the", "-n", "5", "--temperature", "0", "--ignore-eos")
-    code, out, _ = run(*arguments, call=["sh", "-c", f'exec "$@" {redirected}', "sh", *CALL])
-    assert (code, out) == run(*arguments)[:2] and code == 0
-
-
 def test_a_cache_that_cannot_be_written_is_refused_before_the_model_is_loaded(folder, tmp_path):
     blocked = ("import sys; sys.modules.update(numpy=None, onnxruntime=None, tokenizers=None)\n"
                "from merino_runtime.__main__ import main; sys.exit(main(sys.argv[1:]))")

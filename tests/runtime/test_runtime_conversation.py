@@ -196,23 +196,6 @@ def test_an_answer_that_is_interrupted_stays_and_the_talk_goes_on(tokens):
     assert ("assistant\n" + "hello"[:tokens] + "<|im_end|>\n<|im_start|>user\nb" in heard(conversation)) == (tokens > 0)
 
 
-def test_an_interrupt_inside_the_model_is_one_too():
-    conversation = conversation_of("hello<|im_end|>")
-    step, calls = conversation.backend.step, []
-
-    def interrupted_step(token_id):
-        calls.append(token_id)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return step(token_id)
-
-    conversation.backend.step = interrupted_step
-    with pytest.raises(KeyboardInterrupt):
-        list(conversation.answer("a"))
-    assert conversation.interrupted()[-1]["answer"] == "hel"
-    assert last_event(conversation, "b")["answer"] == "hello"
-
-
 def test_a_full_context_refuses_the_turn_and_changes_nothing():
     conversation = conversation_of("x" * 60 + "<|im_end|>", context=220)
     first = last_event(conversation, "a")

@@ -1,8 +1,7 @@
-"""Suites of schemas with valid and invalid instances: ours, MaskBench and the JSON-Schema-Test-Suite.
+"""A suite of schemas with valid and invalid instances.
 
-Nothing that a schema forbids is taken, by neither engine. What is valid is taken in the form that a constraint writes:
-compact, with the keys in order and no others. The public suites are not ours: give their folders in MERINO_MASKBENCH
-(`maskbench/data` of guidance-ai/jsonschemabench) and MERINO_JSON_SCHEMA_SUITE (`tests` of JSON-Schema-Test-Suite).
+Neither engine takes what a schema forbids. What is valid is taken in the form that a constraint writes: compact, with
+the keys in order and no others.
 """
 import collections
 import json
@@ -28,8 +27,6 @@ TOKENIZER, EOS = BOTH["bytes"]
 OF_BYTE = {data[0]: index for index, data in enumerate(TOKENIZER.spellings()) if len(data) == 1}
 with open(os.path.join(os.path.dirname(__file__), "..", "schema_suite", "sample.jsonl"), encoding="utf-8") as lines:
     SAMPLE = [json.loads(line) for line in lines]
-NEEDS_LLGUIDANCE = {"uniqueItems": "items without an enum", "multipleOf": "numbers"}
-WITHOUT_ORDER = ("format.json",)
 
 
 def takes(grammar, value):
@@ -73,7 +70,7 @@ def is_valid(value, schema, root):
 
 
 def compiled(schema, engine, monkeypatch):
-    """Compile by one engine alone: `own`, `llguidance`, or by the first that takes it: `both`."""
+    """Compile by one engine alone: `own` or `llguidance`."""
     TOKENIZER.kept.pop("grammars", None)
     if engine == "llguidance":
         trie = compile_schema({"type": "null"}, TOKENIZER, (EOS,)).trie
@@ -133,62 +130,3 @@ def test_an_answer_that_ends_parses_and_is_valid(case, kind, ours, seed):
     validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     if not isinstance(schema.get("items"), list) and schema.get("exclusiveMinimum") is not True:
         validator(schema, format_checker=validator.FORMAT_CHECKER).validate(value)
-
-
-def folder(variable, example):
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} is not set: the folder {example}")
-    return path
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("engine, least", [("own", 0.85), ("both", 0.95)])
-def test_maskbench(engine, least, monkeypatch):
-    path = folder("MERINO_MASKBENCH", "maskbench/data of guidance-ai/jsonschemabench")
-    if engine == "both":
-        pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
-    names = sorted(os.listdir(path))
-    names = random.Random(0).sample(names, min(len(names), int(os.environ.get("MERINO_MASKBENCH_COUNT", "3000"))))
-    total, wrong = collections.Counter(), []
-    for name in names:
-        with open(os.path.join(path, name), encoding="utf-8") as file:
-            case = json.load(file)
-        try:
-            grammar = compiled(case["schema"], engine, monkeypatch)
-        except MerinoError:
-            continue
-        counts = judged(grammar, case["schema"], case["tests"])
-        total += counts
-        total["schemas"] += 1
-        wrong += [name] * counts["wrong"]
-    print(engine, len(names), dict(total), wrong)
-    assert not wrong
-    assert total["schemas"] >= least * len(names)
-    assert total["taken"] >= 0.99 * total["valid"]
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("draft", ["draft4", "draft6", "draft7", "draft2019-09", "draft2020-12"])
-def test_json_schema_test_suite(draft, monkeypatch):
-    path = os.path.join(folder("MERINO_JSON_SCHEMA_SUITE", "tests of JSON-Schema-Test-Suite"), draft)
-    total, wrong = collections.Counter(), []
-    for name in sorted(os.listdir(path)):
-        if not name.endswith(".json") or name in ("refRemote.json", "vocabulary.json"):
-            continue
-        with open(os.path.join(path, name), encoding="utf-8") as file:
-            cases = json.load(file)
-        for case in cases:
-            for engine in ("own", "both"):
-                try:
-                    grammar = compiled(case["schema"], engine, monkeypatch)
-                except MerinoError:
-                    total["refused by " + engine] += 1
-                    continue
-                counts = judged(grammar, case["schema"], case["tests"])
-                total += counts
-                total["taken by " + engine] += 1
-                wrong += [(name, case["description"])] * counts["wrong"]
-    print(draft, dict(total), wrong)
-    assert not wrong
-    assert total["taken by own"] > total["refused by own"]

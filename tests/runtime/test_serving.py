@@ -573,9 +573,3 @@ def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):
         body = {"messages": turn("x"), "tools": [TOOL], "tool_choice": choice}
         status, error = long_server.call("POST", CHAT, body)
         assert status == 400 and words in error["error"]["message"]
-
-
-def test_a_call_takes_the_form_of_ollama(long_server):
-    body = {"messages": turn("x"), "options": {"temperature": 0, "num_predict": 60}, "stream": False}
-    content = long_server.post("/api/chat", format=SCHEMA, **body)["message"]["content"]
-    assert set(json.loads(content)) == {"lamp", "level"}

@@ -173,19 +173,6 @@ def test_langchain(server):
     assert call["name"] == "weather" and set(call["args"]) <= {"city"}
 
 
-def test_langchain_by_the_responses_api(server):
-    chat = pytest.importorskip("langchain_openai").ChatOpenAI(
-        base_url=server.url + "/v1", api_key="dummy", model=server.call("GET", "/v1/models")[1]["data"][0]["id"],
-        use_responses_api=True, max_tokens=60, temperature=0)
-    answer = chat.invoke([("system", "You count sacks."), ("human", "How many?")])
-    assert answer.text and answer.usage_metadata["output_tokens"] <= 60
-    assert "".join(chunk.text for chunk in chat.stream("How many?"))
-    structured = chat.with_structured_output(LAMP, method="json_schema", strict=True)
-    assert set(structured.invoke("The lamp?")) == {"lamp"}
-    (call,) = chat.bind_tools([WEATHER], tool_choice="weather").invoke("In Ulm?").tool_calls
-    assert call["name"] == "weather" and set(call["args"]) <= {"city"}
-
-
 def test_the_ollama_client(server):
     client = pytest.importorskip("ollama").Client(host=server.url)
     (model,) = client.list().models

@@ -2,7 +2,6 @@
 import ast
 import json
 import os
-import re
 
 import pytest
 
@@ -133,10 +132,3 @@ def test_a_tools_call_is_as_documented(tmp_path_factory, request):
         check(CHAT, whole)
         called = running.post("/api/chat", stream=False, messages=REQUEST["messages"], tools=[tool])
         check("/api/chat", called)
-
-
-def test_the_page_names_each_path():
-    with open(os.path.join(ROOT, "docs", "serving.md"), encoding="utf-8") as file:
-        text = file.read()
-    named = set(re.findall(r"`(?:GET |POST )?(/[\w/{}]*)`", text))
-    assert {path for path in DOCUMENT["paths"] if path not in ("/v1/health", "/api/pull")} <= named

@@ -186,21 +186,6 @@ def test_a_model_that_does_not_talk_continues_the_text(server, opened):
     assert sent[1]["prompt"].startswith("Once upon a time") and sent[1]["prompt"].endswith(text.rstrip()[-5:] + " Then")
 
 
-def test_the_text_goes_on_in_its_line(server, opened):
-    page = opened(server)
-    name = server.call("GET", "/v1/models")[1]["data"][1]["id"]
-    page.evaluate("name => localStorage.setItem('merino.model', JSON.stringify(name))", name)
-    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", [
-        {"role": "user", "content": "Once upon"}, {"role": "assistant", "content": " *a* time", "model": name}])
-    page.reload()
-    until(page, SHOWS_MEMORY)
-    first, second = (page.locator("#conversation > li .text").nth(nth).bounding_box() for nth in (0, 1))
-    assert first["y"] == second["y"] and 0 <= second["x"] - first["x"] - first["width"] < 10
-    assert page.locator("#conversation").inner_text().startswith("Once upon *a* time")
-    assert page.locator("#conversation em").count() == 0 and page.get_by_role("button", name="Copy").count() == 1
-    assert f"{name}: no chat template, so it continues texts" in server.printed()
-
-
 MARKDOWN = """Flour is *mostly* **wheat**, see `a * b` and [the mill](https://mill.example/x?y=1).
 Second line, 2 * 3 * 4, snake_case_name, [no](javascript:alert(1)) <b onclick=x>
 
@@ -252,19 +237,6 @@ def test_an_answer_is_markdown_and_nothing_in_it_is_markup(server, opened):
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
     assert page.get_by_label("Message", exact=True).input_value() == "one\ntwo"
-
-
-@pytest.mark.parametrize("height", [480, 360])
-def test_nothing_pushes_the_send_button_off_a_small_screen(server, opened, height):
-    page = opened(server, 320, height=height)
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Message", exact=True).fill("line\n" * 30)
-    box = page.locator("#send").bounding_box()
-    assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["x"] + box["width"] <= 320
-    assert page.evaluate("document.documentElement.scrollHeight") <= height
-    defaults = server.call("GET", "/v1/models")[1]["data"][0]["meta"]["defaults"]
-    for name, value in {**defaults, "max_tokens": f"up to {CONTEXT}"}.items():
-        assert page.locator("#" + name).get_attribute("placeholder") == str(value)
 
 
 def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.cuda import cuda_fault
 from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -264,14 +263,6 @@ def test_without_a_driver_the_message_says_so(bundle, gpu):
         open_backend(bundle, backend="tensorrt")
 
 
-def test_a_gpu_without_memory_for_the_cache_says_so(bundle, gpu):
-    opened = open_backend(bundle, backend="tensorrt")
-    gpu.total = gpu.used + 1000
-    with pytest.raises(MerinoError, match="out of GPU memory in allocating a KV cache"):
-        opened.fork()
-    opened.close()
-
-
 def test_without_the_cuda_runtime_the_message_names_the_package(bundle, gpu, monkeypatch):
     monkeypatch.setattr("merino_runtime.backends.cuda.open_library", lambda _: None)
     with pytest.raises(MerinoError, match="libcudart.so.*nvidia-jetpack"):
@@ -289,10 +280,3 @@ def test_no_tensorrt_is_refused_with_what_to_do(bundle, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(MerinoError, match="cannot be imported.*python3-libnvinfer.*system-site-packages"):
         open_backend(bundle, backend="tensorrt")
-
-
-def test_each_fault_has_a_message_with_its_number():
-    from merino_runtime.backends.cuda import CudaError
-
-    for code, output in ((2, "out of GPU memory"), (35, "driver"), (100, "no GPU"), (719, "lost"), (1, "failed")):
-        assert output in str(cuda_fault("a decode step", CudaError("cudaX", code))) and code

@@ -69,23 +69,6 @@ def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
     assert gpu.builds == 1
 
 
-def test_an_engine_of_float16_kernels_keeps_each_norm_in_float32(bundle, gpu, cache):
-    built(bundle)
-    built(bundle, fp16=True)
-    assert len(engines(cache)) == 1, "the last one that was asked for is the one that runs"
-    plan = plan_of(engines(cache)[0])
-    assert plan["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    kinds = [name.partition("_")[0] for name in plan["pinned"]]
-    norms = kinds.count("ReduceMean")
-    # RMSNorm: square, mean, eps, root, quotient. Between them nothing else, and one each.
-    assert norms > 2 and sorted(kinds) == sorted(["Mul", "ReduceMean", "Add", "Sqrt", "Div"] * norms)
-    opened = open_backend(bundle, backend="tensorrt")
-    assert "fp16" in opened.engine and gpu.builds == 2
-    opened.close()
-    built(bundle)
-    assert plan_of(engines(cache)[0])["flags"] == []
-
-
 def test_every_engine_names_all_that_it_depends_on(bundle, gpu, cache, monkeypatch):
     """One of each other kind is built beside it: none is taken for another."""
     built(bundle)
@@ -298,11 +281,6 @@ def test_an_engine_that_came_beside_a_bundle_is_not_loaded(bundle, gpu, cache, m
     assert gpu.builds == 2 and len(loads) == 1 and foreign not in loads and len(engines(cache)) == 1
 
 
-def key_in(path):
-    with open(str(path), "rb") as file:
-        return engine_file._header_of(file.read(HEADER_BYTES))["key"]
-
-
 def test_an_engine_in_the_release_of_the_running_application_is_loaded(bundle, gpu, cache, monkeypatch, tmp_path):
     made, _ = built(bundle)
     other = strangers(bundle, made, tmp_path)
@@ -332,15 +310,6 @@ def test_an_engine_that_another_user_could_write_is_not_loaded(bundle, gpu, cach
     else:
         open_backend(bundle, backend="tensorrt").close()
         assert gpu.builds == 2 and os.stat(path).st_uid == os.geteuid() and not os.stat(path).st_mode & 0o022
-
-
-def test_a_pipe_in_place_of_an_engine_is_not_waited_for(bundle, gpu, cache):
-    made, _ = built(bundle)
-    key = engine_file.EngineKey(**key_in(made.path))
-    assert engine_file.sound_path(bundle, key) == made.path
-    os.unlink(made.path)
-    os.mkfifo(made.path)
-    assert engine_file.sound_path(bundle, key) is None
 
 
 def test_an_engine_is_not_writable_by_others_whatever_the_umask(bundle, gpu, cache):
