@@ -77,7 +77,7 @@ static threads any_threads(void) {
 
 static uint8_t *matrix(int64_t rows, int64_t columns, int bits, int minimums) {
     int64_t bytes = group_bytes(bits, minimums);
-    int64_t groups = (rows + tile_rows(bits) - 1) / tile_rows(bits) * (columns / GROUP);
+    int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS * (columns / GROUP);
     uint8_t *weights = room(groups * bytes);
     for (int64_t at = 0; at < groups * bytes; at++) {
         weights[at] = (uint8_t)number();
@@ -248,7 +248,7 @@ static void time_product(const char *name, int64_t count, int64_t rows, threads 
         matmul(&work, on);
         ms[call] = now_ms() - begin;
     }
-    print_times(name, ms, count * rows * columns, rows * columns * group_bytes(4, 0) / (tile_rows(4) * GROUP), ", ");
+    print_times(name, ms, count * rows * columns, rows * columns * group_bytes(4, 0) / (TILE_ROWS * GROUP), ", ");
     free_product(&work);
 }
 

@@ -10,7 +10,7 @@ enum { BLOCK_ROWS = 16, TASK_BYTES = 32768 };
 /* The fastest first. */
 static const instruction_set *const SETS[] = {
 #if defined(__aarch64__)
-    &NEON,
+    &DOTPROD, &NEON,
 #else
     &AVX512, &AVX2,
 #endif
@@ -27,19 +27,17 @@ static int64_t tile_bytes(const matmul_work *work) {
     return work->columns / GROUP * group_bytes(work->bits, work->minimums);
 }
 
-static int64_t tiles_of(const matmul_work *work) {
-    return (work->rows + tile_rows(work->bits) - 1) / tile_rows(work->bits);
-}
+static int64_t tiles_of(const matmul_work *work) { return (work->rows + TILE_ROWS - 1) / TILE_ROWS; }
 
-static int64_t tiles_per_task(const matmul_work *work) { /* an even number: a set may take two at once */
-    int64_t pair = 2 * tile_bytes(work);
-    return pair < TASK_BYTES ? TASK_BYTES / pair * 2 : 2;
+static int64_t tiles_per_task(const matmul_work *work) {
+    int64_t one = tile_bytes(work);
+    return one < TASK_BYTES ? TASK_BYTES / one : 1;
 }
 
 /* Values of one row of x and one tile into y. The last tile of W may have fewer rows. */
 static void put(const matmul_work *work, int64_t row, int64_t tile, const float *values) {
-    int64_t most = tile_rows(work->bits), first = tile * most, left = work->rows - first;
-    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < most ? left : most));
+    int64_t first = tile * TILE_ROWS, left = work->rows - first;
+    memcpy(work->y + row * work->rows + first, values, sizeof(float) * (size_t)(left < TILE_ROWS ? left : TILE_ROWS));
 }
 
 /* What is multiplied with a group of W's columns; `room` holds it if the channels have an order. */
@@ -61,14 +59,14 @@ static void round_halves(const instruction_set *set, const float *x, rounded *ou
     memcpy(out->codes + GROUP / 2, second.codes + GROUP / 2, GROUP / 2);
     out->scales[1] = second.scales[0];
     out->eight_firsts = out->eight_sums;
-    out->eight_sums = (int16_t)(out->eight_sums + second.eight_sums);
+    out->eight_sums += second.eight_sums;
 }
 
 static void round_rows(void *given, size_t task) {
     const matmul_work *work = given;
-    int64_t groups = work->columns / GROUP, first = (int64_t)task * PREFILL_ROWS;
+    int64_t groups = work->columns / GROUP, first = (int64_t)task * SOME_ROWS;
     float room[GROUP];
-    for (int64_t row = first; row < first + PREFILL_ROWS && row < work->count; row++)
+    for (int64_t row = first; row < first + SOME_ROWS && row < work->count; row++)
         for (int64_t group = 0; group < groups; group++) {
             const float *x = channels_of(work, work->x + row * work->width, group, room);
             rounded *out = work->scratch + row * groups + group;
@@ -80,33 +78,15 @@ static void round_rows(void *given, size_t task) {
 }
 
 /* One tile of W with x's rows from `row` to `end` - 1. */
-static void multiply_tile(const matmul_work *work, int64_t tile, int64_t row, int64_t end) {
-    const tile_kernels kernels = work->set->tiles[kind_of(work->bits, work->minimums)];
+static void multiply_rows(const matmul_work *work, int64_t tile, int64_t row, int64_t end) {
+    multiply_tile *multiply = work->set->multiply[kind_of(work->bits, work->minimums)];
     const uint8_t *w = work->weights + tile * tile_bytes(work);
     int64_t groups = work->columns / GROUP;
-    float out[PREFILL_ROWS][MOST_TILE_ROWS];
-    for (; kernels.prefill && row + PREFILL_ROWS <= end; row += PREFILL_ROWS) {
-        kernels.prefill(work->scratch + row * groups, w, groups, out);
-        for (int at = 0; at < PREFILL_ROWS; at++) put(work, row + at, tile, out[at]);
-    }
-    for (; row < end; row++) {
-        kernels.decode(work->scratch + row * groups, w, groups, out[0]);
-        put(work, row, tile, out[0]);
-    }
-}
-
-/* Two tiles in 4 bits, the second perhaps not there, with x's rows from `row` to `end` - 1. */
-static void multiply_pair(const matmul_work *work, int64_t tile, int64_t row, int64_t end) {
-    int64_t groups = work->columns / GROUP, next = tile + 1 < tiles_of(work) ? tile_bytes(work) : 0;
-    const uint8_t *w = work->weights + tile * tile_bytes(work);
-    float out[PAIR_ROWS][MOST_TILE_ROWS];
+    float out[MOST_ROWS][TILE_ROWS];
     for (int rows; row < end; row += rows) {
-        rows = end - row >= PAIR_ROWS ? PAIR_ROWS : end - row >= PREFILL_ROWS ? PREFILL_ROWS : 1;
-        work->set->pair(work->scratch + row * groups, w, groups, next, work->minimums, rows, out);
-        for (int at = 0; at < rows; at++) {
-            put(work, row + at, tile, out[at]);
-            if (next) put(work, row + at, tile + 1, out[at] + tile_rows(4));
-        }
+        rows = end - row >= work->set->most_rows ? work->set->most_rows : end - row >= SOME_ROWS ? SOME_ROWS : 1;
+        multiply(work->scratch + row * groups, w, groups, rows, out);
+        for (int at = 0; at < rows; at++) put(work, row + at, tile, out[at]);
     }
 }
 
@@ -115,14 +95,9 @@ static void multiply_tiles(void *given, size_t task) {
     const matmul_work *work = given;
     int64_t some = tiles_per_task(work), tiles = tiles_of(work);
     int64_t first = (int64_t)task * some, last = first + some < tiles ? first + some : tiles;
-    int in_pairs = work->bits == 4 && work->count >= PREFILL_ROWS && work->set->pair != NULL;
     for (int64_t row = 0; row < work->count; row += BLOCK_ROWS) {
         int64_t end = row + BLOCK_ROWS < work->count ? row + BLOCK_ROWS : work->count;
-        for (int64_t tile = first; tile < last; tile += in_pairs ? 2 : 1)
-            if (in_pairs)
-                multiply_pair(work, tile, row, end);
-            else
-                multiply_tile(work, tile, row, end);
+        for (int64_t tile = first; tile < last; tile++) multiply_rows(work, tile, row, end);
     }
 }
 
@@ -130,6 +105,6 @@ void matmul(const matmul_work *given, threads on) {
     matmul_work work = *given;
     if (!work.set) work.set = instruction_set_named(NULL);
     int64_t tiles = tiles_of(&work), some = tiles_per_task(&work);
-    spread(on, round_rows, (size_t)((work.count + PREFILL_ROWS - 1) / PREFILL_ROWS), &work);
+    spread(on, round_rows, (size_t)((work.count + SOME_ROWS - 1) / SOME_ROWS), &work);
     spread(on, multiply_tiles, (size_t)((tiles + some - 1) / some), &work);
 }

@@ -1,13 +1,12 @@
 /* Matrices in 4, 5, 6 or 8 bits: y = x W^T, and rows of W in float32.
  *
- * W [rows, columns] is cut into tiles by 32 columns, of 8 rows in 4 bits and of 16 rows in the others. They lie in
- * memory one behind the other along the columns, so that decoding reads one stream. A tile:
+ * W [rows, columns] is cut into tiles of 16 rows by 32 columns. They lie in memory one behind the other along the columns,
+ * so that decoding reads one stream. A tile:
  *
- *   4 bits: for each of the rows 16 bytes: column k in the low half of byte k, column k + 16 in the high half
  *   8 bits: columns 0 to 3 of each row, then columns 4 to 7 of each row, and so on
- *   5 bits: the low four bits of columns 0 to 15 in the order of 8 bits, in the low halves of 256 bytes, and of columns
- *           16 to 31 in their high halves; then the fifth bits of all columns, in that order again, from bit 0 on
- *   6 bits: the low four bits as in 5; then in byte 4 * row + k of 64 the high two bits of column k of each row, from bit
+ *   4 bits: in that order columns 0 to 15 in the low halves of 256 bytes, and columns 16 to 31 in their high halves
+ *   5 bits: the low four bits as in 4; then the fifth bits of all columns, in the order of 8 bits, from bit 0 on
+ *   6 bits: the low four bits as in 4; then in byte 4 * row + k of 64 the high two bits of column k of each row, from bit
  *           0 on those of columns k + 4, k + 8 and k + 12; then 64 such bytes of columns 16 to 31
  *   a float16 scale for each row; in 6 bits one for columns 0 to 15, then one for columns 16 to 31
  *   a float16 minimum for each row, where the matrix has any; in 6 bits none has
@@ -20,15 +19,13 @@
 #include <stdint.h>
 #include "parallel.h"
 
-enum { GROUP = 32, MOST_TILE_ROWS = 16 };
+enum { GROUP = 32, TILE_ROWS = 16, FACTOR_BYTES = 2 * TILE_ROWS };
 
-static inline int64_t tile_rows(int bits) { return bits == 4 ? 8 : 16; }
-static inline int64_t code_bytes(int bits) { return tile_rows(bits) * GROUP / 8 * bits; }
-static inline int64_t factor_bytes(int bits) { return 2 * tile_rows(bits); }
+static inline int64_t code_bytes(int bits) { return TILE_ROWS * GROUP / 8 * bits; }
 /* Scales of a row in a tile. */
 static inline int parts_of(int bits) { return bits == 6 ? 2 : 1; }
 static inline int64_t group_bytes(int bits, int minimums) {
-    return code_bytes(bits) + (parts_of(bits) + (minimums ? 1 : 0)) * factor_bytes(bits);
+    return code_bytes(bits) + (parts_of(bits) + (minimums ? 1 : 0)) * FACTOR_BYTES;
 }
 
 /* 32 values of x in 8 bits. An outlier makes the steps of its own 32 coarse, and no others; where W has a scale for each
@@ -37,8 +34,8 @@ typedef struct {
     int8_t codes[GROUP];
     float scales[2];      /* one for all of them, or one for the first sixteen, then one for the others */
     float sum;            /* of the values before they were rounded: what the minimums are multiplied with */
-    int16_t eight_sums;   /* 8 * sum of the codes, modulo 2^16 */
-    int16_t eight_firsts; /* the same of the first sixteen, where the others have a scale of their own */
+    int32_t eight_sums;   /* -8 * sum of the codes */
+    int32_t eight_firsts; /* the same of the first sixteen, where the others have a scale of their own */
 } rounded;
 
 typedef struct instruction_set instruction_set;
@@ -57,7 +54,7 @@ typedef struct {
 
 void matmul(const matmul_work *work, threads on);
 
-/* "reference", "neon", "avx2" or "avx512"; NULL is the fastest. NULL if this CPU or this build does not have it. */
+/* "reference", "neon", "dotprod", "avx2" or "avx512"; NULL is the fastest. NULL if this CPU or this build does not have it. */
 const instruction_set *instruction_set_named(const char *name);
 
 /* Row `row` of W, float32 [columns]. */

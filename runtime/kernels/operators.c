@@ -127,7 +127,7 @@ typedef struct {
 static OrtStatus *weights_of(const kernel *one, const OrtContext *context, size_t index, tensor *weights) {
     int64_t bytes = group_bytes(one->operator->bits, one->minimums != 0), expected;
     TRY(input(context, index, weights));
-    int64_t most = tile_rows(one->operator->bits), tiles = one->rows / most + (one->rows % most != 0);
+    int64_t tiles = one->rows / TILE_ROWS + (one->rows % TILE_ROWS != 0);
     if (__builtin_mul_overflow(tiles, one->columns / GROUP, &expected) ||
         __builtin_mul_overflow(expected, bytes, &expected) || weights->elements != expected)
         WRONG("the weights have another size than rows and columns give");

@@ -71,10 +71,10 @@ def code_range() -> str:
     return f"0x{symbols[first][0]}..0x{symbols[last + 1][0]}"
 
 
-def instructions_per_mac(name: str) -> float:
+def instructions_per_mac(name: str, cpu: str) -> float:
     """Executed in the kernels per multiply-add of one call, whatever comes before the first."""
     flags = ("-one-insn-per-tb", "-d", "exec,nochain", "-dfilter", code_range(), "-D", "/dev/stdout")
-    one, three = (printed("aarch64", "run", name, calls, flags=flags) for calls in (1, 3))
+    one, three = (printed("aarch64", "run", name, calls, cpu=cpu, flags=flags) for calls in (1, 3))
     macs = int(re.findall(r"^(\d+)$", one, re.MULTILINE)[0])
     return (three.count("Trace ") - one.count("Trace ")) / 2 / macs
 
@@ -89,6 +89,9 @@ MOST = {
     "attention-9-3": 0.62, "attention-8-int8": 0.65,
     "taps": 0.003,  # a gated convolution, for its layer's matrices: below a hundredth of what these cost
 }  # fmt: skip
+WITH_DOTPROD = {"decode": 0.24, "decode-minimums": 0.26, "prefill": 0.18, "decode-8": 0.27, "prefill-8": 0.18}
+COUNTED = [("cortex-a53", name, most) for name, most in MOST.items()]
+COUNTED += [("cortex-a76", name, most) for name, most in WITH_DOTPROD.items()]
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
@@ -114,7 +117,7 @@ def test_each_instruction_set_agrees_with_the_reference_to_the_bit(instructions,
 
 @on_arm
 @pytest.mark.parametrize(("seed", "cases"), CASES)
-@pytest.mark.parametrize("cpu", ["cortex-a53", pytest.param("cortex-a72", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", pytest.param("cortex-a72", marks=pytest.mark.nightly)])
 def test_arm_and_x86_agree_to_the_bit(cpu, seed, cases):
     hashes = printed("x86_64", "fuzz", seed, cases, "reference").split()
     assert len(set(hashes)) == cases
@@ -122,12 +125,19 @@ def test_arm_and_x86_agree_to_the_bit(cpu, seed, cases):
 
 
 @on_arm
-@pytest.mark.parametrize("name", [
-    each if each in DAILY else pytest.param(each, marks=pytest.mark.nightly) for each in MOST
+def test_a_cpu_without_dotprod_does_not_run_it():
+    assert printed("aarch64", "fuzz", 1, 1, "dotprod", cpu="cortex-a76")
+    with pytest.raises(AssertionError):  # status 2: there is no such set
+        printed("aarch64", "fuzz", 1, 1, "dotprod", cpu="cortex-a53")
+
+
+@on_arm
+@pytest.mark.parametrize(("cpu", "name", "most"), [
+    pytest.param(*case, marks=[] if case[1] in DAILY else pytest.mark.nightly) for case in COUNTED
 ])  # fmt: skip
-def test_instructions_for_a_multiply_add(name):
-    per_mac = instructions_per_mac(name)
-    assert MOST[name] * 0.8 < per_mac <= MOST[name], "far below: set a lower bound"
+def test_instructions_for_a_multiply_add(cpu, name, most):
+    per_mac = instructions_per_mac(name, cpu)
+    assert most * 0.8 < per_mac <= most, "far below: set a lower bound"
 
 
 @pytest.mark.nightly

@@ -12,7 +12,7 @@ from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Graph
 from merino_edge.export.quantize.matrix import TILE_GROUP, QuantizedMatrix, dequantize, halves
 from merino_edge.export.quantize.outliers import groups_of, input_order
 
-TILE_ROWS = {4: 8, 5: 16, 6: 16, 8: 16}  # by bits
+TILE_ROWS = 16
 
 
 def tile_node(graph: Graph, kind: str, x: str, name: str, rows: int = 0) -> str:
@@ -41,10 +41,10 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | No
     """Return the tiles of a matrix and of the copies of its groups with outliers. `minimums` include its rests."""
     copied = groups_of(matrix.outliers, matrix.group_size)
     groups = matrix.scales.shape[1] + len(copied)
-    rows, columns = TILE_ROWS[matrix.bits], groups * matrix.group_size
+    columns = groups * matrix.group_size
     halves_of_group = TILE_GROUP // min(TILE_GROUP, matrix.group_size) * (1 + (minimums is not None))
-    tile_bytes = rows * (TILE_GROUP * matrix.bits // 8 + 2 * halves_of_group)
-    shape = -(-len(matrix.codes) // rows), columns // TILE_GROUP, tile_bytes
+    tile_bytes = TILE_ROWS * (TILE_GROUP * matrix.bits // 8 + 2 * halves_of_group)
+    shape = -(-len(matrix.codes) // TILE_ROWS), columns // TILE_GROUP, tile_bytes
 
     def make() -> np.ndarray:
         if not copied:
@@ -59,32 +59,29 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | No
 def tiles_of(name: str, matrix: QuantizedMatrix, minimums: np.ndarray | None = None) -> np.ndarray:
     """Return a matrix in the layout of runtime/kernels/matmul.h, uint8 [tiles, columns / 32, bytes of a tile].
 
-    A tile has 16 rows, or 8 in 4 bits, by 32 columns, with its codes, float16 scales, and float16 minimums if the
+    A tile has 16 rows by 32 columns, with its codes, float16 scales, and float16 minimums if the
     matrix has any. minimums: float32 [rows, groups]. Rows are padded with zeros.
     """
-    bits, rows = matrix.bits, len(matrix.codes)
-    count = TILE_ROWS[bits]
-    if bits == 4:
-        codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1).reshape(rows, -1, TILE_GROUP)
-        parts = [tiled(codes[..., : TILE_GROUP // 2] | codes[..., TILE_GROUP // 2 :] << 4, count)]
-    else:
-        codes = matrix.codes.reshape(rows, -1, TILE_GROUP)
-        quads = [tiled(codes[..., at : at + 4], count) for at in range(0, TILE_GROUP, 4)]
-        parts = quads if bits == 8 else in_few_bits(np.concatenate(quads, -1), bits)
+    codes = np.stack([matrix.codes & 15, matrix.codes >> 4], -1) if matrix.bits == 4 else matrix.codes
+    codes = codes.reshape(len(codes), -1, TILE_GROUP)
+    quads = [tiled(codes[..., at : at + 4]) for at in range(0, TILE_GROUP, 4)]
+    parts = quads if matrix.bits == 8 else in_few_bits(np.concatenate(quads, -1), matrix.bits)
     factors = [matrix.scales, *([] if minimums is None else [minimums])]
     if matrix.group_size < TILE_GROUP:
         of_32 = [values[:, first::2] for values in factors for first in (0, 1)]
     else:
         of_32 = [np.repeat(values, matrix.group_size // TILE_GROUP, 1) for values in factors]
-    parts += [tiled(halves(name, values)[..., None], count) for values in of_32]
+    parts += [tiled(halves(name, values)[..., None]) for values in of_32]
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
 def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
-    """Pack codes [tiles, groups, 32 columns * 16 rows] in 5 or 6 bits: two nibbles in each byte, then the upper
+    """Pack codes [tiles, groups, 32 columns * 16 rows] in 4, 5 or 6 bits: two nibbles in each byte, then the upper
     bits."""
     low, upper, half = codes & 15, codes >> 4, codes.shape[-1] // 2
     nibbles = low[..., :half] | low[..., half:] << 4
+    if bits == 4:
+        return [nibbles]
     if bits == 5:
         return [nibbles, np.packbits(upper, axis=-1, bitorder="little")]
     pairs = upper.reshape(*upper.shape[:-1], 2, 4, -1)  # halves of the columns; columns 0 to 3, 4 to 7, ... of one
@@ -103,10 +100,9 @@ def minimums_of(matrix: QuantizedMatrix) -> np.ndarray | None:
     return minimums if minimums.any() else None
 
 
-def tiled(values: np.ndarray, count: int) -> np.ndarray:
-    """Return [rows, groups, n] of any type as bytes [tiles, groups, count * n * bytes of one]. `count`: rows of a
-    tile."""
+def tiled(values: np.ndarray) -> np.ndarray:
+    """Return [rows, groups, n] of any type as bytes [tiles, groups, 16 * n * bytes of one]."""
     rows, groups, _ = values.shape
-    filled = np.pad(values, ((0, -rows % count), (0, 0), (0, 0)))
-    by_tile = filled.reshape(-1, count, groups, values.shape[2]).transpose(0, 2, 1, 3)
+    filled = np.pad(values, ((0, -rows % TILE_ROWS), (0, 0), (0, 0)))
+    by_tile = filled.reshape(-1, TILE_ROWS, groups, values.shape[2]).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(by_tile).view(np.uint8).reshape(len(by_tile), groups, -1)
