@@ -15,6 +15,7 @@ from spoken import at_time, degrees, duration, level, parts_said, share, spelled
 from merino_runtime.house.house import COLORS, EVERYWHERE, MOST_TARGETS, STATES, TOOLS, UNTIMED, Call, House
 
 REFUSAL = Call("refuse")
+HOUSE = ("the house", "the house", "the whole house", "the place", "the home", "the entire home", "our whole home")
 Slots = dict[str, str | Callable[[], str]]
 
 
@@ -67,6 +68,9 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
             unit = rng.choice(("", " degrees", " degrees", " fahrenheit", " degrees fahrenheit"))
             return f"{spelled(number, rng)}{unit}", {"degrees": number}
         return degrees(number, rng), {"degrees": number}
+    if tool == "set_brightness" and rng.random() < 0.05:
+        least = ("minimum", "the minimum", "min", "lowest", "the lowest")
+        return rng.choice((*least, *(f"{one} level" for one in least))), {"percent": 1}
     if "percent" in TOOLS[tool].values:
         said, number = share(rng) if rng.random() < 0.85 else level(rng)
         return said, {"percent": number}
@@ -119,7 +123,7 @@ def room(area: str | None, ref: Reference, house: House, rng: random.Random) -> 
     """The place of a group, as an object: 'light up the kitchen'."""
     if ref.area == house.here and not any(area in ref.whole for area in house.areas):
         return rng.choice(("the room", "this room", "the room", "this place", the_area(house.here, rng)))
-    return the_area(area, rng) if area else rng.choice(("the house", "the whole house", "the place"))
+    return the_area(area, rng) if area else rng.choice(HOUSE)
 
 
 def media(ref: Reference, rng: random.Random) -> Slots:

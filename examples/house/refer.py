@@ -343,7 +343,8 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     place = rng.choice(
         (
             "in the house", "everywhere", "in the whole house", "in every room", "in all rooms",
-            "throughout the house", "in all the rooms",
+            "throughout the house", "in all the rooms", "in the home", "in our home", "in each room", "at home",
+            "in every single room", "in the entire house", "in the apartment",
         )
     )
     det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
@@ -356,7 +357,7 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     if noun == "lights" and rng.random() < 0.1:
         noun = rng.choice(("interior lights", "indoor lights", "house lights", "lights inside"))
     if rng.random() < 0.5:
-        place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere"))
+        place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere", "in the home", "in my home", "at home"))
     elif many:
         det = "the"
     return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")

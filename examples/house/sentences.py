@@ -103,7 +103,7 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
         if area in floors
         else in_area(area, rng)
         if area != EVERYWHERE
-        else rng.choice(("in the house", "everywhere", "in the whole house"))
+        else rng.choice(("in the house", "everywhere", "in the whole house", "in the home", "at home"))
     )
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))
@@ -176,9 +176,10 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
     of_family: 0.66, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
     of_correction: 0.02, of_timer: 0.05, of_list: 0.03, of_several: 0.07,
 }
-RARE = of_mood, of_use  # each of their many wordings is rare, so training has them twice as often
+# Training has more of what is hard: the many wordings of moods and uses are rare, and several commands have the most errors.
+HARD = {of_mood: 2, of_use: 2, of_several: 3}
 SHARES = {
-    "train": [share * (2 if maker in RARE else 1) for maker, share in MAKERS.items()], "test": list(MAKERS.values())
+    "train": [share * HARD.get(maker, 1) for maker, share in MAKERS.items()], "test": list(MAKERS.values())
 }  # fmt: skip
 
 

@@ -96,13 +96,19 @@ def duration(rng: random.Random) -> tuple[str, int]:
                 ("half hour", 30),
                 ("1 hour", 60),
                 ("a half hour", 30),
+                ("1 and a half hours", 90),
+                ("1/2 an hour", 30),
             )
         )
     number = rng.randint(2, 12)
-    if how < 0.95:
+    if how < 0.92:
         return f"{spelled(number, rng)} hours", 60 * number
-    extra = rng.choice((10, 15, 20, 30, 45))
-    return f"{spelled(number, rng)} hours and {spelled(extra, rng)} minutes", 60 * number + extra
+    number = rng.choice((1, 1, 1, number))
+    hours = rng.choice(("an hour", "one hour", "1 hour")) if number == 1 else f"{spelled(number, rng)} hours"
+    if number > 1 and rng.random() < 0.3:
+        return f"{spelled(number, rng)} and a half hours", 60 * number + 30
+    extra = rng.choice((5, 10, 15, 15, 20, 30, 30, 40, 45))
+    return f"{hours}{rng.choice((' and ', ' and ', ' '))}{spelled(extra, rng)} minutes", 60 * number + extra
 
 
 def clock(rng: random.Random) -> tuple[str, int, int]:
