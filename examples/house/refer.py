@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from grammar import blocks
 from houses import HEADS, SPLITS, known, words
 
 from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
@@ -340,13 +341,7 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     word = generic_word(house, domain, fit, rng)
     if not word or not word[1] and domain != "light" or len(fit) < 2:
         return None
-    place = rng.choice(
-        (
-            "in the house", "everywhere", "in the whole house", "in every room", "in all rooms",
-            "throughout the house", "in all the rooms", "in the home", "in our home", "in each room", "at home",
-            "in every single room", "in the entire house", "in the apartment",
-        )
-    )
+    place = rng.choice(blocks("choices")["in the house"])
     det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
     if det.startswith("every"):
         if domain not in ("light", "fan"):
@@ -357,7 +352,7 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     if noun == "lights" and rng.random() < 0.1:
         noun = rng.choice(("interior lights", "indoor lights", "house lights", "lights inside"))
     if rng.random() < 0.5:
-        place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere", "in the home", "in my home", "at home"))
+        place = rng.choice(blocks("choices")["all of it"])
     elif many:
         det = "the"
     return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")

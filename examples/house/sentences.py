@@ -176,11 +176,10 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
     of_family: 0.66, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
     of_correction: 0.02, of_timer: 0.05, of_list: 0.03, of_several: 0.07,
 }
-# Training has more of what is hard: the many wordings of moods and uses are rare, and several commands have the most errors.
+# Training has more of what is hard: moods and uses with their many rare wordings, and several commands at once.
 HARD = {of_mood: 2, of_use: 2, of_several: 3}
-SHARES = {
-    "train": [share * HARD.get(maker, 1) for maker, share in MAKERS.items()], "test": list(MAKERS.values())
-}  # fmt: skip
+HARDER = [share * HARD.get(maker, 1) for maker, share in MAKERS.items()]
+SHARES = {"train": HARDER, "test": list(MAKERS.values())}
 
 
 def unclear(sample: Sample) -> bool:
