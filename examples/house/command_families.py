@@ -244,7 +244,10 @@ def scene_said(name: str, split: str, rng: random.Random, domain: str = "scene")
 
 
 # How a command begins that has no verb: "could you" does not go with it.
-NOMINAL = tuple(["lights ", "light on", "light off", "light out", "no ", "more ", "less ", "brightness ", "next", "another ", "louder"])
+NOMINAL = (
+    "lights ", "light on", "light off", "light out", "no ", "more ", "less ", "brightness ", "next", "another ",
+    "louder",
+)
 
 
 def names_target(template: str, ref: Reference, house: House) -> bool:

@@ -48,7 +48,10 @@ def held_out_names() -> tuple[str, ...]:
     return tuple(name for listed in lists for name in words(listed, "test"))
 
 
-ONSETS = ["b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr", "fl", "gl", "kr", "pl", "sh", "st", "tr", "th", "qu"]
+ONSETS = (
+    "b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr", "fl", "gl", "kr",
+    "pl", "sh", "st", "tr", "th", "qu",
+)
 
 
 def invented(rng: random.Random, split: str) -> str:
