@@ -43,9 +43,8 @@ CONFIRMED = ("unlock",)  # tools whose calls are always asked for
 
 
 class Answer(NamedTuple):
-    """`calls`: none is a refusal, and one without targets says that the house has no such device. `probability`: of the
-    least sure token of all that decide what is done. `asks`: whether the speaker is to confirm the calls. `text`: what
-    the model wrote."""
+    """`calls`: none is a refusal, and one without targets says that the house has no such device. `probability`: see
+    `decoded`. `asks`: whether the speaker is to confirm the calls. `text`: what the model wrote."""
     calls: Tuple[Call, ...]
     probability: float
     asks: bool
@@ -157,20 +156,21 @@ def one_of_each(targets: List[List[str]]) -> Any:
 
 
 def decoded(model: LanguageModel, asked: str, form: Any, shown: House) -> Tuple[str, float]:
-    """Greedy and constrained -> the answer, and the least probability of its tokens, without those that are forced and
-    those of the words. A token counts with the others that lead to a target with the same effect."""
+    """Greedy and constrained -> the answer, and the probability of its tokens without those that are forced. A token
+    counts with the others that lead to a target with the same effect, and one of the words for a third."""
     events = list(model.generate(asked, json_schema=form, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=TOP))
     text = "".join(event.text for event in events if isinstance(event, Token))
-    same, before, least = same_effect(text, shown), "", 1.0
+    same, before, logprobs = same_effect(text, shown), "", 0.0
     for token, chosen in zip(events, events[1:]):
         if isinstance(token, Token):
-            if isinstance(chosen, TokenLogprobs) and not IN_WORDS.search(before):
+            if isinstance(chosen, TokenLogprobs):
                 others = ((before + model.tokenizer.bytes_of(number).decode("utf-8", "replace"), math.exp(logprob))
                           for number, logprob in chosen.top if number != token.id)
-                least = min(least, math.exp(chosen.logprob) + sum(
-                    probability for begun, probability in others if any(other.startswith(begun) for other in same)))
+                alike = sum(probability for begun, probability in others
+                            if any(other.startswith(begun) for other in same))
+                logprobs += math.log(math.exp(chosen.logprob) + alike) / (3 if IN_WORDS.search(before) else 1)
             before += token.text
-    return text, least
+    return text, min(1.0, math.exp(logprobs))
 
 
 def same_effect(text: str, shown: House) -> List[str]:
