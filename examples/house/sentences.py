@@ -98,13 +98,10 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     target = f"{area}/{EVERYTHING}"
     if target not in house.targets(TOOLS["turn_off"].domains):
         return None
-    place = (
-        on_floor(area)
-        if area in floors
-        else in_area(area, rng)
-        if area != EVERYWHERE
-        else rng.choice(("in the house", "everywhere", "in the whole house", "in the home", "at home"))
-    )
+    if area == EVERYWHERE:
+        place = rng.choice(("in the house", "everywhere", "in the whole house", "in the home", "at home"))
+    else:
+        place = on_floor(area) if area in floors else in_area(area, rng)
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))
     sentence = expand(rng.choice(family.templates), rng, rules(), {"inx": place})
@@ -189,10 +186,8 @@ def unclear(sample: Sample) -> bool:
     meant_devices = {each for target in sample.action.targets for each in sample.house.resolve(target)}
     text = sample.sentence
     longest_first = {"key": len, "reverse": True}
-    for name in (
-        *sorted((each.name for each in meant_devices), **longest_first),
-        *sorted(sample.house.areas, **longest_first),
-    ):
+    names = sorted((each.name for each in meant_devices), **longest_first)
+    for name in (*names, *sorted(sample.house.areas, **longest_first)):
         if name in text:
             text = re.sub(rf"\b{re.escape(name)}\b", "#", text)
     shown = {each.name for each in meant_devices}
