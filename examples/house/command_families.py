@@ -67,6 +67,9 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
             unit = rng.choice(("", " degrees", " degrees", " fahrenheit", " degrees fahrenheit"))
             return f"{spelled(number, rng)}{unit}", {"degrees": number}
         return degrees(number, rng), {"degrees": number}
+    if tool == "set_brightness" and rng.random() < 0.05:
+        least = ("minimum", "the minimum", "min", "lowest", "the lowest")
+        return rng.choice((*least, *(f"{one} level" for one in least))), {"percent": 1}
     if "percent" in TOOLS[tool].values:
         said, number = share(rng) if rng.random() < 0.85 else level(rng)
         return said, {"percent": number}
@@ -80,26 +83,14 @@ def fixed_value(fixed: str) -> dict[str, Any]:
     return {"color": COLORS[0]} if fixed == "any" else {"percent": int(fixed)}
 
 
-def slots_for(
-    ref: Reference, house: House, tool: str, said: str, rng: random.Random, template: str = ""
-) -> Slots:
+def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Random, template: str = "") -> Slots:
     area = ref.area if ref.area and ref.area != EVERYWHERE else None
     slots: Slots = {
-        "t": ref.whole,
-        "n": ref.noun,
-        "loc": ref.place,
-        "b": bare(ref),
-        "is": "are" if ref.plural else "is",
-        "v": said,
+        "t": ref.whole, "n": ref.noun, "loc": ref.place, "b": bare(ref), "is": "are" if ref.plural else "is", "v": said,
         "other": lambda: rng.choice([color for color in COLORS if color != said]),
         "step": lambda: spelled(rng.choice((5, 10, 10, 15, 20, 20, 25, 30, 50)), rng),
-        "deg": lambda: rng.choice(
-            (
-                "a degree", "one degree", "two degrees", "2 degrees", "three degrees", "3 degrees", "a few degrees",
-                "a couple of degrees", "5 degrees", "some degrees",
-            )
-        ),
-        "half": lambda: rng.choice(("half way", "halfway", "half", "to half", "to the half", "to the middle")),
+        "deg": lambda: rng.choice(blocks("choices")["steps in degrees"]),
+        "half": lambda: rng.choice(blocks("choices")["half"]),
         "place": lambda: room(area, ref, house, rng),
         "anyarea": lambda: the_area(rng.choice(house.areas), rng),
         "person": lambda: rng.choice(words("people", "train")),
@@ -119,7 +110,7 @@ def room(area: str | None, ref: Reference, house: House, rng: random.Random) -> 
     """The place of a group, as an object: 'light up the kitchen'."""
     if ref.area == house.here and not any(area in ref.whole for area in house.areas):
         return rng.choice(("the room", "this room", "the room", "this place", the_area(house.here, rng)))
-    return the_area(area, rng) if area else rng.choice(("the house", "the whole house", "the place"))
+    return the_area(area, rng) if area else rng.choice(blocks("choices")["the house"])
 
 
 def media(ref: Reference, rng: random.Random) -> Slots:
@@ -127,38 +118,25 @@ def media(ref: Reference, rng: random.Random) -> Slots:
     if ref.area is None:
         said = ref.said + (f" {ref.place}" if ref.place else "")
         of = f"{rng.choice(('of', 'of', 'on', 'on', 'for', 'from'))} {ref.whole}"
-        volume = rng.choice(
-            (
-                f"the {rng.choice(('volume', 'volume', 'sound', 'audio'))} {of}",
-                f"the {ref.said} {rng.choice(('volume', 'volume', 'sound'))} {ref.place}",
-            )
+        volumes = (
+            f"the {rng.choice(('volume', 'volume', 'sound', 'audio'))} {of}",
+            f"the {ref.said} {rng.choice(('volume', 'volume', 'sound'))} {ref.place}",
         )
+        volume = rng.choice(volumes)
         if ref.article == "" or "'s" in ref.said:
             volume = f"the volume {of}"
         short = rng.choice((f"{ref.said} volume", f"volume {of}", f"{ref.said} volume {ref.place}"))
-        return {
-            "vol": volume,
-            "bvol": short,
-            "tv": ref.whole,
-            "volloc": f"on {ref.whole}",
-            "on": ref.whole,
-            "isv": "are" if ref.plural else "is",
-            "b": said,
-        }
+        verb = "are" if ref.plural else "is"
+        return {"vol": volume, "bvol": short, "tv": ref.whole, "volloc": f"on {ref.whole}", "on": ref.whole,
+                "isv": verb, "b": said}  # fmt: skip
     noun = rng.choice(("volume", "volume", "volume", "music", "sound", "music", "audio"))
     music = rng.choice(("music", "music", "sound")) if noun == "volume" else "music"
     where = f" {ref.place}" if ref.place else ""
     whose = "your" if noun == "volume" and not where and rng.random() < 0.12 else "the"
-    return {
-        "vol": f"{whose} {noun}{where}",
-        "bvol": f"{noun}{where}",
-        "tv": rng.choice((f"the {music}{where}", f"the {music}{where}", "it")) if not where else f"the {music}{where}",
-        "volloc": ref.place,
-        "on": f"the music{where}",
-        "isv": "is",
-        "b": f"music{where}",
-        "t": f"the {music}{where}",
-    }
+    played = f"the {music}{where}"
+    return {"vol": f"{whose} {noun}{where}", "bvol": f"{noun}{where}",
+            "tv": played if where else rng.choice((played, played, "it")), "volloc": ref.place,
+            "on": f"the music{where}", "isv": "is", "b": f"music{where}", "t": played}  # fmt: skip
 
 
 def media_group(house: House, mode: str, rng: random.Random) -> Reference | None:
@@ -166,9 +144,8 @@ def media_group(house: House, mode: str, rng: random.Random) -> Reference | None
     if mode == "g":
         local = any(each.domain == "media_player" and each.area == house.here for each in house.devices)
         place = rng.choice(("", "", "", "", "in here", "here")) if local else ""
-        return Reference(
-            (here_target(house, "media_player"),), "the", "music", place, False, house.here if local else ""
-        )
+        target = here_target(house, "media_player")
+        return Reference((target,), "the", "music", place, False, house.here if local else "")
     area = rng.choice([each.area for each in house.devices if each.domain == "media_player"])
     return Reference((f"{area}/media_player",), "the", "music", in_area(area, rng), False, area)
 
@@ -215,9 +192,8 @@ def allowed(family: Family, ref: Reference, house: House) -> bool:
         return False
     if family.tool in ("warmer", "cooler") and "G" in family.modes and not family.imperative:
         # "i'm hot" could ask for a fan.
-        return not any(
-            each.domain == "fan" or each.domain == "switch" and "heater" in each.name for each in house.devices
-        )
+        heaters = [each for each in house.devices if each.domain == "switch" and "heater" in each.name]
+        return not heaters and not any(each.domain == "fan" for each in house.devices)
     return True
 
 
@@ -244,7 +220,7 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
     tool, _, fixed = family.tool.partition("=")
     text, values = ("", fixed_value(fixed)) if fixed else value(tool, rng)
     if values and not fixed and rng.random() < 0.03:
-        corrected = rng.choice(("no", "no wait", "sorry", "i mean", "no make that", "uh no"))
+        corrected = rng.choice(blocks("choices")["corrections"])
         text = f"{value(tool, rng)[0]} {corrected} {text}"
     template = rng.choice(family.templates)
     if not names_target(template, ref, house):
@@ -285,11 +261,8 @@ def names_target(template: str, ref: Reference, house: House) -> bool:
         return False
     if ref.place:
         return "{loc}" in template
-    return (
-        ref.area == house.here
-        or ref.area == ""
-        and house.here not in [each.area for target in ref.targets for each in house.resolve(target)]
-    )
+    areas = [each.area for target in ref.targets for each in house.resolve(target)]
+    return ref.area == house.here or ref.area == "" and house.here not in areas
 
 
 def wrapped(
@@ -312,12 +285,10 @@ def wrapped(
             sentence = wrap.replace("{c}", sentence)
     if rng.random() < (0.12 if imperative else 0.07):
         reason = rng.choice(blocks("reasons").get(tool, ("please",)))
-        first = rng.random() < 0.55
-        sentence = (
-            f"{reason}{rng.choice((' ', ' ', ', ', ' so ', ' please '))}{sentence}"
-            if first
-            else f"{sentence} {rng.choice(('', '', 'because ', 'cause ', 'since '))}{reason}"
-        )
+        if rng.random() < 0.55:
+            sentence = f"{reason}{rng.choice((' ', ' ', ', ', ' so ', ' please '))}{sentence}"
+        else:
+            sentence = f"{sentence} {rng.choice(('', '', 'because ', 'cause ', 'since '))}{reason}"
     return sentence, times
 
 

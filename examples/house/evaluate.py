@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from refusals import new_wordings
 
 from merino_runtime.api import open_model
-from merino_runtime.house.answer import answer
+from merino_runtime.house.answer import CONFIRMED, answer
 from merino_runtime.house.candidates import candidates
-from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, Device, House, meanings, read_calls
+from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, Device, House, has_effect, meanings, read_calls
 
 HERE = Path(__file__).parent
+WRONG = 10  # questions that a wrong call costs
 COLUMNS = ("right", "asked, call right", "asked, call wrong", "refused", "wrong without effect", "wrong with effect")
 Meanings = frozenset[tuple[Any, ...]]
 
@@ -163,6 +164,17 @@ def model_answers(model: Any, templates: str, alone: bool, seconds: list[float])
     return answered
 
 
+def costs(model: Any, cases: list[Case]) -> dict[float, int]:
+    """By least probability of calls that are carried out, the cost in questions: a wrong call costs as much as ten."""
+    acted: list[tuple[float, bool]] = []
+    for case in cases:
+        found = answer(model, case.house, case.sentence)
+        if has_effect(found.calls, case.house) and not any(call.tool in CONFIRMED for call in found.calls):
+            acted.append((found.probability, meanings(found.calls, case.house) in case.wanted))
+    limits = [place / 50 for place in range(51)]
+    return {limit: sum(1 if sure < limit else WRONG * (not right) for sure, right in acted) for limit in limits}
+
+
 def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
     """`written`: by someone who had not seen the templates, in six houses. `written, then seen`: so too, and the
     templates were extended after a look at what a model got wrong there."""
@@ -187,6 +199,7 @@ def main() -> None:
     parser.add_argument("--generated", type=Path, action="append", help="JSONL of make_data.py; may be repeated")
     parser.add_argument("--negatives", type=Path, help="sentences of make_data.py --negatives")
     parser.add_argument("--home-assistant", type=Path, help="a checkout of github.com/home-assistant/intents")
+    parser.add_argument("--sure", type=Path, action="append", help="choose answer.py's SURE on these samples instead")
     parser.add_argument("--most", type=int, default=1000, help="of each file of generated samples")
     parser.add_argument("--limit", type=int, help="sentences of each set")
     parser.add_argument("--templates", choices=("first", "alone"), help="Home Assistant's, before the model or alone")
@@ -198,6 +211,10 @@ def main() -> None:
     record: dict[str, Any] = {"templates": given.templates, "alone": given.alone, "sets": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
+        if given.sure:
+            found = costs(model, [case for path in given.sure for case in generated(path, given.most)])
+            print(f"SURE = {min(found, key=lambda limit: (found[limit], limit))}; costs {found}")
+            return
         answerer = model_answers(model, given.templates, given.alone, seconds)
         for name, cases in sets_of(given).items():
             counts, faults = judge(cases, answerer)

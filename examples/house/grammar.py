@@ -32,6 +32,13 @@ def blocks(file: str) -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def numbered(head: str) -> tuple[tuple[str, int], ...]:
+    """What is said and the number that it means, of a block of choices.txt."""
+    pairs = (line.split(" = ") for line in blocks("choices")[head])
+    return tuple((said, int(number)) for said, number in pairs)
+
+
+@cache
 def rules(split: str = "train") -> dict[str, str]:
     """What `<rule>` stands for; in a test some words are others."""
     lines = [*blocks("rules")["rules"], *(blocks("rules")["held out"] if split == "test" else ())]

@@ -27,18 +27,11 @@ WEIGHTS = {
 UNPLACED = "scene", "script", "todo"  # most of them are in no area
 # The last word that a made-up name of a domain may have: "zorbo lamp".
 HEADS = {
-    "light": ("lamp", "light", "lights", "lamp"),
-    "switch": ("plug", "socket", "switch"),
-    "fan": ("fan",),
-    "cover": ("blinds", "curtains"),
-    "lock": ("door", "lock"),
-    "climate": ("heating", "thermostat"),
-    "media_player": ("speaker", "tv"),
-    "vacuum": ("robot", "vacuum"),
-    "scene": ("mood", "time"),
-    "script": ("routine", "script"),
-    "todo": ("list",),
-}
+    "light": ("lamp", "light", "lights", "lamp"), "switch": ("plug", "socket", "switch"), "fan": ("fan",),
+    "cover": ("blinds", "curtains"), "lock": ("door", "lock"), "climate": ("heating", "thermostat"),
+    "media_player": ("speaker", "tv"), "vacuum": ("robot", "vacuum"), "scene": ("mood", "time"),
+    "script": ("routine", "script"), "todo": ("list",),
+}  # fmt: skip
 
 
 @cache
@@ -55,18 +48,15 @@ def held_out_names() -> tuple[str, ...]:
     return tuple(name for listed in lists for name in words(listed, "test"))
 
 
+ONSETS = (
+    "b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr", "fl", "gl", "kr",
+    "pl", "sh", "st", "tr", "th", "qu",
+)
+
+
 def invented(rng: random.Random, split: str) -> str:
     while True:
-        pieces = [
-            rng.choice(
-                [
-                    "b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "dr",
-                    "fl", "gl", "kr", "pl", "sh", "st", "tr", "th", "qu",
-                ]
-            )
-            + rng.choice("aeiou")
-            for _ in range(rng.choice((2, 2, 3)))
-        ]
+        pieces = [rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))]
         word = "".join(pieces) + rng.choice(("", "", "", "n", "x", "l", "r", "s", "nd"))
         if (zlib.crc32(word.encode()) % 8 == 0) == (split == "test"):
             return word
@@ -141,13 +131,9 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
     how, listed = rng.random(), "train" if split == "train" or rng.random() < 0.4 else "test"
     base = rng.choice(words(domain, listed))
     if domain in UNPLACED:
-        return (
-            base
-            if how < 0.85
-            else f"{rng.choice(words('people', split))}'s {base}"
-            if how < 0.9
-            else invented(rng, split)
-        )
+        if how >= 0.9:
+            return invented(rng, split)
+        return base if how < 0.85 else f"{rng.choice(words('people', split))}'s {base}"
     if domain == "vacuum" and how < 0.3:
         return rng.choice(words("robots", split))
     if how < 0.56 or len(base.split()) > 2:
@@ -164,6 +150,8 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
 
 
 LARGE = {"train": 0.5, "test": 0.0}  # share of the houses of which the model sees candidates
+
+
 def floors_of(areas: Sequence[str], rng: random.Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
     names = rng.choice(blocks("names")["floors"]).split(", ")
     if set(names) & set(areas):
@@ -234,8 +222,9 @@ def realistic_name(rng: random.Random, domain: str, area: str, split: str) -> st
 def large_house(rng: random.Random, split: str, size: int) -> House:
     """A house of so many devices. Names can occur in several areas."""
     count = max(4, min(30, round(size / rng.uniform(3, 9))))
-    areas = list(dict.fromkeys(area_name(rng, split) if rng.random() < 0.4 else rng.choice(words("areas", "train")[:32])
-    for _ in range(count)))
+    usual = words("areas", "train")[:32]
+    drawn = [area_name(rng, split) if rng.random() < 0.4 else rng.choice(usual) for _ in range(count)]
+    areas = list(dict.fromkeys(drawn))
     taken = {"light", "lights", "fan", "lock", *(held_out_names() if split == "train" else ())}
     devices: dict[tuple[str, str], Device] = {}
     few = {"vacuum": 1 + size // 150, "todo": 1 + size // 60, "scene": 3 + size // 25, "script": 2 + size // 40}
@@ -271,9 +260,8 @@ def small_house(rng: random.Random, split: str) -> House:
     wanted = rng.randint(5, MOST_DEVICES)
     realistic = rng.random() < 0.25
     # Rooms are filled unevenly, and a house has not every domain.
-    domains = rng.choices(
-        list(WEIGHTS), [weight * rng.choice((0, 1, 1, 2)) + 0.01 for weight in WEIGHTS.values()], k=wanted
-    )
+    weights = [weight * rng.choice((0, 1, 1, 2)) + 0.01 for weight in WEIGHTS.values()]
+    domains = rng.choices(list(WEIGHTS), weights, k=wanted)
     devices: list[Device] = []
     taken = {"light", "lights", "fan", "lock", *areas, *(held_out_names() if split == "train" else ())}
     length = len("here: ") + max(map(len, areas))
@@ -298,18 +286,7 @@ def small_house(rng: random.Random, split: str) -> House:
 
 def near(areas: list[str]) -> Iterator[str]:
     """Areas that a speaker could mean by another word for one of these: no refusal may ask for them."""
-    groups = (
-        "living room, lounge, sitting room, family room, drawing room, front room, den, snug, media room, tv room",
-        "bathroom, toilet, ensuite, shower, restroom, washroom",
-        "hall, hallway, corridor, entrance, foyer, lobby, landing, stairs, mudroom, porch, cloakroom",
-        "study, office, home office, library, studio",
-        "bedroom, master bedroom, small bedroom, big bedroom, guest room, nursery, kids room, playroom, upstairs",
-        "garden, balcony, terrace, patio, backyard, porch, conservatory, greenhouse",
-        "basement, cellar, downstairs, ground floor, first floor",
-        "attic, loft, top floor, upstairs",
-        "kitchen, dining room, pantry",
-    )
-    for group in groups:
+    for group in blocks("choices")["near areas"]:
         named = group.split(", ")
         if any(word in area for area in areas for word in named):
             yield from named
@@ -323,64 +300,18 @@ class Known:
     plural: tuple[str, ...] = ()
 
 
-# By a word of the name: what else one calls such a device. A kind without an entry is called by the name's last word.
-KINDS = {
-    "lamp": Known(("lamp",), ("lamps",)),
-    "spotlight": Known(("spotlight", "spot"), ("spotlights", "spots")),
-    "spotlights": Known((), ("spotlights", "spots")),
-    "strip": Known(("strip", "led strip"), ("strips",)),
-    "blinds": Known((), ("blinds", "blinds", "shades")),
-    "shades": Known((), ("shades", "blinds")),
-    "curtains": Known((), ("curtains", "curtains", "drapes")),
-    "drapes": Known((), ("drapes", "curtains")),
-    "shutters": Known((), ("shutters", "rollers")),
-    "awning": Known(("awning", "sunshade"), ("awnings",)),
-    "tv": Known(("tv", "tv", "telly", "television", "tv set"), ("tvs",)),
-    "television": Known(("television", "tv", "tv", "telly", "tele"), ("tvs", "televisions")),
-    "speaker": Known(("speaker",), ("speakers",)),
-    "speakers": Known((), ("speakers",)),
-    "radio": Known(("radio",), ("radios",)),
-    "stereo": Known(("stereo", "hifi"), ()),
-    "hifi": Known(("hifi", "stereo"), ()),
-    "thermostat": Known(("thermostat",), ("thermostats",)),
-    "radiator": Known(("radiator",), ("radiators",)),
-    "ac": Known(("ac", "a c", "air conditioner", "air conditioning", "air con", "aircon"), ()),
-    "conditioner": Known(("air conditioner", "ac", "air conditioning", "a c", "air con"), ()),
-    "conditioning": Known(("air conditioning", "ac", "air conditioner", "aircon"), ()),
-    "coffee": Known(("coffee maker", "coffee machine", "coffee", "coffeemaker"), ()),
-    "espresso": Known(("espresso machine", "coffee machine", "coffee maker"), ()),
-    "kettle": Known(("kettle", "water kettle", "electric kettle", "tea kettle"), ()),
-    "washing": Known(("washing machine", "washer", "laundry machine"), ()),
-    "vacuum": Known(
-        ("vacuum", "vacuum cleaner", "hoover", "robot vacuum", "robot", "vacuum robot", "cleaner"), ("vacuums",)
-    ),
-    "hoover": Known(("hoover", "vacuum", "vacuum cleaner"), ("hoovers",)),
-    "roomba": Known(("roomba", "vacuum", "robot vacuum", "vacuum cleaner", "hoover"), ()),
-    "robot": Known(("robot", "vacuum", "robot vacuum", "cleaner", "hoover", "vacuum cleaner"), ()),
-    "vac": Known(("robot vacuum", "vacuum", "hoover"), ()),
-    "string": Known((), ("string lights", "fairy lights")),
-    "fairy": Known((), ("fairy lights", "string lights")),
-    "projector": Known(("projector", "beamer"), ()),
-    "soundbar": Known(("soundbar", "sound bar"), ()),
-    "skylight": Known(("skylight", "roof window"), ()),
-    "hood": Known(("hood", "cooker hood", "extractor hood", "extractor"), ()),
-    "extractor": Known(("extractor", "extractor fan"), ()),
-    "purifier": Known(("air purifier", "purifier", "air cleaner"), ()),
-    "dryer": Known(("dryer", "tumble dryer", "tumble drier"), ()),
-    "microwave": Known(("microwave", "microwave oven"), ()),
-    "console": Known(("console", "game console", "games console"), ()),
-    "plug": Known(("plug", "plug socket", "socket"), ("plugs",)),
-    "socket": Known(("socket", "plug socket", "plug"), ("sockets",)),
-    "outlet": Known(("outlet",), ("outlets",)),
-    "computer": Known(("computer", "pc"), ()),
-    "pc": Known(("pc", "computer"), ()),
-}
+@cache
+def kinds() -> dict[str, Known]:
+    """By a word of the name. A kind that is not listed is called by the name's last word."""
+    rows = (line.split(": ") for line in blocks("choices")["kinds"])
+    listed = ((word, (names.split(", ") if names else [] for names in said.split(" / "))) for word, said in rows)
+    return {word: Known(*map(tuple, names)) for word, names in listed}
 
 
 @cache
 def known(name: str, domain: str) -> Known:
     """The kind of a device, by the last word of its name that tells one."""
     for word in reversed(name.split()):
-        if word in KINDS and not (domain == "vacuum" and word == "mop"):
-            return KINDS[word]
-    return KINDS["robot"] if domain == "vacuum" else Known()
+        if word in kinds() and not (domain == "vacuum" and word == "mop"):
+            return kinds()[word]
+    return kinds()["robot"] if domain == "vacuum" else Known()

@@ -5,16 +5,17 @@ set -eu
 python=$1 out=$2
 here=$(dirname "$0")
 merino() { "$python" -m merino_edge "$@"; }
+samples=${HOUSE_SAMPLES:-110000} steps=${HOUSE_STEPS:-14000}
 mkdir -p "$out"
 
 "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 # 1. Data: the tokenizer's is of another seed, and training's has as many sentences of a house as a row holds.
 [ -e "$out/tokenizer.json" ] || {
-    "$python" "$here/make_data.py" "$out/spelled.jsonl" --turns --samples "$((${HOUSE_SAMPLES:-58000} / 7))" --seed 9
+    "$python" "$here/make_data.py" "$out/spelled.jsonl" --turns --samples "$((samples / 7))" --seed 9
     "$python" "$here/make_tokenizer.py" "$out/spelled.jsonl" "$out/tokenizer.json" --vocab 1536
 }
 [ -e "$out/train.jsonl" ] || {
-    "$python" "$here/make_data.py" "$out/begun" --turns --samples "${HOUSE_SAMPLES:-58000}" --tokenizer "$out/tokenizer.json"
+    "$python" "$here/make_data.py" "$out/begun" --turns --samples "$samples" --tokenizer "$out/tokenizer.json"
     mv "$out/begun" "$out/train.jsonl"
 }
 "$python" "$here/make_data.py" "$out/small.jsonl" --split test --samples 1000 --seed 2
@@ -31,8 +32,10 @@ resume=
 for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
     [ ! -e "$saved" ] || resume=--resume
 done
+compile=  # for steps that take half as long
+[ "$steps" -lt 1000 ] || ! command -v g++ > /dev/null || compile=--compile
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
-    --preset laptop-hour --steps "${HOUSE_STEPS:-7000}" \
+    --preset laptop-hour --steps "$steps" $compile \
     --set evaluations=6 --set prompt_weight=0.3 --set weight_decay=0.1 $resume -o "$out/checkpoint"
 
 # 3. Bundles, and their evaluation.

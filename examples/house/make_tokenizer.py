@@ -11,10 +11,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from merino_edge.jobs.make import WORDS
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training.sources import read_sources, text_of
-
-WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"
 
 
 def trained(data: Path, vocab: int) -> Tokenizer:

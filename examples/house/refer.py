@@ -5,27 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from grammar import blocks
 from houses import HEADS, SPLITS, known, words
 
 from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
 
 # Words for any device of a domain, in the singular and the plural.
-GENERIC = {
-    "light": (("light",), ("lights", "lights", "lights", "lighting")),
-    "switch": (("switch",), ("switches",)),
+GENERIC: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "light": (("light",), ("lights", "lights", "lights", "lighting")), "switch": (("switch",), ("switches",)),
     "fan": (("fan",), ("fans",)),
     "cover": ((), ("blinds", "shades", "curtains", "shutters", "window blinds", "covers")),
     "lock": (("door", "lock"), ("doors", "locks", "door locks")),
     "climate": (("heating", "heat", "thermostat"), ("thermostats",)),
-    "media_player": ((), ()),
     "vacuum": (
         ("vacuum", "robot", "vacuum cleaner", "hoover", "robot vacuum", "cleaner", "vacuum robot", "cleaning robot"),
         ("vacuums", "robots"),
     ),
-    "scene": ((), ()),
-    "script": ((), ()),
-    "todo": ((), ()),
-}
+    **dict.fromkeys(("media_player", "scene", "script", "todo"), ((), ())),
+}  # fmt: skip
 
 CORE = {
     "light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one",
@@ -37,13 +34,9 @@ NO_WINDOW = {"door", "gate", "skylight"} | AWNINGS
 ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
 BARE = {"upstairs", "downstairs"}
 SAME_AREA = (
-    ("living room", "lounge", "sitting room"),
-    ("hallway", "hall", "corridor"),
-    ("office", "study"),
-    ("toilet", "loo"),
-    ("kids room", "children's room"),
-    ("backyard", "yard"),
-)
+    ("living room", "lounge", "sitting room"), ("hallway", "hall", "corridor"), ("office", "study"), ("toilet", "loo"),
+    ("kids room", "children's room"), ("backyard", "yard"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,11 +87,10 @@ def article(name: str, rng: random.Random) -> str:
 def area_words(area: str, rng: random.Random, house: House) -> str:
     """An area as said: rarely by another word for it."""
     if rng.random() < 0.06:
+        named = [*house.areas, *(device.name for device in house.devices)]
         for same in SAME_AREA:
             others = [other for other in same if other != area]
-            if area in same and not any(
-                other in named for other in others for named in [*house.areas, *(each.name for each in house.devices)]
-            ):
+            if area in same and not any(other in name for other in others for name in named):
                 return rng.choice(others)
     return area
 
@@ -140,13 +132,8 @@ def called(name: str, domain: str) -> tuple[str, ...]:
     names = [name]
     for start in range(1, len(parts)):
         tail = parts[start:]
-        if (
-            tail[0] not in CORE
-            and not tail[0].isdigit()
-            and tail[-1] not in ("one", "strip", "maker", "machine", "room")
-            or len(tail) > 1
-            and tail[0] not in CORE
-        ):
+        tells = not tail[0].isdigit() and tail[-1] not in ("one", "strip", "maker", "machine", "room")
+        if tail[0] not in CORE and (tells or len(tail) > 1):
             names.append(" ".join(tail))
     names += known(name, domain).single
     owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
@@ -162,15 +149,8 @@ def called(name: str, domain: str) -> tuple[str, ...]:
 def meant(said: str, house: House, area: str | None = None) -> list[Device]:
     """The devices that a name may mean: in an area; without one, here if there are some, else in the house. Who has
     exactly this name goes before who is only called so."""
-    pools = (
-        [[each for each in house.devices if each.area == area]]
-        if area
-        else [
-            [each for each in house.devices if each.area == house.here],
-            list(house.devices),
-        ]
-    )
-    for pool in pools:
+    local = [each for each in house.devices if each.area == (area or house.here)]
+    for pool in [local] if area else [local, list(house.devices)]:
         exact = [each for each in pool if each.name == said]
         loose = [each for each in pool if said in called(each.name, each.domain)]
         if loose:
@@ -189,17 +169,11 @@ def by_name(house: House, device: Device, rng: random.Random) -> Reference | Non
         spoken = area_words(device.area, rng, house)
         if rng.random() < 0.45 and "'s " not in said and not opaque(device.name):
             # "the office desk lamp"
-            if meant(said, house, device.area) != [device] or any(
-                each.name == f"{spoken} {said}" for each in house.devices
-            ):
+            named = any(each.name == f"{spoken} {said}" for each in house.devices)
+            if named or meant(said, house, device.area) != [device]:
                 return None
-            owned = "'s " in spoken
-            return Reference(
-                (house.label(device),),
-                "" if owned else rng.choice(("the", "the", "my")),
-                f"{spoken} {said}",
-                plural=plural(said),
-            )
+            det = "" if "'s " in spoken else rng.choice(("the", "the", "my"))
+            return Reference((house.label(device),), det, f"{spoken} {said}", plural=plural(said))
         where = in_area(device.area, rng, spoken)
     if meant(said, house, device.area if where else None) != [device]:
         return None
@@ -240,14 +214,8 @@ def generic_word(house: House, domain: str, devices: Sequence[Device], rng: rand
     if domain == "switch" and not any({"plug", "socket", "outlet"} & set(each.name.split()) for each in house.devices):
         many = [*many, "plugs", "sockets", "outlets", "appliances"]
     if domain == "cover":
-        many = [
-            word
-            for word in many
-            if all(
-                window(each) and (word in (*known(each.name, "cover").plural, "covers") or opaque(each.name))
-                for each in devices
-            )
-        ]
+        called_so = [(*known(each.name, "cover").plural, "covers") for each in devices if not opaque(each.name)]
+        many = [word for word in many if all(map(window, devices)) and all(word in words for words in called_so)]
     if domain == "climate":
         if any(cooling(each) for each in devices):
             return None
@@ -261,9 +229,8 @@ def generic_word(house: House, domain: str, devices: Sequence[Device], rng: rand
     if len(devices) == 1 and domain not in ("light", "cover"):
         many = many[:1] if rng.random() < 0.15 else []
     names = {each.name for each in house.devices}
-    choices = [(word, False) for word in single if word not in names] + [
-        (word, True) for word in many if word not in names
-    ]
+    words_and_plural = [*((word, False) for word in single), *((word, True) for word in many)]
+    choices = [choice for choice in words_and_plural if choice[0] not in names]
     if domain == "light":
         choices = [choice for choice in choices if choice[1] or len(devices) == 1 or rng.random() < 0.5]
     return rng.choice(choices) if choices else None
@@ -287,9 +254,8 @@ def of_all_here(house: House, domain: str, fit: list[Device], rng: random.Random
     if not word:
         return None
     noun, many = word
-    place = (
-        rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here")) if has_here else ""
-    )
+    places = "", "", "", "in here", "here", "in this room", "in the room", "around here"
+    place = rng.choice(places) if has_here else ""
     det = "the" if rng.random() < 0.85 or many is False else rng.choice(("", "all the", "all")) if place else ""
     if len(meant) == 2 and noun == "lights" and has_here and rng.random() < 0.08:
         det = "both"
@@ -340,12 +306,7 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     word = generic_word(house, domain, fit, rng)
     if not word or not word[1] and domain != "light" or len(fit) < 2:
         return None
-    place = rng.choice(
-        (
-            "in the house", "everywhere", "in the whole house", "in every room", "in all rooms",
-            "throughout the house", "in all the rooms",
-        )
-    )
+    place = rng.choice(blocks("choices")["in the house"])
     det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
     if det.startswith("every"):
         if domain not in ("light", "fan"):
@@ -356,7 +317,7 @@ def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Ra
     if noun == "lights" and rng.random() < 0.1:
         noun = rng.choice(("interior lights", "indoor lights", "house lights", "lights inside"))
     if rng.random() < 0.5:
-        place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere"))
+        place = rng.choice(blocks("choices")["all of it"])
     elif many:
         det = "the"
     return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")
@@ -375,11 +336,8 @@ def of_kind(house: House, domain: str, rng: random.Random) -> Reference | None:
     if len(same) < 2 or len(same) > MOST_TARGETS:
         return None
     targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(map(house.label, same))
-    place = (
-        in_area(first.area, rng)
-        if first.area != house.here or rng.random() < 0.5
-        else rng.choice(("", "in here", "here"))
-    )
+    said_area = first.area != house.here or rng.random() < 0.5
+    place = in_area(first.area, rng) if said_area else rng.choice(("", "in here", "here"))
     if any(each.name == word for each in house.devices):
         return None
     return Reference(targets, "both" if len(same) == 2 and rng.random() < 0.3 else "the", word, place, True)
@@ -425,27 +383,19 @@ def several(house: House, domains: Sequence[str], rng: random.Random) -> Referen
     # A place behind the last would be heard as the place of all.
     if parts[-1].place:
         parts[-1] = replace(parts[-1], place="") if parts[-1].area is None else parts[-1]
-        if parts[-1].place or meant(parts[-1].said, house) != [
-            each for each in house.devices if house.label(each) == parts[-1].targets[0]
-        ]:
+        named = [each for each in house.devices if house.label(each) == parts[-1].targets[0]]
+        if parts[-1].place or meant(parts[-1].said, house) != named:
             return None
     joint = rng.choice((" and ", " and ", " and ", " and ", " plus ", " as well as ", " and also "))
-    said = joint.join(
-        [
-            ", ".join(part.whole for part in parts[:-1])
-            if rng.random() < 0.4
-            else " and ".join(part.whole for part in parts[:-1]),
-            parts[-1].whole,
-        ]
-    )
+    first = (", " if rng.random() < 0.4 else " and ").join(part.whole for part in parts[:-1])
+    said = f"{first}{joint}{parts[-1].whole}"
     return Reference(tuple(target for part in parts for target in part.targets), "", said, plural=True)
 
 
 def areas_of_one(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
     """'the kitchen and bedroom lights'."""
-    domain = rng.choice(
-        [domain for domain in domains if any(each.domain == domain for each in house.devices)] or ["light"]
-    )
+    present = {device.domain for device in house.devices}
+    domain = rng.choice([domain for domain in domains if domain in present] or ["light"])
     areas = list(dict.fromkeys(each.area for each in house.devices if each.domain == domain))
     if len(areas) < 2:
         return None

@@ -51,10 +51,8 @@ def new_wordings() -> set[str]:
 def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
     """Chat, questions, half sentences, negated commands. Slots are what the house has, so words alone tell nothing."""
     if rng.random() < 0.1:
-        sentence = ha_question(
-            {"name": rng.choice(house.devices).name, "area": rng.choice(house.areas), **prose_slots(house, split, rng)},
-            rng,
-        )
+        named = {"name": rng.choice(house.devices).name, "area": rng.choice(house.areas)}
+        sentence = ha_question({**named, **prose_slots(house, split, rng)}, rng)
         return Sample(house, sentence, REFUSAL, "no.ha") if sentence else None
     if rng.random() < 0.06:
         return half(house, rng)
@@ -78,25 +76,19 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
         return reference.whole if reference else "the lights"
 
     return {
-        "thing": thing,
-        "things": lights,
-        "area": lambda: the_area(rng.choice(house.areas), rng),
-        "in": lambda: in_area(rng.choice(house.areas), rng),
-        "person": lambda: rng.choice(words("people", split)),
-        "n": lambda: spelled(rng.randint(2, 60), rng),
-        "time": lambda: duration(rng)[0],
-        "command": lambda: plain_command(house, rng),
-        "room": lambda: rng.choice(house.areas),
-    }
+        "thing": thing, "things": lights, "area": lambda: the_area(rng.choice(house.areas), rng),
+        "in": lambda: in_area(rng.choice(house.areas), rng), "person": lambda: rng.choice(words("people", split)),
+        "n": lambda: spelled(rng.randint(2, 60), rng), "time": lambda: duration(rng)[0],
+        "command": lambda: plain_command(house, rng), "room": lambda: rng.choice(house.areas),
+    }  # fmt: skip
 
 
 def plain_command(house: House, rng: random.Random) -> str:
     """An imperative for what must not be obeyed: 'don't ...'. The house could obey it, unless no command names one of
     its devices unmistakably."""
     for _ in range(TRIES):
-        tool = rng.choice(
-            [tool for tool in blocks("verbs") if any(each.domain in TOOLS[tool].domains for each in house.devices)]
-        )
+        domains = {device.domain for device in house.devices}
+        tool = rng.choice([tool for tool in blocks("verbs") if domains & set(TOOLS[tool].domains)])
         family = by_tool()[tool][0]
         ref = refer(house, family.domains, rng.choice("nnag"), rng)
         if ref is None or "media_player" in family.domains and ref.area is not None:
@@ -166,12 +158,9 @@ SAME_THING = {
 def missing_name(house: House, split: str, rng: random.Random) -> Sample | None:
     area, domain = rng.choice(house.areas), rng.choice(ASKED)
     ghost = Device(device_name(rng, domain, area, split), domain, area)
-    if (
-        alike(house, ghost)
-        or ghost.name in ("light", "lights", "fan", "lock")
-        or opaque(ghost.name)
-        and rng.random() < 0.5
-    ):
+    if alike(house, ghost) or ghost.name in ("light", "lights", "fan", "lock"):
+        return None
+    if opaque(ghost.name) and rng.random() < 0.5:
         return None
     others = [each for each in house.devices if each.domain == domain]
     if domain in ("climate", "vacuum") and others or domain == "lock" and not told_apart(ghost, others):
@@ -260,43 +249,34 @@ def missing_covers(house: House, area: str, split: str, rng: random.Random) -> S
     return missed(sample, house, "missing.area") if sample else None
 
 
+# By domain: words of names by which a device of another domain could be meant.
+NEAR_WORDS = {
+    "light": {"lamp", "light", "lights"}, "cover": {"blinds"}, "lock": {"door", "gate"},
+    "climate": {"heater", "fan", "heating", "warmer", "ac", "blanket"},
+    "media_player": {"radio", "tv", "console", "computer", "pc"}, "vacuum": {"vacuum", "robot", "hoover"},
+    "fan": {"fan", "ventilator", "purifier", "hood"},
+}  # fmt: skip
+
+
 def missing_domain(house: House, split: str, rng: random.Random) -> Sample | None:
     """A command of a domain that the house has none of."""
-    lacking = [
-        domain
-        for domain in ("light", "cover", "lock", "climate", "media_player", "vacuum", "fan")
-        if all(each.domain != domain for each in house.devices)
-    ]
+    present = {device.domain for device in house.devices}
+    lacking = [domain for domain in NEAR_WORDS if domain not in present]
     if not lacking:
         return None
     domain = rng.choice(lacking)
     named = {word for each in house.devices for word in each.name.split()}
-    near_words = {
-        "light": {"lamp", "light", "lights"},
-        "cover": {"blinds"},
-        "lock": {"door", "gate"},
-        "climate": {"heater", "fan", "heating", "warmer", "ac", "blanket"},
-        "media_player": {"radio", "tv", "console", "computer", "pc"},
-        "vacuum": {"vacuum", "robot", "hoover"},
-        "fan": {"fan", "ventilator", "purifier", "hood"},
-    }[domain]
-    if near_words & named or domain == "climate" and any(each.domain == "fan" for each in house.devices):
+    if NEAR_WORDS[domain] & named or domain == "climate" and "fan" in present:
         return None
     names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))
     here = [area for area in house.areas if area == house.here]
     ghost = Device(rng.choice(names), domain, rng.choice((*here, *house.areas)))
     larger = House((*house.devices, ghost), house.here)
-    tool = rng.choice(
-        [
-            tool
-            for tool in WEIGHTS
-            if domain in TOOLS[tool].domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)
-        ]
-    )
+    fit = [tool for tool in WEIGHTS if domain in TOOLS[tool].domains]
+    tool = rng.choice([tool for tool in fit if domain != "fan" or tool == "set_speed" or rng.random() < 0.5])
     family = pick([each for each in by_tool()[tool] if domain in each.domains], split, rng)
-    only = House(
-        tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here
-    )
+    kept = [each for each in larger.devices if each.domain == domain or each.domain not in family.domains]
+    only = House(tuple(kept), house.here)
     ref = target_of(family, only, rng)
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
         return None

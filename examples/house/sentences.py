@@ -98,13 +98,10 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     target = f"{area}/{EVERYTHING}"
     if target not in house.targets(TOOLS["turn_off"].domains):
         return None
-    place = (
-        on_floor(area)
-        if area in floors
-        else in_area(area, rng)
-        if area != EVERYWHERE
-        else rng.choice(("in the house", "everywhere", "in the whole house"))
-    )
+    if area == EVERYWHERE:
+        place = rng.choice(("in the house", "everywhere", "in the whole house", "in the home", "at home"))
+    else:
+        place = on_floor(area) if area in floors else in_area(area, rng)
     if area == house.here and rng.random() < 0.5:
         place = rng.choice(("in here", "in this room", "in the room"))
     sentence = expand(rng.choice(family.templates), rng, rules(), {"inx": place})
@@ -176,10 +173,10 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
     of_family: 0.66, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02,
     of_correction: 0.02, of_timer: 0.05, of_list: 0.03, of_several: 0.07,
 }
-RARE = of_mood, of_use  # each of their many wordings is rare, so training has them twice as often
-SHARES = {
-    "train": [share * (2 if maker in RARE else 1) for maker, share in MAKERS.items()], "test": list(MAKERS.values())
-}  # fmt: skip
+# Training has more of what is hard: moods and uses with their many rare wordings, and several commands at once.
+HARD = {of_mood: 2, of_use: 2, of_several: 3}
+HARDER = [share * HARD.get(maker, 1) for maker, share in MAKERS.items()]
+SHARES = {"train": HARDER, "test": list(MAKERS.values())}
 
 
 def unclear(sample: Sample) -> bool:
@@ -189,10 +186,8 @@ def unclear(sample: Sample) -> bool:
     meant_devices = {each for target in sample.action.targets for each in sample.house.resolve(target)}
     text = sample.sentence
     longest_first = {"key": len, "reverse": True}
-    for name in (
-        *sorted((each.name for each in meant_devices), **longest_first),
-        *sorted(sample.house.areas, **longest_first),
-    ):
+    names = sorted((each.name for each in meant_devices), **longest_first)
+    for name in (*names, *sorted(sample.house.areas, **longest_first)):
         if name in text:
             text = re.sub(rf"\b{re.escape(name)}\b", "#", text)
     shown = {each.name for each in meant_devices}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from grammar import blocks
+from grammar import blocks, numbered
 
 ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -32,17 +32,7 @@ def share(rng: random.Random) -> tuple[str, int]:
     """A percentage as said."""
     how = rng.random()
     if how < 0.1:
-        return rng.choice(
-            (
-                ("half", 50),
-                ("full", 100),
-                ("maximum", 100),
-                ("max", 100),
-                ("the maximum", 100),
-                ("a quarter", 25),
-                ("three quarters", 75),
-            )
-        )
+        return rng.choice(numbered("shares"))
     number = rng.choice((*range(10, 101, 10), *range(10, 101, 10), *range(5, 101, 5), rng.randint(11, 99)))
     text = spelled(number, rng)
     if how < 0.16 and number > 10:
@@ -56,53 +46,30 @@ def level(rng: random.Random) -> tuple[str, int]:
 
 
 def degrees(number: int, rng: random.Random) -> str:
-    text = spelled(number, rng)
-    return text + rng.choice(
-        (
-            "",
-            "",
-            " degrees",
-            " degrees",
-            " degrees",
-            " degrees",
-            " celsius",
-            " degrees celsius",
-            "°" if text.isdigit() else " degrees",
-        )
-    )
+    text, usual = spelled(number, rng), " degrees"
+    sign = "°" if text.isdigit() else usual
+    return text + rng.choice(("", "", usual, usual, usual, usual, " celsius", " degrees celsius", sign))
 
 
 def duration(rng: random.Random) -> tuple[str, int]:
     """A time span as said, in minutes."""
     how = rng.random()
     if how < 0.6:
-        number = rng.choice(
-            (1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90, rng.randint(2, 120))
-        )
+        usual = 1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90
+        number = rng.choice((*usual, rng.randint(2, 120)))
         unit = rng.choice(("minute", "min")) if number == 1 else rng.choice(("minutes", "minutes", "minutes", "mins"))
         return f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {unit}", number
     if how < 0.85:
-        return rng.choice(
-            (
-                ("an hour", 60),
-                ("an hour", 60),
-                ("one hour", 60),
-                ("half an hour", 30),
-                ("half an hour", 30),
-                ("an hour and a half", 90),
-                ("one and a half hours", 90),
-                ("a quarter of an hour", 15),
-                ("three quarters of an hour", 45),
-                ("half hour", 30),
-                ("1 hour", 60),
-                ("a half hour", 30),
-            )
-        )
+        return rng.choice(numbered("durations"))
     number = rng.randint(2, 12)
-    if how < 0.95:
+    if how < 0.92:
         return f"{spelled(number, rng)} hours", 60 * number
-    extra = rng.choice((10, 15, 20, 30, 45))
-    return f"{spelled(number, rng)} hours and {spelled(extra, rng)} minutes", 60 * number + extra
+    number = rng.choice((1, 1, 1, number))
+    hours = rng.choice(("an hour", "one hour", "1 hour")) if number == 1 else f"{spelled(number, rng)} hours"
+    if number > 1 and rng.random() < 0.3:
+        return f"{spelled(number, rng)} and a half hours", 60 * number + 30
+    extra = rng.choice((5, 10, 15, 15, 20, 30, 30, 40, 45))
+    return f"{hours}{rng.choice((' and ', ' and ', ' '))}{spelled(extra, rng)} minutes", 60 * number + extra
 
 
 def clock(rng: random.Random) -> tuple[str, int, int]:
@@ -110,34 +77,26 @@ def clock(rng: random.Random) -> tuple[str, int, int]:
     hour = rng.randint(1, 12)
     minute = rng.choice((0, 0, 0, 0, 30, 30, 15, 45, 10, 20, 40, 50, 5, 55, 35, 25))
     after = hour % 12 + 1
-    forms = [
-        f"{hour}:{minute:02d}",
-        f"{hour} {minute:02d}",
-        f"{number_words(hour)} {number_words(minute)}",
-        f"{hour}.{minute:02d}",
-    ]
+    word = number_words(hour)
+    forms = [f"{hour}:{minute:02d}", f"{hour} {minute:02d}", f"{word} {number_words(minute)}", f"{hour}.{minute:02d}"]
     if minute == 0:
-        forms = [
-            str(hour),
-            number_words(hour),
-            number_words(hour),
-            f"{number_words(hour)} o'clock",
-            f"{hour} o'clock",
-            f"{hour}:00",
-        ]
+        forms = [str(hour), word, word, f"{word} o'clock", f"{hour} o'clock", f"{hour}:00"]
     elif minute == 5:
-        forms = [f"{hour}:05", f"{number_words(hour)} oh five", f"five past {number_words(hour)}"]
+        forms = [f"{hour}:05", f"{word} oh five", f"five past {word}"]
     elif minute == 30:
-        forms += [f"half past {number_words(hour)}", f"half past {hour}"]
+        forms += [f"half past {word}", f"half past {hour}"]
     elif minute == 15:
-        forms += [f"quarter past {number_words(hour)}", f"a quarter past {hour}", f"quarter after {number_words(hour)}"]
+        forms += [f"quarter past {word}", f"a quarter past {hour}", f"quarter after {word}"]
     elif minute == 45:
         forms += [f"quarter to {number_words(after)}", f"a quarter to {after}"]
     elif minute <= 20:
-        forms += [f"{number_words(minute)} past {number_words(hour)}", f"{minute} past {hour}"]
+        forms += [f"{number_words(minute)} past {word}", f"{minute} past {hour}"]
     elif minute >= 40:
         forms += [f"{number_words(60 - minute)} to {number_words(after)}", f"{60 - minute} to {after}"]
     return rng.choice(forms), hour % 12, minute
+
+
+OCLOCK = " o'clock"
 
 
 def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
@@ -174,19 +133,15 @@ def plain_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     elif half_said < 0.5:
         later = rng.random() < 0.55
         mark = rng.choice(("pm", "pm", "p m", "p.m.") if later else ("am", "am", "a m", "a.m."))
-        text = (
-            f"at {text.replace(' o' + chr(39) + 'clock', '')} {mark}"
-            if rng.random() < 0.85 or " " in text
-            else f"at {text}{mark.replace(' ', '')}"
-        )
+        apart = rng.random() < 0.85 or " " in text
+        text = f"at {text.replace(OCLOCK, '')} {mark}" if apart else f"at {text}{mark.replace(' ', '')}"
     else:
         later = hour < 3 or hour > 4 and rng.random() < 0.5
         if not later and (hour < 4):
             return plain_time(rng)
         if later and hour > 4:
-            part = rng.choice(
-                ("in the evening", "in the evening", "tonight", "at night" if hour > 8 else "in the evening")
-            )
+            night = "at night" if hour > 8 else "in the evening"
+            part = rng.choice(("in the evening", "in the evening", "tonight", night))
             text = f"tonight at {text}" if part == "tonight" and rng.random() < 0.5 else f"at {text} {part}"
         else:
             text = f"at {text} {'in the afternoon' if later else 'in the morning'}"
@@ -243,6 +198,9 @@ def as_heard(parts: Sequence[str], sentence: str, result: str) -> str:
     return ", ".join(" ".join(kept(*place)).rstrip(",.?!") for place in places_of(parts, words))
 
 
+ASKING = "can", "could", "would", "will", "what", "how", "is ", "why", "who", "do ", "are ", "where", "when"
+
+
 def heard(sentence: str, rng: random.Random, mistyped_share: float) -> str:
     """The sentence with the faults of typing and hearing that some sentences have."""
     words = sentence.split()
@@ -266,13 +224,7 @@ def heard(sentence: str, rng: random.Random, mistyped_share: float) -> str:
         sentence = sentence.replace("'", "")
     how = rng.random()
     if how < 0.1:
-        end = (
-            "?"
-            if sentence.startswith(
-                ("can", "could", "would", "will", "what", "how", "is ", "why", "who", "do ", "are ", "where", "when")
-            )
-            else rng.choice((".", ".", "!"))
-        )
+        end = "?" if sentence.startswith(ASKING) else rng.choice((".", ".", "!"))
         return sentence[0].upper() + sentence[1:] + end
     if how < 0.13:
         return sentence[0].upper() + sentence[1:]
@@ -281,11 +233,7 @@ def heard(sentence: str, rng: random.Random, mistyped_share: float) -> str:
 
 def mistyped(word: str, rng: random.Random) -> str:
     at = rng.randrange(1, len(word) - 1)
-    return rng.choice(
-        (
-            word[:at] + word[at + 1 :],
-            word[:at] + word[at] + word[at:],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-            word[:at] + rng.choice("aeiostrnl") + word[at + 1 :],
-        )
-    )
+    before, letter, after = word[:at], word[at], word[at + 1 :]
+    swapped = before + after[0] + letter + after[1:]
+    wrong = before + rng.choice("aeiostrnl") + after
+    return rng.choice((before + after, before + letter + letter + after, swapped, wrong))

@@ -26,33 +26,27 @@ RULES = {
     "here": "([in] here|in this room)",
     "everywhere": "(everywhere|in [the] [(entire|whole)] house|in (all|all the) rooms)",
 }
-NAMED = {"name_only", "name_area", "name_brightness", "name_color", "name_temperature", "name_scene", "name_area_scene"}
-AREA = {
-    "area_domain", "area_brightness", "area_color", "area_only", "area_temperature", "area_device_class",
-    "area_device_class_cover",
+MODES = {  # of `commands.txt`, by what Home Assistant's templates name
+    "n": "name_only name_area name_brightness name_color name_temperature name_scene name_area_scene",
+    "a": "area_domain area_brightness area_color area_only area_temperature area_device_class area_device_class_cover",
+    "g": "domain_only default brightness_only color_only temperature_only device_class device_class_cover",
+    "h": "domain_all",
 }
-HERE = {
-    "domain_only", "default", "brightness_only", "color_only", "temperature_only", "device_class",
-    "device_class_cover",
-}
+MODE = {combination: mode for mode, listed in MODES.items() for combination in listed.split()}
+MEDIA = {
+    "HassMediaPause": "pause", "HassMediaUnpause": "play", "HassMediaNext": "next", "HassMediaPrevious": "previous",
+    "HassMediaPlayerMute": "mute", "HassMediaPlayerUnmute": "unmute", "HassSetVolume": "set_volume",
+    "HassSetVolumeRelative": "relative",
+}  # fmt: skip
+# By intent: the tool, and the domain where the templates name none.
 INTENTS = {
-    "HassLightSet": "light",
-    "HassSetPosition": "cover",
-    "HassClimateSetTemperature": "climate",
-    "HassMediaPause": "media_player",
-    "HassMediaUnpause": "media_player",
-    "HassMediaNext": "media_player",
-    "HassMediaPrevious": "media_player",
-    "HassMediaPlayerMute": "media_player",
-    "HassMediaPlayerUnmute": "media_player",
-    "HassSetVolume": "media_player",
-    "HassSetVolumeRelative": "media_player",
-    "HassVacuumStart": "vacuum",
-    "HassVacuumReturnToBase": "vacuum",
-    "HassFanSetSpeed": "fan",
-    "HassTurnOn": "",
-    "HassTurnOff": "",
-}
+    "HassLightSet": ("", "light"), "HassSetPosition": ("set_position", "cover"),
+    "HassClimateSetTemperature": ("set_temperature", "climate"),
+    **{intent: (tool, "media_player") for intent, tool in MEDIA.items()},
+    "HassVacuumStart": ("start", "vacuum"), "HassVacuumReturnToBase": ("dock", "vacuum"),
+    "HassFanSetSpeed": ("set_speed", "fan"), "HassTurnOn": ("", ""), "HassTurnOff": ("", ""),
+}  # fmt: skip
+LIGHTS = {"light", "lights", "lamp", "spotlight", "spotlights"}
 QUESTIONS = [
     "HassGetWeather", "HassGetCurrentTime", "HassGetCurrentDate", "HassNevermind", "HassRespond", "HassBroadcast",
     "HassShoppingListCompleteItem",
@@ -83,41 +77,17 @@ def tool_of(intent: str, domain: str, combination: str) -> str:
         return special[domain][on] if domain in special else ("turn_off", "turn_on")[on]
     if intent == "HassLightSet":
         return "set_color" if "color" in combination else "set_brightness" if "brightness" in combination else ""
-    return {
-        "HassSetPosition": "set_position",
-        "HassClimateSetTemperature": "set_temperature",
-        "HassMediaPause": "pause",
-        "HassMediaUnpause": "play",
-        "HassMediaNext": "next",
-        "HassMediaPrevious": "previous",
-        "HassMediaPlayerMute": "mute",
-        "HassMediaPlayerUnmute": "unmute",
-        "HassSetVolume": "set_volume",
-        "HassSetVolumeRelative": "relative",
-        "HassVacuumStart": "start",
-        "HassVacuumReturnToBase": "dock",
-        "HassFanSetSpeed": "set_speed",
-    }[intent]
+    return INTENTS[intent][0]
 
 
 @cache
 def commands() -> tuple[tuple[str, str, str, str], ...]:
     """(tool, domain, mode, template) of what can be mapped. Modes are those of `commands.txt`."""
     usable = []
-    for intent, base in INTENTS.items():
+    for intent, (_, base) in INTENTS.items():
         for block in english()["intents"][intent]["data"]:
             combination = block["metadata"]["slot_combination"]
-            mode = (
-                "n"
-                if combination in NAMED
-                else "a"
-                if combination in AREA
-                else "g"
-                if combination in HERE
-                else "h"
-                if combination == "domain_all"
-                else ""
-            )
+            mode = MODE.get(combination, "")
             wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or base
             for domain in [wanted] if isinstance(wanted, str) else wanted:
                 tool = tool_of(intent, domain, combination)
@@ -125,10 +95,10 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
                 if not mode or not known:
                     continue
                 # A bare name asks for nothing; colors by kelvin are no tool's.
-                kept = [
-                    each for each in block["sentences"] if each != "[<the>] {name}" and "color_temperature" not in each
-                ]
-                usable += [(tool, domain, mode, template) for template in kept]
+                usable += [
+                    (tool, domain, mode, template) for template in block["sentences"]
+                    if template != "[<the>] {name}" and "color_temperature" not in template
+                ]  # fmt: skip
     return tuple(usable)
 
 
@@ -143,19 +113,10 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Call, tuple[str, 
     meant_devices = sorted(house.resolve(target), key=str)
     if mode == "n" and meant(device.name, house, device.area if "{area}" in template else None) != [device]:
         return None
-    if (
-        mode == "n"
-        and "{area}" in template
-        and device.area in device.name
-        or "'s " in device.name
-        and "<the>" in template
-    ):
+    named_twice = mode == "n" and "{area}" in template and device.area in device.name
+    if named_twice or "'s " in device.name and "<the>" in template:
         return None
-    if (
-        mode == "n"
-        and "<light>" in template
-        and {"light", "lights", "lamp", "spotlight", "spotlights"} & set(device.name.split())
-    ):
+    if mode == "n" and "<light>" in template and LIGHTS & set(device.name.split()):
         return None
     if domain == "climate" and mode != "n" and any(map(cooling, meant_devices)) and "temp" not in template:
         return None
@@ -170,13 +131,8 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Call, tuple[str, 
         "volume_step_up": lambda: str(rng.choice((5, 10, 15, 20))),
         "volume_step_down": lambda: str(rng.choice((5, 10, 15, 20))),
     }
-    if (
-        "{cover_classes" in template
-        and not slots["cover_classes"]
-        or "'s " in device.area
-        and "<the>" in template
-        and "{area}" in template
-    ):
+    owned = "'s " in device.area and "<the>" in template and "{area}" in template
+    if owned or "{cover_classes" in template and not slots["cover_classes"]:
         return None
     for slot in ("brightness", "volume", "position", "fan_speed"):
         if "{" + slot in template.replace("volume_step", "") and "brightness_level" not in template:
@@ -203,13 +159,9 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Call, tuple[str, 
 def place(house: House, device: Device, mode: str) -> str:
     if mode == "n":
         return house.label(device)
-    return (
-        f"{device.area}/{device.domain}"
-        if mode == "a"
-        else f"{EVERYWHERE}/{device.domain}"
-        if mode == "h"
-        else here_target(house, device.domain)
-    )
+    if mode == "g":
+        return here_target(house, device.domain)
+    return f"{device.area if mode == 'a' else EVERYWHERE}/{device.domain}"
 
 
 def cover_class(devices: list[Device], rng: random.Random) -> str | None:

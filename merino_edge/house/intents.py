@@ -60,6 +60,7 @@ INTENTS: dict[str, tuple[str, dict[str, str], str, str]] = {
     "resume_timer": ("HassUnpauseTimer", {}, "Timer resumed", "resume the timer"),
 }  # fmt: skip
 RELATIVE = ("brighten", "dim", "warmer", "cooler")  # whose intents need the states of now
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 LATER = ("turn_on", "turn_off", "open", "close", "set_brightness", "lock")  # that Home Assistant's templates know
 # Spoken by Home Assistant, which knows the states: Jinja templates.
 STATE_IS = "{{ state.name }} is {{ state.state_with_unit }}"
@@ -116,7 +117,7 @@ def intents_of(
         devices = devices_of(call, house)
         made = [slots for device in devices if (slots := slots_of(call, device, states)) is not None]
         if not TOOLS[call.tool].domains:
-            made = [{**values_of(call), **({"name": call.words} if call.words else {})}]
+            made = [{**values_of(call), **timer_named(call, house)}]
         if not made:
             return Reply(text=f"Sorry, I don't know the state of {spoken(devices, names)}.")
         if timed(call):
@@ -160,6 +161,17 @@ def values_of(call: Call) -> dict[str, Any]:
     if values.get("color") in KELVIN:
         return {"temperature": KELVIN[values["color"]]}
     return values
+
+
+def timer_named(call: Call, house: House) -> dict[str, Any]:
+    """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"."""
+    number, _, unit = call.words.partition(" ")
+    count = int(number) if number.isdigit() else COUNTS.index(number) + 1 if number in COUNTS else 0
+    if call.tool != "start_timer" and call.words in house.areas:
+        return {"area": call.words}
+    if call.tool != "start_timer" and count and unit in ("hour", "minute", "second"):
+        return {f"start_{unit}s": count}
+    return {"name": call.words} if call.words else {}
 
 
 def timed(call: Call) -> bool:

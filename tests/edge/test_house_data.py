@@ -188,11 +188,29 @@ def test_a_decoder_of_random_weights_answers_with_calls_of_the_house(chat_dir, m
         given = answers.answer(model, small, "go")
         again = answers.chosen_again(Call("turn_on", ("garage",), (), 'the "hood"'), small)
         form = {"type": "array", "prefixItems": [again], "minItems": 1, "maxItems": 1}
-        text, probability = answers.decoded(model, "go", form)
+        text, probability = answers.decoded(model, "go", form, small)
     assert all(small.resolve(target) for call in given.calls for target in call.targets)
     [call] = read_calls(text)
     assert (call.tool, call.words) == ("turn_on", 'the "hood"') and 0 <= probability <= 1
     assert all(small.resolve(target) for target in call.targets)
+
+
+def test_answers_with_the_same_effect_differ_by_a_target_for_the_same_devices():
+    only = House((Device("hood", "fan", "hall"), Device("lamp", "light", "snug")), "hall")
+    text = write_calls([Call("turn_on", ("hood",), (), "hood"), Call("dim", ("snug/light",))])
+    others = {write_calls([Call("turn_on", (target,), (), "hood"), Call("dim", ("snug/light",))])
+              for target in ("hall/fan", "house/fan")}  # fmt: skip
+    others |= {write_calls([Call("turn_on", ("hood",), (), "hood"), Call("dim", (target,))])
+               for target in ("lamp", "house/light")}  # fmt: skip
+    assert set(answers.same_effect(text, only)) == others
+
+
+@pytest.mark.parametrize(("words", "name"), [
+    ("pasta timer", "pasta"), ("5 minutes", "5 minute"), ("1 hour", "1 hour"), ("two hours", "two hour"),
+    ("guests", "guests"),
+])  # fmt: skip
+def test_a_timer_has_its_bare_name(words, name):
+    assert answers.in_house(Call("cancel_timer", words=words), DOOR, "cancel the timer").words == name
 
 
 @pytest.mark.parametrize("name", ["slurp", "seen", "written"])

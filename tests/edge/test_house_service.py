@@ -291,6 +291,18 @@ def test_every_tool_has_an_intent_with_its_values_and_words_for_it():
         json.dumps(intents)
 
 
+@pytest.mark.parametrize(("call", "slots"), [
+    (Call("cancel_timer", words="pasta"), {"name": "pasta"}), (Call("cancel_timer"), {}),
+    (Call("pause_timer", words="hall"), {"area": "hall"}), (Call("timer_left", words="5 minute"), {"start_minutes": 5}),
+    (Call("add_time", (), (("minutes", 2),), "one hour"), {"minutes": 2, "start_hours": 1}),
+    (Call("start_timer", (), (("minutes", 2),), "hall"), {"minutes": 2, "name": "hall"}),
+])  # fmt: skip
+def test_a_timer_is_named_by_its_name_its_area_or_its_length(call, slots):
+    house = House((Device("lamp", "light", "hall", (), "light.lamp"),), "hall")
+    [intent] = intents_of([call], house, {}, states={}, now=datetime.datetime(2026, 1, 1)).intents
+    assert intent.slots == slots
+
+
 def test_later_commands_become_timers_and_others_are_refused():
     at = Call("close", ("cover 0",), (("at", "07:30"),))
     now = datetime.datetime(2026, 1, 1, 23, 0, 20)

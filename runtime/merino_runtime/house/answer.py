@@ -25,22 +25,26 @@ from merino_runtime.house.house import (
     read_calls,
     row_schema,
     schema,
+    write_calls,
 )
 from merino_runtime.house.words import content_words, ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
-SURE = 0.6  # the least probability of calls that are carried out without a question
+SURE = 0.7  # the least probability of calls that are carried out without a question
+TOP = 12  # tokens that are looked at for other targets with the same effect
+IN_WORDS = re.compile(r'\["\w+","([^"\\]|\\.)*$')  # what is written up to a token of a call's words
 EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
 LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)\b|\b(half|quarter) past\b|"
                    r"\bat (\d\d?:\d\d|\w+ (am|pm|o'clock))\b")
+NO_NAME = re.compile(r" timer$|(?<=\bhour)s$|(?<=\bminute)s$|(?<=\bsecond)s$")  # of a timer's name
 LIKE = 0.6  # the least likeness of words that are put right
 CONFIRMED = ("unlock",)  # tools whose calls are always asked for
 
 
 class Answer(NamedTuple):
-    """`calls`: none is a refusal, and one without targets says that the house has no such device. `asks`: whether the
-    speaker is to confirm them. `text`: what the model wrote."""
+    """`calls`: none is a refusal, and one without targets says that the house has no such device. `probability`: see
+    `decoded`. `asks`: whether the speaker is to confirm the calls. `text`: what the model wrote."""
     calls: Tuple[Call, ...]
     probability: float
     asks: bool
@@ -51,7 +55,7 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
     """Answer with calls whose targets are of the whole house."""
     shown = candidates(house, sentence)
     asked = prompt(shown, sentence)
-    text, probability = decoded(model, asked, schema())
+    text, probability = decoded(model, asked, schema(), shown)
     calls = read_calls(text)
     if calls is None:  # it was cut
         return Answer((), 0.0, False, text)
@@ -61,16 +65,19 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
         if any(again):
             rows = [form or kept(call) for call, form in zip(calls, again)]
             form = {"type": "array", "prefixItems": rows, "minItems": len(calls), "maxItems": len(calls)}
-            text, probability = decoded(model, asked, form)
+            text, probability = decoded(model, asked, form, shown)
             calls = read_calls(text) or []
     confirmed = any(call.tool in CONFIRMED and call.targets for call in calls)
-    whole = tuple(here_meant(call, house, sentence) for call in whole_calls(calls, shown, house))
+    whole = tuple(in_house(call, house, sentence) for call in whole_calls(calls, shown, house))
     doubtful = confirmed or probability < sure or is_doubtful(calls, sentence.lower())
     return Answer(whole, probability, has_effect(whole, house) and doubtful, text)
 
 
-def here_meant(call: Call, house: House, sentence: str) -> Call:
-    """The call with the speaker's area in place of the house, unless the sentence says that it means all."""
+def in_house(call: Call, house: House, sentence: str) -> Call:
+    """The call with the speaker's area in place of the house, unless the sentence says that it means all; a timer by
+    its bare name, such as "pasta" or "5 minute"."""
+    if not TOOLS[call.tool].domains:
+        return call._replace(words=NO_NAME.sub("", call.words))
     if EVERY & set(split_words(sentence)):
         return call
     local = {device.domain for device in house.devices if device.area and device.area == house.here}
@@ -148,8 +155,29 @@ def one_of_each(targets: List[List[str]]) -> Any:
             "maxItems": len(targets)}
 
 
-def decoded(model: LanguageModel, asked: str, form: Any) -> Tuple[str, float]:
-    """Greedy and constrained -> the answer, and the probability of its tokens without those that are forced."""
-    events = list(model.generate(asked, json_schema=form, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=0))
+def decoded(model: LanguageModel, asked: str, form: Any, shown: House) -> Tuple[str, float]:
+    """Greedy and constrained -> the answer, and the probability of its tokens without those that are forced. A token
+    counts with the others that lead to a target with the same effect, and one of the words for a third."""
+    events = list(model.generate(asked, json_schema=form, max_new_tokens=MOST_TOKENS, sampling=GREEDY, top=TOP))
     text = "".join(event.text for event in events if isinstance(event, Token))
-    return text, math.exp(sum(event.logprob for event in events if isinstance(event, TokenLogprobs)))
+    same, before, logprobs = same_effect(text, shown), "", 0.0
+    for token, chosen in zip(events, events[1:]):
+        if isinstance(token, Token):
+            if isinstance(chosen, TokenLogprobs):
+                others = ((before + model.tokenizer.bytes_of(number).decode("utf-8", "replace"), math.exp(logprob))
+                          for number, logprob in chosen.top if number != token.id)
+                alike = sum(probability for begun, probability in others
+                            if any(other.startswith(begun) for other in same))
+                logprobs += math.log(math.exp(chosen.logprob) + alike) / (3 if IN_WORDS.search(before) else 1)
+            before += token.text
+    return text, min(1.0, math.exp(logprobs))
+
+
+def same_effect(text: str, shown: House) -> List[str]:
+    """The answers that differ from this one by a target that means the same devices."""
+    calls = read_calls(text) or []
+    return [write_calls(calls[:place] + [call._replace(targets=call.targets[:at] + (other,) + call.targets[at + 1:])]
+                        + calls[place + 1:])
+            for place, call in enumerate(calls) for at, target in enumerate(call.targets)
+            for other in shown.targets(TOOLS[call.tool].domains)
+            if other != target and shown.resolve(other) == shown.resolve(target)]
