@@ -1,28 +1,46 @@
-"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express, such as recursion.
+"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express.
 
 It is optional, for Python 3.9 and later. The built-in automaton comes first, because it behaves alike on every board.
 """
 import contextlib
 import itertools
 import json
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.closed import closed_schema
 from merino_runtime.generation.constraints.tokens import Trie, spelled
 
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
-
 COMPACT: Any = {"whitespace_flexible": False}
 # Of one step and of one grammar: five to ten times what llguidance allows. Older versions have no limits.
 LIMITS = {"initial_lexer_fuel": 10000000, "step_lexer_fuel": 2000000, "step_max_items": 500000,
           "max_items_in_row": 20000, "max_lexer_states": 250000, "verbose_errors": False}
 
 
-def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
-    """source: {"schema": ...} or {"lark": text}. Raises the refusal of the built-in automaton, with the
-    error of llguidance, or with a note that it is not installed."""
+class Json(NamedTuple):
+    """A part of a text: JSON that is valid for a schema."""
+    schema: Any
+    path: str = ""  # of the schema, for messages
+
+
+class Other(NamedTuple):
+    """A part of a text: any characters, of which the first is another one than this."""
+    first: str
+
+
+Texts = List[Sequence[Union[str, Json, Other]]]  # alternatives, each a sequence of parts
+
+
+def guided(trie: Trie, eos_ids: Sequence[int], texts: Texts, refusal: MerinoError) -> "GuidedState":
+    """Compile texts. Raise the refusal of the built-in automaton, with the error of llguidance, or with a note that it
+    is not installed."""
+    try:
+        grammar = _lark(texts)
+    except MerinoError:  # neither engine can express it
+        raise refusal  # noqa: B904
     llguidance: Any = None
     with contextlib.suppress(ImportError):
         import llguidance
@@ -34,20 +52,31 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
     if tokens is None:
         wrapped = llguidance.TokenizerWrapper(_Tokens(trie, eos_ids))
         tokens = llguidance.LLTokenizer(wrapped, eos_token=list(eos_ids))
-        trie.tokenizer.kept["llguidance", tuple(eos_ids)] = tokens
-    matcher = llguidance.LLMatcher
-    grammar = (matcher.grammar_from_lark(source["lark"]) if "lark" in source else
-               matcher.grammar_from_json_schema(json.dumps(source["schema"]), overrides=COMPACT))
+        trie.tokenizer.kept[("llguidance", *eos_ids)] = tokens
     limits = {"limits": llguidance.LLParserLimits(**LIMITS)} if hasattr(llguidance, "LLParserLimits") else {}
-    constraint = Guided(matcher(tokens, grammar, log_level=0, **limits), eos_ids)
-    state = constraint.start()
+    matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0, **limits)
+    state = GuidedState(matcher, eos_ids)
     try:
-        reason = "" if state.allowed().any() else "nothing satisfies it"
+        reason = "" if state.start().allowed().any() else "nothing satisfies it"
     except MerinoError:
         reason = state.error
     if reason:
         raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
-    return constraint
+    return state
+
+
+def _lark(texts: Texts) -> str:
+    """Return texts in llguidance's own language of grammars."""
+    rules: List[str] = []
+
+    def part_of(part: Any) -> str:
+        if isinstance(part, Json):
+            schema = dict(closed_schema(part.schema, part.path), **{"x-guidance": COMPACT})
+            rules.append(f"json{len(rules)}: %json {json.dumps(schema)}\n")
+            return f"json{len(rules) - 1}"
+        return f"/[^{part.first}](.|\\n)*/" if isinstance(part, Other) else json.dumps(part)
+
+    return "start: " + " | ".join([" ".join(map(part_of, parts)) for parts in texts]) + "\n" + "".join(rules)
 
 
 class _Tokens:
@@ -84,19 +113,9 @@ class _Tokens:
         return spelled(self._trie, b"", whole) if whole == text.encode(*BYTES) else []
 
 
-class Guided:
-    """A grammar of llguidance, with the interface of tokens.Grammar."""
-
-    def __init__(self, matcher: Any, eos_ids: Sequence[int]) -> None:
-        self._matcher, self.eos_ids = matcher, tuple(eos_ids)
-
-    def start(self, until_s: float = float("inf")) -> "GuidedState":  # noqa: ARG002, its steps have limits of their own
-        return GuidedState(self._matcher.deep_copy(), self.eos_ids)
-
-
 class GuidedState:
-    """A state of llguidance, with the interface of tokens.State. An error of llguidance is a MerinoError: it also
-    reports that state as the end of the text."""
+    """A state of llguidance, with the interface of tokens.State and tokens.Grammar. An error of llguidance is a
+    MerinoError: it also reports that state as the end of the text."""
 
     def __init__(self, matcher: Any, eos_ids: Sequence[int], ended: bool = False) -> None:
         self._matcher, self._eos_ids, self._ended = matcher, eos_ids, ended
@@ -104,6 +123,9 @@ class GuidedState:
 
     def copy(self) -> "GuidedState":
         return GuidedState(self._matcher.deep_copy(), self._eos_ids, self._ended)
+
+    def start(self, until_s: float = float("inf")) -> "GuidedState":  # noqa: ARG002, its steps have limits of their own
+        return self.copy()
 
     @property
     def error(self) -> str:

@@ -17,7 +17,6 @@ from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
 MOST_REPEATED = 1000
-MOST_LENGTH = 10 ** 9  # stands for no limit
 SPACES = [(28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
           (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # by some dialects
 CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
@@ -33,13 +32,6 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
         node = _sequence(make, items, refuse)
         nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
     return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
-
-
-def length_of(text: str, refuse: Refuse) -> Tuple[int, int]:
-    """Return the least and the most characters of a text in which the pattern is found; most -1: no limit."""
-    branches = [(_width(items), begins and ends) for items, begins, ends in _branches(text, refuse)]
-    longest = [width[1] if whole else MOST_LENGTH for width, whole in branches]
-    return min(width[0] for width, _ in branches), max(longest) if max(longest) < MOST_LENGTH else -1
 
 
 def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
@@ -63,24 +55,6 @@ def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
         ends = bool(items) and _named(items[-1]) == ("AT", "AT_END")
         results.append((items[:-1] if ends else items, begins, ends))
     return results
-
-
-def _width(items: Sequence[Any]) -> Tuple[int, int]:
-    """Return the least and the most characters of a sequence."""
-    least = most = 0
-    for kind, value in items:
-        name = str(kind)
-        low = high = 1
-        if name == "SUBPATTERN":
-            low, high = _width(value[-1])
-        elif name == "BRANCH":
-            widths = [_width(branch) for branch in value[1]]
-            low, high = min(width[0] for width in widths), max(width[1] for width in widths)
-        elif name in ("MAX_REPEAT", "MIN_REPEAT"):
-            inner = _width(value[2])
-            low, high = int(value[0]) * inner[0], int(value[1]) * inner[1]
-        least, most = least + low, min(MOST_LENGTH, most + high)
-    return least, most
 
 
 def _named(item: Any) -> Tuple[str, str]:
