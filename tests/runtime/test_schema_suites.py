@@ -19,8 +19,7 @@ from json_schemas import compact, tokenizers_of_both_kinds, walked
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_schema
 from merino_runtime.generation.constraints.automaton import DEAD
-from merino_runtime.generation.constraints.closed import closed_schema
-from merino_runtime.generation.constraints.guidance import Json, guided
+from merino_runtime.generation.constraints.guidance import Json, closed_schema, guided
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 BOTH = {name: (tokenizer, eos) for name, tokenizer, eos in tokenizers_of_both_kinds()}
