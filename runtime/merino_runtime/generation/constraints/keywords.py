@@ -52,7 +52,7 @@ SHAPES: Dict[str, Tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-class Schema(Dict[str, Any]):
+class Schema(dict):
     """A schema that was read: keywords with valid values, in which all schemas were read too. Equal to itself alone.
 
     choices: a value must be valid for all schemas of at least one alternative of each.

@@ -96,7 +96,8 @@ class Normal:
             results = [(*result, schema) for result in results if schema.get("enum") != []]
             for choice in schema.choices:
                 branches = [branch for inner in choice for branch in self._alternatives(inner, (*above, schema))]
-                results = _limited([(*result, *branch) for result in results for branch in branches], schema.where)
+                _limited(range(len(results) * len(branches)), schema.where)
+                results = [(*result, *branch) for result in results for branch in branches]
         return results
 
     def _merged(self, schemas: Parts) -> Optional[Flat]:
@@ -281,7 +282,7 @@ def never(parts: Parts) -> bool:
     return any(schema.get("enum") == [] for schema in parts)
 
 
-def _limited(alternatives: List[Any], where: str) -> List[Any]:
+def _limited(alternatives: Any, where: str) -> Any:
     if len(alternatives) > MOST_ALTERNATIVES:
         raise refused(where, f"it has more than {MOST_ALTERNATIVES} alternatives")
     return alternatives

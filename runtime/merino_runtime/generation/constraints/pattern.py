@@ -3,11 +3,9 @@
 Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
 around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
 """
-import functools
 import json
 import re
 import sys
-import unicodedata
 import warnings
 from typing import Any, Callable, List, Sequence, Tuple
 
@@ -17,9 +15,11 @@ from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
 MOST_REPEATED = 1000
-SPACES = [(28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
-          (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # by some dialects
 CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
+# Characters that some dialects count into a class and others do not: they match neither it nor its opposite.
+DOUBTFUL = {"DIGIT": [(128, LAST)], "WORD": [(128, LAST)], "SPACE": [
+    (28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
+    (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]}
 Refuse = Callable[[str], MerinoError]
 
 
@@ -103,29 +103,11 @@ def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
             inner = name.replace("NOT_", "")
             if inner not in CLASSES:
                 raise refuse(f"{name} is not supported")
-            doubtful = [] if name.startswith("NOT_") == negated else _doubtful(inner)
-            members = [*CLASSES[inner], *doubtful]
+            members = CLASSES[inner] if name.startswith("NOT_") == negated else [*CLASSES[inner], *DOUBTFUL[inner]]
             ranges += _others(members) if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
     return _others(ranges) if negated else ranges
-
-
-@functools.lru_cache(maxsize=None)
-def _doubtful(name: str) -> Ranges:
-    """Return the characters that some dialects count into a class and others do not."""
-    if name == "SPACE":
-        return SPACES
-    codes = [code for code in range(128, 0x10000) if (
-        chr(code).isnumeric() if name == "DIGIT" else unicodedata.category(chr(code))[0] in "LNM"
-        or unicodedata.category(chr(code)) in ("Pc", "Cn", "Cf"))]
-    ranges: Ranges = []
-    for code in codes:
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1] = (ranges[-1][0], code)
-        else:
-            ranges.append((code, code))
-    return [*ranges, (0x10000, LAST)]
 
 
 def _others(ranges: Ranges) -> Ranges:

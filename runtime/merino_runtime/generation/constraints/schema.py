@@ -23,7 +23,7 @@ from merino_runtime.generation.constraints.keywords import (
 from merino_runtime.generation.constraints.normal import Flat, Normal, items, never, stated
 from merino_runtime.generation.constraints.numerals import integer, number
 from merino_runtime.generation.constraints.pattern import pattern
-from merino_runtime.generation.constraints.product import product
+from merino_runtime.generation.constraints.product import Build, product
 
 MOST_UNIQUE = 256
 MOST_COUNTED = 64  # keys of an object whose number is limited
@@ -106,7 +106,8 @@ class Writer:
         least, most = flat.limits.get("minLength", 0), flat.limits.get("maxLength", -1)
         if 0 <= most < least:
             return self._nothing(f"{where}/maxLength", f"nothing satisfies it: it is {most}, and minLength is {least}")
-        wanted, unwanted = [], []  # type: List[Build], List[Build]
+        wanted: List[Build] = []
+        unwanted: List[Build] = []
         for keyword, value, here in flat.rules:
             if keyword == "format" and value in OTHER_FORMATS:
                 raise refused(here, f"{value} is not supported, but {', '.join(sorted(FORMATS))} are")
@@ -121,8 +122,9 @@ class Writer:
             wanted.append(lambda parts: pattern(parts, "", refusal(where)))
         if wanted and (least or most >= 0):
             wanted.append(lambda parts: parts.seq(parts.lit(b'"'), parts.text(least, most)))
-        return product(make, wanted, unwanted, refusal(where)) if wanted else make.seq(
-            make.lit(b'"'), make.text(least, most))
+        if not wanted:
+            return make.seq(make.lit(b'"'), make.text(least, most))
+        return wanted[0](make) if len(wanted) == 1 and not unwanted else product(make, wanted, unwanted, refusal(where))
 
     def _object(self, flat: Flat) -> int:
         """Return an object: its named keys in order, then the others."""
@@ -156,27 +158,24 @@ class Writer:
         return self._members(named, others, least, most)
 
     def _members(self, named: Sequence[Tuple[int, bool]], others: int, least: int, most: int) -> int:
-        """named: each with whether it is required. Numbers of members are counted if there are limits."""
-        make, limited = self.make, least > 0 or most >= 0
-        ends: Dict[int, int] = {}  # what follows, by the number of members before it; 0 and 1 without limits
-        for count in range(len(named) + 1) if limited else (0, 1):
-            more = make.seq(make.lit(b","), others)
-            left = max(most - count, -1) if most >= 0 else -1
-            low = max(least - count, 0) if limited else 0
-            if most >= 0 and count > most:
-                ends[count] = NOTHING
-            elif count or others == NOTHING:
-                ends[count] = make.seq(make.rep(more, low, left), make.lit(b"}"))
-            else:
-                some = NOTHING if left == 0 else make.seq(others, make.rep(more, max(low - 1, 0), max(left - 1, -1)))
-                ends[count] = make.seq(make.alt(some, make.seq() if low == 0 else NOTHING), make.lit(b"}"))
+        """named: each with whether it is required. Members are counted as far as their number matters: up to 1, because
+        of the comma, or with limits all."""
+        make, more = self.make, self.make.seq(self.make.lit(b","), others)
+
+        def tail(count: int) -> int:
+            low, left = max(least - count, 0), most - count if most >= 0 else -1
+            if most >= 0 > left:
+                return NOTHING
+            if count:
+                return make.seq(make.rep(more, low, left), make.lit(b"}"))
+            some = NOTHING if left == 0 else make.seq(others, make.rep(more, max(low - 1, 0), max(left - 1, -1)))
+            return make.seq(make.alt(some, NOTHING if low else make.seq()), make.lit(b"}"))
+
+        last = len(named) if least > 0 or most >= 0 else 1
+        ends = [tail(count) for count in range(last + 1)]  # what follows, by the number of members before it
         for node, needed in reversed(named):
-            before = {}
-            for count in ends:
-                after = ends.get(count + 1, NOTHING) if limited else ends[1]
-                written = make.seq(make.lit(b",") if count else make.seq(), node, after)
-                before[count] = make.alt(written, NOTHING if needed else ends[count])
-            ends = before
+            ends = [make.alt(make.seq(make.lit(b",") if count else make.seq(), node, ends[min(count + 1, last)]),
+                             NOTHING if needed else end) for count, end in enumerate(ends)]
         return make.seq(make.lit(b"{"), ends[0])
 
     def _array(self, flat: Flat) -> int:
