@@ -84,7 +84,8 @@ class ResponseWriter(Writer):
         self._events = 0
 
     def written(self, _: int, event: Event, deltas: List[Delta]) -> bytes:
-        choice, events = self.choices[0], []
+        choice = self.choices[0]
+        events: List[Json] = []
         if not self._events:
             events += [{"type": "response." + name, "response": self._response("in_progress")}
                        for name in ("created", "in_progress")]
