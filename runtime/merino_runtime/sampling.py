@@ -29,6 +29,7 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100),
     "dry_multiplier": (0, 100), "dry_base": (1, 100), "dry_allowed_length": (1, 2 ** 20)}
+INTEGERS = {"top_k": (0, 2 ** 31), "dry_allowed_length": (1, 2 ** 20), "seed": (0, 2 ** 32 - 1)}
 # What the command line declares: name, type, help.
 OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("temperature", float, "sampling temperature; 0: greedy"),
@@ -78,39 +79,20 @@ def check_sampling(sampling: Sampling) -> None:
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
 
-    def ranged(name: str, meaning: str) -> Tuple[str, bool, str]:
-        return name, _within(getattr(sampling, name), *RANGES[name]), f"{_range(name)}, {meaning}"
-
-    rules = [
-        ranged("temperature", "0 is greedy"),
-        ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
-        ("top_p", _within(sampling.top_p, *RANGES["top_p"]) and sampling.top_p > 0,
-         "above {:g}, up to {:g} (off)".format(*RANGES["top_p"])),
-        ranged("min_p", "0 is off"),
-        ranged("repetition_penalty", "1 is off"),
-        ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
-         "an integer from 0 to 2**32 - 1, or none"),
-        ranged("presence_penalty", "0 is off"),
-        ranged("frequency_penalty", "0 is off"),
-        ("logit_bias", all(_is_integer(token_id) and token_id >= 0 and _within(bias, *RANGES["logit_bias"])
-                           for token_id, bias in sampling.logit_bias), f"{_range('logit_bias')} for each token id"),
-        ranged("dry_multiplier", "0 is off"),
-        ranged("dry_base", "1 is the same penalty for all lengths"),
-        ("dry_allowed_length", _is_integer(sampling.dry_allowed_length)
-         and _within(sampling.dry_allowed_length, *RANGES["dry_allowed_length"]), "an integer, 1 or more"),
-    ]
-    wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
-             if not good]
+    wrong = []
+    for name, value in sampling._asdict().items():
+        low, high = RANGES.get(name) or INTEGERS[name]
+        values = {"logit_bias": [bias for _, bias in sampling.logit_bias], "seed": [value] * (value is not None)}
+        good = all(isinstance(number, (int, float)) and not isinstance(number, bool) and low <= number <= high
+                   for number in values.get(name, [value]))
+        if not good or name == "top_p" and not value or name in INTEGERS and isinstance(value, float):
+            allowed = f"an integer, {low} to {high}" if name in INTEGERS else f"{low:g} to {high:g}"
+            allowed = f"above {low:g}, up to {high:g} (off)" if name == "top_p" else allowed
+            wrong.append(f"{name} is {value!r}, allowed: {allowed}")
+    if any(not _is_integer(token_id) or token_id < 0 for token_id, _ in sampling.logit_bias):
+        wrong.append(f"logit_bias is {sampling.logit_bias!r:.80}, allowed: token ids of 0 or more")
     if wrong:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
-
-
-def _range(name: str) -> str:
-    return "{:g} to {:g}".format(*RANGES[name])
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def _is_integer(value: object) -> bool:

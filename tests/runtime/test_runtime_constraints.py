@@ -19,10 +19,9 @@ except ImportError:  # a board's Python may have none: there the answers are par
 from merino_runtime.__main__ import main
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
+from merino_runtime.generation.constraints import compile_schema, compile_tools
 from merino_runtime.generation.constraints.automaton import DEAD, MOST_NODES
-from merino_runtime.generation.constraints.closed import closed_schema
-from merino_runtime.generation.constraints.guidance import LIMITS, _Tokens, guided
+from merino_runtime.generation.constraints.guidance import LIMITS, Json, _Tokens, guided
 from merino_runtime.generation.generate import Done, Generation
 from merino_runtime.sampling import GenerateOptions, Sampling
 
@@ -105,13 +104,13 @@ def test_forced_tokens_are_those_of_the_tokenizer_but_where_a_longer_one_could_f
 
 def test_any_object_is_taken_as_deep_as_it_says():
     tokenizer, eos = BOTH["bytes"]
-    state = compile_json(tokenizer, (eos,)).start()
+    state = compile_schema({"type": "object"}, tokenizer, (eos,)).start()
     text = json.dumps({"a": [1, -2.5e10, {"b\n": [[], {}]}], "": None, "é": "\U0001f600\x01"}, separators=(",", ":"))
     for token in tokenizer.encode(text):
         assert state.allowed()[token]
         state.advance(token)
     assert state.ended and state.finished
-    deep = compile_json(tokenizer, (eos,)).start()
+    deep = compile_schema({"type": "object"}, tokenizer, (eos,)).start()
     with pytest.raises(MerinoError, match="not allowed here"):
         for token in tokenizer.encode('{"a":' * 40):
             deep.advance(token)
@@ -345,7 +344,7 @@ def test_llguidances_answers_validate_as_well(schema, kind, seed):
     tokenizer, eos = BOTH[kind]
     own = compile_schema(schema, tokenizer, (eos,))
     try:
-        grammar = guided(own.trie, (eos,), {"schema": schema}, MerinoError("refused"))
+        grammar = guided(own.trie, (eos,), [[Json(schema)]], MerinoError("refused"))
     except MerinoError as error:
         assert "llguidance refuses it too" in str(error)
         return
@@ -388,8 +387,8 @@ def test_llguidance_takes_what_our_automaton_refuses():
     with pytest.raises(MerinoError, match="not allowed here"):
         for token in tokenizer.encode('{"name":"turn","arguments":{"by":45'):
             state.advance(token)
-    with pytest.raises(MerinoError, match="#/contains: this keyword.*llguidance refuses it too: Unimplemented"):
-        compile_schema({"type": "array", "contains": {}}, tokenizer, (eos,))
+    with pytest.raises(MerinoError, match="#/uniqueItems: it is supported.*llguidance refuses it too: .*Unimplemented"):
+        compile_schema({"type": "array", "uniqueItems": True}, tokenizer, (eos,))
 
 
 LONG = {"type": "object", "required": ["text"], "properties": {"text": {
@@ -405,7 +404,7 @@ def test_an_error_of_llguidance_is_an_error_and_not_the_end(more, monkeypatch):
 
     def written(limits):
         monkeypatch.setattr("merino_runtime.generation.constraints.guidance.LIMITS", limits)
-        state = guided(trie, stop_ids, {"schema": closed_schema(LONG)}, MerinoError("refused")).start()
+        state = guided(trie, stop_ids, [[Json(LONG)]], MerinoError("refused")).start()
         for token in tokenizer.encode('{"text":"ab cd"}'):
             assert state.allowed()[token] and not state.ended
             state.advance(token)
@@ -424,7 +423,7 @@ def test_llguidance_writes_no_key_that_the_schema_does_not_name():
     trie = compile_schema({"type": "null"}, tokenizer, (eos,)).trie
     for text, taken in (('{"a":3,"c":{"d":1},"b":1}', True), ('{"a":3,"b":1,"x":1}', False),
                         ('{"a":3,"c":{"x":1},"b":1}', False)):
-        state = guided(trie, (eos,), {"schema": closed_schema(schema)}, MerinoError("refused")).start()
+        state = guided(trie, (eos,), [[Json(schema)]], MerinoError("refused")).start()
         assert (state._matcher.validate_tokens(tokenizer.encode(text)) == len(tokenizer.encode(text))) == taken, text
 
 

@@ -440,7 +440,7 @@ def test_a_breaker_is_a_token_with_a_line_end_a_colon_a_quote_or_a_star():
 
 @pytest.mark.parametrize("wrong, message", [
     ({"dry_multiplier": -1.0}, "dry_multiplier is -1.0, allowed: 0 to 100"), ({"dry_base": 0.5}, "dry_base is 0.5"),
-    ({"dry_allowed_length": 0}, "dry_allowed_length is 0"), ({"dry_allowed_length": 1.5}, "an integer, 1 or more")])
+    ({"dry_allowed_length": 0}, "dry_allowed_length is 0"), ({"dry_allowed_length": 1.5}, "an integer, 1 to 1048576")])
 def test_dry_out_of_range_is_refused(wrong, message):
     with pytest.raises(MerinoError, match=message):
         check_sampling(Sampling(**wrong))

@@ -18,8 +18,7 @@ from json_schemas import compact, tokenizers_of_both_kinds, walked
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_schema
 from merino_runtime.generation.constraints.automaton import DEAD
-from merino_runtime.generation.constraints.closed import closed_schema
-from merino_runtime.generation.constraints.guidance import guided
+from merino_runtime.generation.constraints.guidance import Json, closed_schema, guided
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 BOTH = {name: (tokenizer, eos) for name, tokenizer, eos in tokenizers_of_both_kinds()}
@@ -74,7 +73,7 @@ def compiled(schema, engine, monkeypatch):
     TOKENIZER.kept.pop("grammars", None)
     if engine == "llguidance":
         trie = compile_schema({"type": "null"}, TOKENIZER, (EOS,)).trie
-        return guided(trie, (EOS,), {"schema": closed_schema(schema)}, MerinoError("not tried."))
+        return guided(trie, (EOS,), [[Json(schema)]], MerinoError("not tried."))
     if engine == "own":
         monkeypatch.setitem(sys.modules, "llguidance", None)
     return compile_schema(schema, TOKENIZER, (EOS,))
@@ -87,7 +86,7 @@ def judged(grammar, schema, tests):
     closed = closed_schema(schema)
     for test in tests:
         value = test["data"]
-        narrow = closed is not False and is_valid(value, closed, closed)
+        narrow = is_valid(value, closed, closed)
         taken = takes(grammar, value) or narrow and takes(grammar, in_order(value, closed, closed))
         if not test["valid"]:
             counts["wrong"] += taken
@@ -123,7 +122,7 @@ def test_an_answer_that_ends_parses_and_is_valid(case, kind, ours, seed):
     if not ours:
         pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
         try:
-            grammar = guided(grammar.trie, (eos,), {"schema": closed_schema(schema)}, MerinoError("not tried."))
+            grammar = guided(grammar.trie, (eos,), [[Json(schema)]], MerinoError("not tried."))
         except MerinoError:
             return
     value = json.loads(walked(grammar.start(), tokenizer.spellings(), eos, random.Random(seed)).decode("utf-8"))

@@ -107,16 +107,20 @@ class Application:
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed}, "/v1/models/{id}": {"GET": self._model},
-            "/v1/chat/completions": {"POST": partial(self._openai, read=openai_requests.chat_of)},
-            "/v1/completions": {"POST": partial(self._openai, read=openai_requests.completions_of)},
-            "/v1/responses": {"POST": partial(self._openai, read=responses_api.response_of,
+            "/v1/chat/completions": {"POST": partial(self._generated, read=openai_requests.chat_of,
+                                                     write=openai_responses.ResponseWriter)},
+            "/v1/completions": {"POST": partial(self._generated, read=openai_requests.completions_of,
+                                                write=openai_responses.ResponseWriter)},
+            "/v1/responses": {"POST": partial(self._generated, read=responses_api.response_of,
                                               write=responses_api.ResponseWriter)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
                 "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
-            "/api/chat": {"POST": partial(self._ollama, read=ollama.chat_of, field="messages")},
-            "/api/generate": {"POST": partial(self._ollama, read=ollama.generate_of, field="prompt")},
+            "/api/chat": {"POST": partial(self._generated, read=ollama.chat_of, write=ollama.ResponseWriter,
+                                          field="messages")},
+            "/api/generate": {"POST": partial(self._generated, read=ollama.generate_of, write=ollama.ResponseWriter,
+                                              field="prompt")},
         }
         if page:
             self._routes["/"] = {"GET": lambda *_: page}
@@ -194,13 +198,21 @@ class Application:
         name = request.path.rstrip("/").partition("/models/")[2]
         return _json(models.listed({name: models.model_of(self.models, name)}, self.settings.sampling)[0])
 
-    def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any],
-                write: Callable[..., Any] = openai_responses.ResponseWriter) -> Handled:
+    def _generated(self, request: Request, deliver: Deliver, read: Callable[..., Any], write: Callable[..., Any],
+                   field: str = "") -> Handled:
+        """Start the completions of a body. field: of Ollama's, without which a model is only loaded."""
         body = fields.body_of(request.body)
-        model = models.model_of(self.models, fields.text(body, "model", ""))
-        requests, options = read(body, model.prompts, self._limits(model), self._client(request))
+        model = self._named(body)
+        check_fields(body)
+        if field and not body.get(field):
+            return _json(ollama.loaded(model.name, field == "messages"))
+        limits = Limits(model.bundle.context, model.bundle.vocab, self.settings.sampling, self.settings.limit_s)
+        client = Client(request.owner or network_of(request.address), request.owner)
+        requests, options = read(body, model.prompts, limits, client)
         writer = write(options._replace(model=model.name), len(requests), model.loaded.model.tokenizer)
-        return self._started(model, requests, writer, deliver)
+        response = PendingResponse(self.scheduler, model, requests, writer, deliver)
+        self.scheduler.submit(response.jobs)
+        return response
 
     def _running(self, *_: Any) -> Response:
         return _json({"models": [ollama.running(model) for model in self.models.values() if model.loaded]})
@@ -217,16 +229,6 @@ class Application:
         """Return the model that the body names. Ollama's older clients call the field `name`."""
         return models.model_of(self.models, fields.text(body, "model") or fields.text(body, "name", ""))
 
-    def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], field: str) -> Handled:
-        body = fields.body_of(request.body)
-        model = self._named(body)
-        check_fields(body)
-        if not body.get(field):
-            return _json(ollama.loaded(model.name, field == "messages"))
-        generation, options = read(body, model.prompts, self._limits(model), self._client(request))
-        writer = ollama.ResponseWriter(options._replace(model=model.name))
-        return self._started(model, [generation], writer, deliver)
-
     def _metrics(self, *_: Any) -> Response:
         text = self.metrics.text(len(self.scheduler.running), len(self.scheduler.waiting))
         return Response(200, text.encode("utf-8"), metrics.CONTENT_TYPE)
@@ -235,18 +237,6 @@ class Application:
         temperatures = self._sensors.temperatures_c()
         return _json(dict(self.metrics.stats(), temperatures_c=temperatures, running=len(self.scheduler.running),
                           waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
-
-    def _started(self, model: Model, requests: Sequence[Any], writer: Any, deliver: Deliver) -> PendingResponse:
-        response = PendingResponse(self.scheduler, model, requests, writer, deliver)
-        self.scheduler.submit(response.jobs)
-        return response
-
-    def _limits(self, model: Model) -> Limits:
-        bundle = model.bundle
-        return Limits(bundle.context, bundle.vocab, self.settings.sampling, self.settings.limit_s)
-
-    def _client(self, request: Request) -> Client:
-        return Client(request.owner or network_of(request.address), request.owner)
 
 
 def _error_of(request: Request) -> Callable[[RefusedError], Any]:

@@ -1,5 +1,6 @@
 """Splits a completion into content, the thinking before it, and tool calls, token by token."""
 import json
+import time
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
@@ -7,7 +8,7 @@ from merino_runtime.chat.template import THINK, THINK_END, Thinking
 from merino_runtime.generation.text import tail_to_hold
 from merino_runtime.io.json_file import value_of
 from merino_runtime.serving.prompts import CALL, CALL_END
-from merino_runtime.serving.requests import Event, Failed, Finished, RefusedError, TextChunk, Usage
+from merino_runtime.serving.requests import Event, Failed, Finished, Progress, RefusedError, TextChunk, Usage
 
 
 class TextDelta(NamedTuple):
@@ -156,10 +157,47 @@ def arguments_text(call: Call) -> str:
     return json.dumps(call.arguments, ensure_ascii=False)
 
 
-class OfChoices:
-    """A writer of the response to one request: what is true of all its completions."""
+class ResponseOptions(NamedTuple):
+    """How the response to one request is written."""
+    model: str
+    stream: bool
+    chat: bool  # as messages; otherwise as text
+    tools: bool = False
+    required: bool = False  # the answer is a call
+    thinks: bool = False
+    shows_thinking: bool = True
+    usage: bool = False  # in a stream: a chunk with the usage at the end
+    counts: bool = False  # in a stream: each chunk has the number of tokens so far
+    logprobs: bool = False
+    n: int = 1  # answers per prompt
+    echo: Tuple[str, ...] = ()  # per prompt: the text before the completion
+    head: Optional[Dict[str, Any]] = None  # what a response repeats of its request
 
-    choices: List[Choice]
+
+class Writer:
+    """Writes the response to one request in one interface, whole or as a stream."""
+    content_type = "text/event-stream"
+
+    def __init__(self, options: ResponseOptions, count: int, tokenizer: Any) -> None:
+        """count: of completions."""
+        self.options, self.stream, self.tokenizer = options, options.stream, tokenizer
+        self.choices = [Choice(options.chat or options.thinks, options.thinks, options.tools, options.required)
+                        for _ in range(count)]
+        self.id, self.created_s = uuid.uuid4().hex[:24], int(time.time())
+
+    def take(self, index: int, event: Event) -> bytes:
+        """Return the bytes that a stream writes for an event of the completion `index`."""
+        if self.over:
+            return b""
+        written = self.written(index, event, self.choices[index].take(event))
+        return written if self.stream else b""
+
+    def written(self, index: int, event: Event, deltas: List[Delta]) -> bytes:
+        raise NotImplementedError
+
+    def whole(self) -> Dict[str, Any]:
+        """Return the response that is not streamed."""
+        raise NotImplementedError
 
     @property
     def over(self) -> bool:
@@ -168,3 +206,8 @@ class OfChoices:
     @property
     def refusal(self) -> Optional[RefusedError]:
         return next((choice.refusal for choice in self.choices if choice.refusal), None)
+
+
+def comment_of(event: Progress) -> bytes:
+    """Return the progress of a prefill as a comment in a stream of events."""
+    return f": {event.ids} of {event.total} tokens of the prompt\n\n".encode("ascii")

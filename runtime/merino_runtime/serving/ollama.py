@@ -2,28 +2,27 @@
 calls are objects, and times are nanoseconds."""
 import datetime
 import hashlib
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, Tuple
 
 from merino_runtime.serving import fields
-from merino_runtime.serving.choice import Call, Choice, OfChoices, one_line
+from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import LARGEST, Limits, grammar_of, messages_of, request_of, tools_of
+from merino_runtime.serving.openai_requests import (
+    ANY_OBJECT,
+    LARGEST,
+    Limits,
+    grammar_of,
+    messages_of,
+    request_of,
+    tools_of,
+)
 from merino_runtime.serving.prompts import Prompts
-from merino_runtime.serving.requests import Client, Event, GenerationRequest, Progress, RefusedError
+from merino_runtime.serving.requests import Client, Event, GenerationRequest, RefusedError
+from merino_runtime.serving.unsupported import check_fields
 
 Json = Dict[str, Any]
 RENAMED = {"repeat_penalty": "repetition_penalty"}
-
-
-class ResponseOptions(NamedTuple):
-    """How the response is written."""
-    model: str
-    stream: bool
-    chat: bool
-    tools: bool = False
-    thinks: bool = False
-    shows_thinking: bool = True
 
 
 def error_of(refusal: RefusedError) -> Json:
@@ -44,70 +43,56 @@ def options_of(body: Body) -> Body:
 
 
 def schema_of_format(body: Body) -> Any:
-    """Read `format` -> a schema, True for any JSON object, None for text."""
+    """Read `format` -> a schema; None for text."""
     schema = body.get("format")
     if schema in (None, ""):
         return None
     if schema != "json" and not isinstance(schema, dict):
         raise fields.wrong("format", schema, '"json", or a JSON schema')
-    return True if schema == "json" else schema
+    return ANY_OBJECT if schema == "json" else schema
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client) -> Tuple[GenerationRequest, ResponseOptions]:
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client, chat: bool = True
+            ) -> Tuple[List[GenerationRequest], ResponseOptions]:
     if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
         raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
-    tools = tools_of(body)
-    think = body.get("think")
-    grammar = grammar_of(prompts, schema_of_format(body), tools,
-                                  thinks=prompts.thinking and think is not False)
-    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False,
+    tools, think = tools_of(body), body.get("think") is not False
+    grammar = grammar_of(prompts, schema_of_format(body), tools, thinks=prompts.thinking and think)
+    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or not think,
                                  owner=client.owner)
-    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
-        "", fields.flag(body, "stream", True), chat=True, tools=bool(tools),
-        thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
+    options = ResponseOptions("", fields.flag(body, "stream", True), chat, tools=bool(tools),
+                              thinks=prompt.thinks and grammar is None, shows_thinking=think)
+    return [_request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar)], options
 
 
 def generate_of(body: Body, prompts: Prompts, limits: Limits, client: Client
-                ) -> Tuple[GenerationRequest, ResponseOptions]:
+                ) -> Tuple[List[GenerationRequest], ResponseOptions]:
     """Apply the chat template, as Ollama does, unless `raw` is set or the model has none."""
-    text = fields.text(body, "prompt", "")
-    stream, think = fields.flag(body, "stream", True), body.get("think")
+    text, system = fields.text(body, "prompt", ""), fields.text(body, "system", "")
+    if not fields.flag(body, "raw") and prompts.has_template:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        return chat_of(dict(body, messages=messages, tools=[]), prompts, limits, client, chat=False)
+    if not text:
+        raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
     grammar = grammar_of(prompts, schema_of_format(body))
-    if fields.flag(body, "raw") or not prompts.has_template:
-        if not text:
-            raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-        request = _request_of(body, prompts.of_text(text), limits, client, grammar=grammar)
-        return request, ResponseOptions("", stream, False)
-    system = fields.text(body, "system", "")
-    messages = [{"role": "system", "content": system}] if system else []
-    prompt = prompts.of_messages([*messages, {"role": "user", "content": text}],
-                                 no_think=grammar is not None or think is False,
-                                 owner=client.owner)
-    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), ResponseOptions(
-        "", stream, False, thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
+    return [_request_of(body, prompts.of_text(text), limits, client, grammar=grammar)], ResponseOptions(
+        "", fields.flag(body, "stream", True), False)
 
 
 def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: Client, **more: Any) -> GenerationRequest:
     options = options_of(body)
     most = fields.integer(options, "num_predict", None, 1, LARGEST)
+    check_fields(options)
     return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
 
 
-class ResponseWriter(OfChoices):
+class ResponseWriter(Writer):
     content_type = "application/x-ndjson"
     error_of = staticmethod(error_of)
 
-    def __init__(self, options: ResponseOptions) -> None:
-        self.options, self.stream = options, options.stream
-        self.choices = [Choice(chat=options.chat or options.thinks, thinks=options.thinks, tools=options.tools)]
-
-    def take(self, _: int, event: Event) -> bytes:
+    def written(self, _: int, __: Event, deltas: List[Delta]) -> bytes:
         choice = self.choices[0]
-        if self.over:
-            return b""
-        deltas = choice.take(event)
-        if not self.stream or isinstance(event, Progress):
-            return b""
         if choice.refusal:
             return _line(error_of(choice.refusal))
         lines = []

@@ -2,17 +2,15 @@
 those in `unsupported`."""
 import json
 import threading
-import time
-import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import RANGES, Sampling
 from merino_runtime.serving import fields
+from merino_runtime.serving.choice import ResponseOptions
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
 from merino_runtime.serving.requests import Client, GenerationRequest, RefusedError
-from merino_runtime.serving.unsupported import check_fields
 
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
          "function": "tool"}
@@ -25,6 +23,7 @@ LONGEST_S = 86400
 SAME_SEED = 2 ** 32
 STYLE = "hermes"  # of tool calls, as `prompts` describes them to the model
 FORMATS = ("text", "json_object", "json_schema")
+ANY_OBJECT = {"type": "object"}
 _compiling = threading.Lock()  # requests share the tokenizer, which keeps grammars for later requests
 
 
@@ -34,23 +33,6 @@ class Limits(NamedTuple):
     vocab: int
     sampling: Sampling  # where the request has none
     limit_s: Optional[float]
-
-
-class ResponseOptions(NamedTuple):
-    """How the response is written."""
-    id: str
-    created: int
-    model: str
-    stream: bool
-    usage: bool  # in a stream: a chunk with the usage at the end
-    chat: bool
-    counts: bool = False  # in a stream: each chunk has the number of tokens so far
-    tools: bool = False
-    required: bool = False  # the answer is a call
-    thinks: bool = False
-    logprobs: bool = False
-    n: int = 1  # answers per prompt
-    echo: Tuple[str, ...] = ()  # per prompt: the text before the completion
 
 
 def sampling_of(body: Body, default: Sampling) -> Sampling:
@@ -93,7 +75,6 @@ def most_of(body: Body, *names: str, default: Optional[int] = None, least: int =
 def request_of(body: Body, ids: Sequence[int], limits: Limits, client: Client, most: Any, **more: Any
                ) -> GenerationRequest:
     """Build a request. most: `max_tokens`, clamped to the room in the context; None: as many as fit."""
-    check_fields(body)
     room = limits.context - len(ids)
     if room < 1:
         raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
@@ -135,7 +116,7 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client
     request = request_of(body, prompt.ids, limits, client, most, begins=not continued, top=top if logprobs else None,
                          grammar=grammar, watched=fields.flag(body, "stream"))
     return several([request], body), _response_options(
-        body, "chatcmpl", chat=True, tools=bool(tools), required=bool(tools) and choice != "auto",
+        body, chat=True, tools=bool(tools), required=bool(tools) and choice != "auto",
         thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
@@ -150,15 +131,14 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: Client
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"), grammar=grammar)
                 for prompt in listed]
     texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in listed) if echo and top is None else ()
-    return several(requests, body), _response_options(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
+    return several(requests, body), _response_options(body, chat=False, logprobs=top is not None, echo=texts)
 
 
-def _response_options(body: Body, kind: str, **more: Any) -> ResponseOptions:
-    return ResponseOptions(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()),
-                      model=fields.text(body, "model", ""), stream=fields.flag(body, "stream"),
-                      usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
-                      counts=fields.flag(body, "timings_per_token"), n=fields.integer(body, "n", 1, 1, MOST_PROMPTS),
-                      **more)
+def _response_options(body: Body, chat: bool, **more: Any) -> ResponseOptions:
+    return ResponseOptions(fields.text(body, "model", ""), fields.flag(body, "stream"), chat,
+                           usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
+                           counts=fields.flag(body, "timings_per_token"),
+                           n=fields.integer(body, "n", 1, 1, MOST_PROMPTS), **more)
 
 
 def prompts_of(body: Body) -> List[Any]:
@@ -269,27 +249,25 @@ def tool_choice_of(body: Body) -> Tuple[List[Dict[str, Any]], Any]:
 
 
 def schema_of(body: Body) -> Any:
-    """Read OpenAI's response_format, or llama.cpp's and vLLM's fields -> a schema, True for any JSON object, None for
-    text."""
+    """Read OpenAI's response_format, or llama.cpp's and vLLM's fields -> a schema; None for text."""
+    def checked(schema: Any, name: str) -> Any:
+        if not isinstance(schema, (dict, bool)):
+            raise fields.wrong(name, schema, "a JSON schema")
+        return schema
+
     for name in ("json_schema", "guided_json"):
         if body.get(name) is not None:
-            if not isinstance(body[name], (dict, bool)):
-                raise fields.wrong(name, body[name], "a JSON schema")
-            return body[name]
+            return checked(body[name], name)
     response_format = fields.an_object(body, "response_format")
     kind = response_format.get("type", "text")
     if kind not in FORMATS:
         raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
     if kind == "json_schema":
-        schema = fields.an_object(response_format, "json_schema").get("schema")
-        if not isinstance(schema, (dict, bool)):
-            raise fields.wrong("response_format.json_schema.schema", schema, "a JSON schema")
-        return schema
+        return checked(fields.an_object(response_format, "json_schema").get("schema"),
+                       "response_format.json_schema.schema")
     if kind == "json_object" and response_format.get("schema") is not None:  # as in llama.cpp
-        if not isinstance(response_format["schema"], (dict, bool)):
-            raise fields.wrong("response_format.schema", response_format["schema"], "a JSON schema")
-        return response_format["schema"]
-    return True if kind == "json_object" else None
+        return checked(response_format["schema"], "response_format.schema")
+    return ANY_OBJECT if kind == "json_object" else None
 
 
 def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
@@ -307,9 +285,7 @@ def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = 
             if tools:
                 described = [{"type": "function", "function": tool["function"]} for tool in tools]
                 return constraints.compile_tools(described, choice, tokenizer, stop_ids, style=STYLE,
-                                                 or_schema={"type": "object"} if schema is True else schema)
-            if schema is True:
-                return constraints.compile_json(tokenizer, stop_ids)
+                                                 or_schema=schema)
             return constraints.compile_schema(schema, tokenizer, stop_ids)
     except MerinoError as error:
         raise RefusedError(str(error), param="tools" if tools else "response_format") from error

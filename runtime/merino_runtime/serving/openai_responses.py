@@ -3,8 +3,16 @@ from typing import Any, Dict, List
 
 from merino_runtime import __version__
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.serving.choice import Call, Choice, Delta, OfChoices, arguments_text, one_line
-from merino_runtime.serving.openai_requests import ResponseOptions
+from merino_runtime.serving.choice import (
+    Call,
+    Choice,
+    Delta,
+    ResponseOptions,
+    Writer,
+    arguments_text,
+    comment_of,
+    one_line,
+)
 from merino_runtime.serving.requests import Event, Progress, RefusedError, TextChunk, Usage
 
 Json = Dict[str, Any]
@@ -16,46 +24,38 @@ def error_of(refusal: RefusedError) -> Json:
                       "code": refusal.code or refusal.status}}
 
 
-class ResponseWriter(OfChoices):
+class ResponseWriter(Writer):
     """Writes the response to one request, which may have several prompts."""
-    content_type = "text/event-stream"
     error_of = staticmethod(error_of)
 
     def __init__(self, options: ResponseOptions, count: int, tokenizer: Tokenizer) -> None:
-        self.options, self.stream, self._tokenizer = options, options.stream, tokenizer
-        self.choices = [Choice(options.chat, options.thinks, options.tools, options.required) for _ in range(count)]
+        super().__init__(options, count, tokenizer)
         self._begun = [False] * count
         self._offsets = [0] * count  # of the next token in the text, where each token has one
 
-    def take(self, index: int, event: Event) -> bytes:
-        """Return the bytes that a stream writes for an event of the prompt `index`."""
-        if self.over:
-            return b""
+    def written(self, index: int, event: Event, deltas: List[Delta]) -> bytes:
         choice = self.choices[index]
-        calls = len(choice.calls)
-        deltas = choice.take(event)
         if not self.stream:
             return b""
         if choice.refusal:
             return b"".join([_data(error_of(choice.refusal)), DONE])
         if isinstance(event, Progress):
-            return f": {event.ids} of {event.total} tokens of the prompt\n\n".encode("ascii")
-        chunks = self._chat_chunks(index, event, deltas, calls) if self.options.chat else \
+            return comment_of(event)
+        chunks = self._chat_chunks(index, event, deltas) if self.options.chat else \
             self._text_chunks(index, event, deltas)
         if choice.reason:
             chunks += self._last_chunks(index)
         return b"".join([*map(_data, chunks), *([DONE] if self.over else [])])
 
     def whole(self) -> Json:
-        """Return the response that is not streamed."""
         kind = "chat.completion" if self.options.chat else "text_completion"
         choices = [self._chat_choice(index) if self.options.chat else self._text_choice(index)
                    for index in range(len(self.choices))]
-        return dict(self._head(kind), choices=choices, usage=self._usage(), **self._extras())
+        return dict(self._head(kind), choices=choices, usage=self._usage(), **extras(self.choices[0]))
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.options.id, "object": kind, "created": self.options.created, "model": self.options.model,
-                "system_fingerprint": f"merino {__version__}"}
+        return {"id": ("chatcmpl-" if self.options.chat else "cmpl-") + self.id, "object": kind,
+                "created": self.created_s, "model": self.options.model, "system_fingerprint": f"merino {__version__}"}
 
     def _chunk(self, *choices: Json) -> Json:
         chunk = self._head("chat.completion.chunk" if self.options.chat else "text_completion")
@@ -66,13 +66,12 @@ class ResponseWriter(OfChoices):
             chunk["timings"] = {"predicted_n": sum(choice.tokens for choice in self.choices)}
         return chunk
 
-    def _chat_chunks(self, index: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
+    def _chat_chunks(self, index: int, event: Event, deltas: List[Delta]) -> List[Json]:
         logprobs = self._chat_logprobs([event]) if self.options.logprobs and isinstance(event, TextChunk) else None
         parts: List[Json] = []
         for delta in deltas:
             if isinstance(delta, Call):
-                parts.append({"tool_calls": [_call(delta, index=calls)]})
-                calls += 1
+                parts.append({"tool_calls": [_call(delta, index=self.choices[index].calls.index(delta))]})
             else:
                 parts.append({"reasoning_content" if delta.thinking else "content": delta.text})
         if logprobs and logprobs["content"] and not parts:
@@ -102,7 +101,7 @@ class ResponseWriter(OfChoices):
         last["delta" if self.options.chat else "text"] = {} if self.options.chat else ""
         chunks = [self._chunk(last)]
         if self.over:
-            chunks[0].update(self._extras())
+            chunks[0].update(extras(self.choices[0]))
             if self.options.usage:
                 chunks.append(dict(self._chunk(), usage=self._usage()))
         return chunks
@@ -134,11 +133,11 @@ class ResponseWriter(OfChoices):
         return "stop" if choice.reason == "stop" else "length"
 
     def _token(self, token_id: int) -> str:
-        return self._tokenizer.bytes_of(token_id).decode("utf-8", "replace")
+        return self.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
 
     def _chat_logprobs(self, events: List[Any]) -> Json:
         def entry(token_id: int, logprob: float) -> Json:
-            data = self._tokenizer.bytes_of(token_id)
+            data = self.tokenizer.bytes_of(token_id)
             return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
         entries = [dict(entry(chunk.id, chunk.logprobs.logprob), top_logprobs=[
@@ -165,9 +164,6 @@ class ResponseWriter(OfChoices):
         prompt = sum(usage.prompt_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens,
                 "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)}}
-
-    def _extras(self) -> Json:
-        return extras(self.choices[0])
 
 
 def extras(choice: Choice) -> Json:

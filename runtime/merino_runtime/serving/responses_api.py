@@ -2,13 +2,12 @@
 
 Nothing is stored: each request has the whole conversation in `input`.
 """
-import time
 import uuid
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, Tuple
 
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.serving import fields, openai_requests
-from merino_runtime.serving.choice import Call, Choice, Delta, OfChoices, arguments_text, one_line
+from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, arguments_text, comment_of, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.openai_requests import Limits
 from merino_runtime.serving.openai_responses import error_of, extras
@@ -18,16 +17,6 @@ from merino_runtime.serving.requests import Client, Event, Finished, GenerationR
 Json = Dict[str, Any]
 PARTS = {"message": "output_text", "reasoning": "reasoning_text"}  # item -> the type of its part, and of its events
 PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
-
-
-class ResponseOptions(NamedTuple):
-    """How the response is written."""
-    model: str
-    stream: bool
-    tools: bool
-    required: bool
-    thinks: bool
-    head: Json  # what the response repeats of the request
 
 
 def response_of(body: Body, prompts: Prompts, limits: Limits, client: Client
@@ -46,7 +35,7 @@ def response_of(body: Body, prompts: Prompts, limits: Limits, client: Client
                 reasoning=dict({"effort": None, "summary": None}, **fields.an_object(body, "reasoning")), store=False,
                 parallel_tool_calls=fields.flag(body, "parallel_tool_calls", True), previous_response_id=None,
                 truncation="disabled", background=False)
-    return requests, ResponseOptions("", options.stream, options.tools, options.required, options.thinks, head)
+    return requests, options._replace(head=head)
 
 
 def _tool(tool: Any, index: int) -> Json:
@@ -85,26 +74,22 @@ def _messages(body: Body) -> List[Json]:
     return messages
 
 
-class ResponseWriter(OfChoices):
-    content_type = "text/event-stream"
+class ResponseWriter(Writer):
     error_of = staticmethod(error_of)
 
-    def __init__(self, options: ResponseOptions, _: int, __: Tokenizer) -> None:
-        self.options, self.stream = options, options.stream
-        self.choices = [Choice(True, options.thinks, options.tools, options.required)]
-        self._id, self._created = _new("resp"), int(time.time())
+    def __init__(self, options: ResponseOptions, count: int, tokenizer: Tokenizer) -> None:
+        super().__init__(options, count, tokenizer)
         self._items: List[Json] = []
         self._open = False  # whether the last item may grow
         self._events = 0
 
-    def take(self, _: int, event: Event) -> bytes:
-        if self.over:
-            return b""
-        choice, events = self.choices[0], []  # type: Choice, List[Json]
+    def written(self, _: int, event: Event, deltas: List[Delta]) -> bytes:
+        choice = self.choices[0]
+        events: List[Json] = []
         if not self._events:
             events += [{"type": "response." + name, "response": self._response("in_progress")}
                        for name in ("created", "in_progress")]
-        for delta in choice.take(event):
+        for delta in deltas:
             events += self._add(delta)
         if choice.refusal:
             events.append(dict(error_of(choice.refusal)["error"], type="error"))
@@ -117,11 +102,8 @@ class ResponseWriter(OfChoices):
         for written in events:
             written["sequence_number"] = self._events
             self._events += 1
-        if not self.stream:
-            return b""
-        progress = f": {event.ids} of {event.total} tokens of the prompt\n\n" if isinstance(event, Progress) else ""
         return b"".join([b"event: %s\ndata: %s\n\n" % (written["type"].encode("ascii"), one_line(written))
-                         for written in events]) + progress.encode("ascii")
+                         for written in events]) + (comment_of(event) if isinstance(event, Progress) else b"")
 
     def whole(self) -> Json:
         choice = self.choices[0]
@@ -138,8 +120,9 @@ class ResponseWriter(OfChoices):
         return dict(response, **extras(choice))
 
     def _response(self, status: str) -> Json:
-        return dict(self.options.head, id=self._id, object="response", created_at=self._created, status=status,
-                    model=self.options.model, output=list(self._items), error=None, incomplete_details=None, usage=None)
+        return dict(self.options.head or {}, id="resp_" + self.id, object="response", created_at=self.created_s,
+                    status=status, model=self.options.model, output=list(self._items), error=None,
+                    incomplete_details=None, usage=None)
 
     def _add(self, delta: Delta) -> List[Json]:
         """Add a piece of the answer to the last item, or to a new one -> events."""

@@ -5,12 +5,11 @@ have a decode step next, one run of the graph computes them all before their tur
 budget of time, and take turns, so that any number of them delays a token by as much as one does. Between two turns a
 request can start, be cancelled or run out of time. Background requests run only if no interactive request does.
 """
-import collections
 import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
@@ -74,42 +73,40 @@ class Job:
 
 
 class Waiting:
+    """Jobs without a slot. Clients take turns, and background jobs come last."""
+
     def __init__(self) -> None:
-        # By client; the client whose turn it is comes first.
-        self._persons: Dict[Client, Deque[Any]] = collections.OrderedDict()
-        self._background: Dict[Client, Deque[Any]] = collections.OrderedDict()
+        self.jobs: List[Any] = []
+        self._clients: List[Client] = []  # of the jobs; the client whose turn it is comes first
 
     def __len__(self) -> int:
-        return len(self.all())
-
-    def all(self) -> List[Any]:
-        return [job for group in (self._persons, self._background) for jobs in group.values() for job in jobs]
+        return len(self.jobs)
 
     def add(self, job: Any) -> None:
-        group = self._background if job.request.background else self._persons
-        group.setdefault(job.request.client, collections.deque()).append(job)
+        self.jobs.append(job)
+        if job.request.client not in self._clients:
+            self._clients.append(job.request.client)
 
     def remove(self, job: Any) -> bool:
         """Remove a job -> whether it was waiting."""
-        group = self._background if job.request.background else self._persons
-        jobs = group.get(job.request.client, ())
-        if job not in jobs:
+        if job not in self.jobs:
             return False
-        jobs.remove(job)  # type: ignore[union-attr]
-        if not jobs:
-            del group[job.request.client]
+        self.jobs.remove(job)
+        if all(other.request.client != job.request.client for other in self.jobs):
+            self._clients.remove(job.request.client)
         return True
 
     def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
         """Remove and return the first job that `starts`. Its client then comes last."""
-        for group in (self._persons, self._background):
-            for client, jobs in list(group.items()):
-                job = jobs[0]
-                if starts(job):
-                    jobs.popleft()
-                    del group[client]
-                    if jobs:
-                        group[client] = jobs
+        for background in (False, True):
+            for client in self._clients:
+                own = (job for job in self.jobs
+                       if job.request.client == client and job.request.background == background)
+                job = next(own, None)
+                if job is not None and starts(job):
+                    self._clients.remove(client)
+                    self._clients.append(client)
+                    self.remove(job)
                     return job
         return None
 
@@ -192,7 +189,7 @@ class Scheduler:
                 if job in self.running:  # its next turn comes after the others'
                     self.running.remove(job)
                     self.running.append(job)
-        for job in [*self.running, *self.waiting.all()]:
+        for job in [*self.running, *self.waiting.jobs]:
             if job.completion is not None:
                 job.completion.close()
             self._deliver(job, Failed(RefusedError("the server was stopped.", 503, retry_s=10)))
@@ -205,7 +202,7 @@ class Scheduler:
                 quiet_s = None
 
     def _admit(self) -> None:
-        for job in self.waiting.all():
+        for job in list(self.waiting.jobs):
             if job.late:
                 self.waiting.remove(job)
                 self._deliver(job, finished_without_slot(job.request, "time", job.arrived_s))

@@ -15,7 +15,7 @@ from merino_runtime.errors import MerinoError
 
 NOTHING = -1
 DEAD, END = 0, 0  # a state, a stack
-SET, LIT, SEQ, ALT, REP, TEXT, DIFFERENT, CALL, TABLE = range(9)
+SET, LIT, SEQ, ALT, REP, DIFFERENT, CALL, TABLE = range(8)
 PLAIN = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # characters of a string, each one byte
 MOST_NODES = 300000  # of expressions, stacks and states together
 MOST_WORK = 2000000  # expressions opened in one step
@@ -96,9 +96,13 @@ class Automaton:
             return NOTHING
         return self._node(REP, node, low, high) if high else self.seq()
 
+    def _fewer(self, node: int, low: int, high: int) -> int:
+        """Return what is left of a repetition behind its first part."""
+        return self.rep(node, max(low - 1, 0), high - 1 if high > 0 else high)
+
     def text(self, low: int = 0, high: int = -1) -> int:
         """Return a JSON string of low to high characters, from behind its first quote to its last one."""
-        return NOTHING if 0 <= high < low else self._node(TEXT, low, high)
+        return self.seq(self.rep(self.char, low, high), self.lit(b'"'))
 
     def different(self, parts: Sequence[int], low: int, high: int, between: int) -> int:
         """low to high of the parts in any order, none of them twice, and `between` them that. Which are left is a
@@ -214,11 +218,11 @@ class Automaton:
         return self._states[state]
 
     def text_on(self, stack: int) -> Optional[Tuple[int, int, int]]:
-        """Return where the rest of a string is on top: its least and most characters, and the stack below; else None.
-        """
+        """Return where the rest of a string is on top: its least and most characters, and the stack below, on which the
+        quote is; else None."""
         node, below, _ = self._stacks[stack]
-        expression = self._nodes[node] if node != NOTHING else (SEQ,)
-        return (expression[1], expression[2], below) if expression[0] == TEXT else None
+        kind, *data = self._nodes[node] if node != NOTHING else (SET,)
+        return (data[1], data[2], below) if kind == REP and data[0] == self.char else None
 
     def inside_text(self, state: int) -> Optional[Tuple[int, int, int]]:
         """Return `text_on` of a state of one stack; else None."""
@@ -256,8 +260,7 @@ class Automaton:
     def only_byte(self, state: int) -> Optional[int]:
         """Return the byte that must come next; None if there are several, or if the text may end here."""
         candidates: Set[int] = set()
-        text = self.inside_text(state)
-        if text and text[1]:
+        if self.inside_text(state) is not None:
             return None
         for stack in self._open(state):
             if stack == END:
@@ -291,12 +294,20 @@ class Automaton:
         self._moves[DEAD] = DEAD
 
     def _stack(self, node: int, below: int, depth: int) -> int:
-        number = self._stack_of.get((node, below, depth))
-        if number is None:
-            self._room()
-            number = self._stack_of[node, below, depth] = len(self._stacks)
-            self._stacks.append((node, below, depth))
-        return number
+        """Return the stack with a node on top; of a sequence, with its parts."""
+        left = [node]
+        while left:
+            node = left.pop()
+            if node != NOTHING and self._nodes[node][0] == SEQ:
+                left += self._nodes[node][1]
+                continue
+            number = self._stack_of.get((node, below, depth))
+            if number is None:
+                self._room()
+                number = self._stack_of[node, below, depth] = len(self._stacks)
+                self._stacks.append((node, below, depth))
+            below = number
+        return below
 
     def state_of(self, stacks: Iterable[int]) -> int:
         key = tuple(sorted(set(stacks)))
@@ -312,10 +323,9 @@ class Automaton:
 
     def _computed(self, state: int, byte: int) -> int:
         text = self.inside_text(state)
-        if text and text[1] and byte in PLAIN and byte in self.spelled:  # without opening it, for speed
-            low, high, below = text
-            fewer, depth = (max(low - 1, 0), high - 1 if high > 0 else high), self._stacks[self._states[state][0]][2]
-            return self.state_of([self._stack(self.text(*fewer), below, depth)])
+        if text and byte in PLAIN and byte in self.spelled:  # without opening it, for speed
+            depth = self._stacks[self._states[state][0]][2]
+            return self.state_of([self._stack(self._fewer(self.char, text[0], text[1]), text[2], depth)])
         stacks: Set[int] = set()
         for stack in self._open(state):
             if stack == END:
@@ -367,10 +377,6 @@ class Automaton:
             return [self._stack(choice, below, inside) for choice in nodes
                     if self._heights[choice] + inside <= DEEPEST]
 
-        if expression[0] == SEQ:
-            for part in reversed(expression[1]):
-                below = self._stack(part, below, depth)
-            return [below]
         if expression[0] == ALT:
             return stacks(expression[1])
         if expression[0] == CALL:
@@ -381,9 +387,7 @@ class Automaton:
                 parts, left & ~(1 << index), max(low - 1, 0), high - 1, between, between))
                 for index, part in enumerate(parts) if left >> index & 1]
             return [below] * (low == 0) + stacks(choices)
-        unit, low, high = expression[1:] if expression[0] == REP else (self.char, *expression[1:])
-        fewer = (max(low - 1, 0), high - 1 if high > 0 else high)
-        repeated = self.rep(unit, *fewer) if expression[0] == REP else self.text(*fewer)
-        ends = below if expression[0] == REP else self._stack(self.lit(b'"'), below, depth)
-        below = self._stack(repeated, below, depth) if high else below
-        return (stacks([unit]) if high else []) + [ends] * (low == 0)
+        unit, low, high = expression[1:]
+        ends = [below] * (low == 0)
+        below = self._stack(self._fewer(unit, low, high), below, depth)
+        return stacks([unit]) + ends

@@ -1,28 +1,49 @@
-"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express, such as recursion.
+"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express.
 
 It is optional, for Python 3.9 and later. The built-in automaton comes first, because it behaves alike on every board.
 """
 import contextlib
 import itertools
 import json
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.automaton import Budget
+from merino_runtime.generation.constraints.formats import FORMATS, OTHER_FORMATS
+from merino_runtime.generation.constraints.keywords import EXCEPT, NOT_PATTERN, TYPES, Parts, Schema, refused
+from merino_runtime.generation.constraints.normal import Flat, Normal, items, stated
 from merino_runtime.generation.constraints.tokens import Trie, spelled
 
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
-
 COMPACT: Any = {"whitespace_flexible": False}
 # Of one step and of one grammar: five to ten times what llguidance allows. Older versions have no limits.
 LIMITS = {"initial_lexer_fuel": 10000000, "step_lexer_fuel": 2000000, "step_max_items": 500000,
           "max_items_in_row": 20000, "max_lexer_states": 250000, "verbose_errors": False}
 
 
-def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
-    """source: {"schema": ...} or {"lark": text}. Raises the refusal of the built-in automaton, with the
-    error of llguidance, or with a note that it is not installed."""
+class Json(NamedTuple):
+    """A part of a text: JSON that is valid for a schema."""
+    schema: Any
+    path: str = ""  # of the schema, for messages
+
+
+class Other(NamedTuple):
+    """A part of a text: any characters, of which the first is another one than this."""
+    first: str
+
+
+Texts = List[Sequence[Union[str, Json, Other]]]  # alternatives, each a sequence of parts
+
+
+def guided(trie: Trie, eos_ids: Sequence[int], texts: Texts, refusal: MerinoError) -> "GuidedState":
+    """Compile texts. Raise the refusal of the built-in automaton, with the error of llguidance, or with a note that it
+    is not installed."""
+    try:
+        grammar = _lark(texts)
+    except MerinoError:  # neither engine can express it
+        raise refusal  # noqa: B904
     llguidance: Any = None
     with contextlib.suppress(ImportError):
         import llguidance
@@ -34,20 +55,83 @@ def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: 
     if tokens is None:
         wrapped = llguidance.TokenizerWrapper(_Tokens(trie, eos_ids))
         tokens = llguidance.LLTokenizer(wrapped, eos_token=list(eos_ids))
-        trie.tokenizer.kept["llguidance", tuple(eos_ids)] = tokens
-    matcher = llguidance.LLMatcher
-    grammar = (matcher.grammar_from_lark(source["lark"]) if "lark" in source else
-               matcher.grammar_from_json_schema(json.dumps(source["schema"]), overrides=COMPACT))
+        trie.tokenizer.kept[("llguidance", *eos_ids)] = tokens
     limits = {"limits": llguidance.LLParserLimits(**LIMITS)} if hasattr(llguidance, "LLParserLimits") else {}
-    constraint = Guided(matcher(tokens, grammar, log_level=0, **limits), eos_ids)
-    state = constraint.start()
+    matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0, **limits)
+    state = GuidedState(matcher, eos_ids)
     try:
-        reason = "" if state.allowed().any() else "nothing satisfies it"
+        reason = "" if state.start().allowed().any() else "nothing satisfies it"
     except MerinoError:
         reason = state.error
     if reason:
         raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
-    return constraint
+    return state
+
+
+def _lark(texts: Texts) -> str:
+    """Return texts in llguidance's own language of grammars."""
+    rules: List[str] = []
+
+    def part_of(part: Any) -> str:
+        if isinstance(part, Json):
+            schema = dict(closed_schema(part.schema, part.path), **{"x-guidance": COMPACT})
+            rules.append(f"json{len(rules)}: %json {json.dumps(schema)}\n")
+            return f"json{len(rules) - 1}"
+        return f"/[^{part.first}](.|\\n)*/" if isinstance(part, Other) else json.dumps(part)
+
+    return "start: " + " | ".join([" ".join(map(part_of, parts)) for parts in texts]) + "\n" + "".join(rules)
+
+
+def closed_schema(schema: Any, path: str = "") -> Dict[str, Any]:
+    """Return what the built-in automaton reads of a schema, so that both take the same keys and no others: alternatives
+    with closed objects, each part once under `$defs`. Raise MerinoError if nothing is valid."""
+    normal = Normal(schema, path, Budget())
+    names: Dict[FrozenSet[Schema], str] = {}
+    definitions: Dict[str, Any] = {}
+
+    def reference(parts: Parts) -> Dict[str, Any]:
+        key = stated(parts)
+        if key not in names:
+            name = names[key] = str(len(names))
+            flats = [written(flat) for flat in normal.flats(parts)]
+            definitions[name] = {"anyOf": flats} if flats else False
+        return {"$ref": "#/$defs/" + names[key]}
+
+    def written(flat: Flat) -> Dict[str, Any]:
+        if flat.values is not None:
+            return {"enum": flat.values}
+        result: Dict[str, Any] = {"type": flat.types} if len(flat.types) < len(TYPES) - 1 else {}
+        result.update(flat.limits)
+        rules: List[Dict[str, Any]] = []
+        for keyword, value, where in flat.rules:
+            if keyword in (EXCEPT, NOT_PATTERN):
+                rules.append({"not": {"enum" if keyword == EXCEPT else "pattern": value}})
+            elif keyword != "format":
+                rules.append({keyword: value})
+            elif value in OTHER_FORMATS:
+                raise refused(where, f"{value} is not supported")
+            elif value in FORMATS:  # llguidance's own take February 30
+                rules.append({"pattern": FORMATS[value]})
+        result.update(rules[0] if len(rules) == 1 else {"allOf": rules} if rules else {})
+        members = normal.members(flat)
+        if "object" in flat.types and (members.named or members.patterns or members.names or members.others != ()):
+            result["properties"] = {name: reference(parts) for name, parts in members.named.items()}
+            result["required"] = [name for name in members.named if name in members.required]
+            result["patternProperties"] = {text: reference(parts) for text, parts in members.patterns.items()}
+            result["additionalProperties"] = False if members.others is None else reference(members.others)
+            if members.names:
+                result["propertyNames"] = reference(members.names)
+        first, others = items(flat)
+        if "array" in flat.types and (first or others):
+            result["prefixItems"], result["items"] = [reference(parts) for parts in first], reference(others)
+        if "array" in flat.types and any(part.get("uniqueItems") for part in flat.schemas):
+            result["uniqueItems"] = True
+        return result
+
+    root = reference((normal.schema,))
+    if definitions["0"] is False:
+        raise refused(path + "#", "nothing satisfies it")
+    return dict(root, **{"$defs": definitions})
 
 
 class _Tokens:
@@ -84,19 +168,9 @@ class _Tokens:
         return spelled(self._trie, b"", whole) if whole == text.encode(*BYTES) else []
 
 
-class Guided:
-    """A grammar of llguidance, with the interface of tokens.Grammar."""
-
-    def __init__(self, matcher: Any, eos_ids: Sequence[int]) -> None:
-        self._matcher, self.eos_ids = matcher, tuple(eos_ids)
-
-    def start(self, until_s: float = float("inf")) -> "GuidedState":  # noqa: ARG002, its steps have limits of their own
-        return GuidedState(self._matcher.deep_copy(), self.eos_ids)
-
-
 class GuidedState:
-    """A state of llguidance, with the interface of tokens.State. An error of llguidance is a MerinoError: it also
-    reports that state as the end of the text."""
+    """A state of llguidance, with the interface of tokens.State and tokens.Grammar. An error of llguidance is a
+    MerinoError: it also reports that state as the end of the text."""
 
     def __init__(self, matcher: Any, eos_ids: Sequence[int], ended: bool = False) -> None:
         self._matcher, self._eos_ids, self._ended = matcher, eos_ids, ended
@@ -104,6 +178,9 @@ class GuidedState:
 
     def copy(self) -> "GuidedState":
         return GuidedState(self._matcher.deep_copy(), self._eos_ids, self._ended)
+
+    def start(self, until_s: float = float("inf")) -> "GuidedState":  # noqa: ARG002, its steps have limits of their own
+        return self.copy()
 
     @property
     def error(self) -> str:

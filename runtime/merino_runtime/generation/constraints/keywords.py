@@ -1,25 +1,213 @@
-"""The keywords of JSON schema, what their values must be, and JSON values compared as JSON Schema compares them.
-
-Unknown keywords are annotations, so they are ignored.
+"""Reads a JSON schema into one form: the values of keywords are checked, older drafts are rewritten, and keywords that
+combine schemas become choices between alternatives. Unknown keywords are annotations, so they are ignored.
 """
 import json
-from typing import Any, Dict, Iterable, List, Tuple
+import operator
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from urllib.parse import unquote
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import shown
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-BY_TYPE: Dict[str, Tuple[str, ...]] = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties",
-               "maxProperties"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-}
 NOT_PATTERN, EXCEPT = " not pattern", " not enum"  # keywords of our own: what a string and a value must not be
-IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependencies", "dependentRequired", "dependentSchemas", "$ref")
 # They state something, and nothing here reads them.
-REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
+REFUSED = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems", "contains")
+# Limits of numbers, lengths and counts: the comparison of what is valid with the limit.
+LIMITS: Dict[str, Callable[[Any, Any], bool]] = {
+    "minimum": operator.ge, "maximum": operator.le, "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt,
+    "minLength": operator.ge, "maxLength": operator.le, "minItems": operator.ge, "maxItems": operator.le,
+    "minProperties": operator.ge, "maxProperties": operator.le,
+}
+# Keyword -> the type that it limits ("": it is not of one type), and the shape of its value.
+KEYWORDS: Dict[str, Tuple[str, str]] = {
+    "type": ("", "types"), "enum": ("", "values"), EXCEPT: ("", "any"), "not": ("", "schema"),
+    "allOf": ("", "schemas"), "anyOf": ("", "schemas"), "oneOf": ("", "schemas"),
+    "if": ("", "schema"), "then": ("", "schema"), "else": ("", "schema"),
+    "dependencies": ("", "needed"), "dependentRequired": ("", "needed"), "dependentSchemas": ("", "needed"),
+    "properties": ("object", "members"), "patternProperties": ("object", "members"), "required": ("object", "names"),
+    "additionalProperties": ("object", "schema"), "propertyNames": ("object", "schema"),
+    "minProperties": ("object", "count"), "maxProperties": ("object", "count"),
+    "prefixItems": ("array", "items"), "items": ("array", "schema"), "uniqueItems": ("array", "any"),
+    "minItems": ("array", "count"), "maxItems": ("array", "count"),
+    "minLength": ("string", "count"), "maxLength": ("string", "count"),
+    "pattern": ("string", "text"), NOT_PATTERN: ("string", "text"), "format": ("string", "text"),
+    "minimum": ("number", "number"), "maximum": ("number", "number"), "exclusiveMinimum": ("number", "bound"),
+    "exclusiveMaximum": ("number", "bound"), "multipleOf": ("number", "any"),
+}
+# Shape -> what a value must be, and the test.
+SHAPES: Dict[str, Tuple[str, Callable[[Any], Any]]] = {
+    "types": (f"one of {', '.join(TYPES)}, or a list of them",
+              lambda value: bool(value) and all(kind in TYPES for kind in _listed(value))),
+    "values": ("a list of at least one", lambda value: isinstance(value, list) and value),
+    "schemas": ("a list of at least one", lambda value: isinstance(value, list) and value),
+    "items": ("a list", lambda value: isinstance(value, list)),
+    "names": ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
+    "members": ("an object", lambda value: isinstance(value, dict)),
+    "needed": ("an object", lambda value: isinstance(value, dict)),
+    "count": ("an integer, 0 or more", lambda value: is_a("integer", value) and value >= 0),
+    "number": ("a number", lambda value: is_a("number", value)),
+    "bound": ("a number", lambda value: is_a("number", value) or isinstance(value, bool)),  # true in draft 4
+    "text": ("a string", lambda value: isinstance(value, str)),
+}
+
+
+class Schema(dict):
+    """A schema that was read: keywords with valid values, in which all schemas were read too. Equal to itself alone.
+
+    choices: a value must be valid for all schemas of at least one alternative of each.
+    """
+
+    def __init__(self, where: str, **keywords: Any) -> None:
+        super().__init__(keywords)
+        self.where = where  # its path, as in a $ref, for messages
+        self.choices: List[List[Tuple["Schema", ...]]] = []
+        self._opposite: Optional["Schema"] = None
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+    def without(self, keyword: str) -> "Schema":
+        copy = Schema(self.where, **{name: value for name, value in self.items() if name != keyword})
+        copy.choices = self.choices
+        return copy
+
+    @property
+    def opposite(self) -> "Schema":
+        if self._opposite is None:
+            self._opposite = Schema(self.where, **{"not": self})
+            self._opposite._opposite = self
+        return self._opposite
+
+
+Parts = Tuple[Schema, ...]  # a value must be valid for all of them
+
+
+class Reader:
+    """Reads the parts of one document, each once, so that a part that refers to itself contains itself."""
+
+    def __init__(self, root: Any, path: str) -> None:
+        """path: of the document, for messages."""
+        self._root, self._path = root, path
+        self._read: Dict[int, Schema] = {}  # by the identities of parts
+        self._named: Optional[Dict[str, Any]] = None  # parts by $id and anchor
+        self.schema = self.read(root, path + "#")
+
+    def read(self, part: Any, where: str) -> Schema:
+        """Return a part as a Schema. MerinoError for a value that a keyword cannot have."""
+        if isinstance(part, bool):
+            return Schema(where) if part else Schema(where, enum=[])
+        if not isinstance(part, dict):
+            raise refused(where, f"it is {shown(part)}, a schema is an object, true or false")
+        if id(part) in self._read:
+            return self._read[id(part)]
+        schema = self._read[id(part)] = Schema(where)
+        # 1. Other spellings: a list of items before draft 2020-12, a constant, and what states nothing.
+        if isinstance(part.get("items"), list):
+            part = dict(part, prefixItems=part["items"], items=part.get("additionalItems", True))
+        if "const" in part and "enum" in part:
+            schema.choices.append([(Schema(where, enum=[part["const"]]),)])
+        elif "const" in part:
+            part = dict(part, enum=[part["const"]])
+        if part.get("additionalProperties") is True:
+            part = {keyword: value for keyword, value in part.items() if keyword != "additionalProperties"}
+        # 2. The values of keywords.
+        for keyword in REFUSED:
+            if keyword in part:
+                raise refused(f"{where}/{keyword}", "this keyword is not supported")
+        for keyword, (_, shape) in KEYWORDS.items():
+            if keyword in part:
+                schema[keyword] = self._value(shape, part[keyword], f"{where}/{keyword}")
+        for bound in ("minimum", "maximum"):
+            strict = "exclusive" + bound.capitalize()
+            if isinstance(schema.get(strict), bool) and schema.pop(strict) and bound in schema:
+                schema[strict] = schema.pop(bound)
+        # 3. Choices.
+        if "$ref" in part:
+            schema.choices.append([(self.read(self._target(part["$ref"], f"{where}/$ref"),
+                                              self._path + part["$ref"]),)])
+        schema.choices += self._choices(schema)
+        return schema
+
+    def _value(self, shape: str, value: Any, where: str) -> Any:
+        allowed, test = SHAPES.get(shape, ("", lambda _: True))
+        if not test(value):
+            what = "an empty list" if value == [] else shown(value)
+            raise refused(where, f"it is {what}, must be {allowed}")
+        if shape == "schema":
+            return self.read(value, where)
+        if shape == "types":
+            return {*_listed(value), *["integer"] * ("number" in _listed(value))}
+        if shape in ("schemas", "items"):
+            return [self.read(part, f"{where}/{index}") for index, part in enumerate(value)]
+        if shape == "needed":
+            return {name: Schema(where, required=self._value("names", part, where)) if isinstance(part, list)
+                    else self.read(part, f"{where}/{name}") for name, part in value.items()}
+        return {name: self.read(part, f"{where}/{name}") for name, part in value.items()} \
+            if shape == "members" else value
+
+    def _choices(self, schema: Schema) -> List[List[Parts]]:
+        """Remove the keywords that combine schemas, and return what they mean."""
+        every, some, one = (schema.pop(keyword, []) for keyword in ("allOf", "anyOf", "oneOf"))
+        condition = schema.pop("if", None)
+        then, other = (schema.pop(keyword, Schema(schema.where)) for keyword in ("then", "else"))
+        choices = [[tuple(every)]] if every else []
+        choices += [[(part,) for part in some]] if some else []
+        if one:
+            choices.append([(part, *[rival.opposite for rival in one if rival is not part]) for part in one])
+        if condition is not None:
+            choices.append([(condition, then), (condition.opposite, other)])
+        for keyword in ("dependencies", "dependentRequired", "dependentSchemas"):
+            for name, needed in schema.pop(keyword, {}).items():
+                absent = Schema(needed.where, properties={name: Schema(needed.where, enum=[])})
+                choices.append([(absent,), (Schema(needed.where, required=[name]), needed)])
+        return choices
+
+    def _target(self, ref: Any, where: str) -> Any:
+        """Return the part that a reference inside the document names by a pointer, an anchor or a part's $id."""
+        if not isinstance(ref, str):
+            raise refused(where, f"it is {shown(ref)}, must be a string")
+        if self._named is None:
+            self._named = {"": self._root}
+            left = [self._root]
+            while left:
+                inner = left.pop()
+                if isinstance(inner, dict):
+                    for keyword, sign in (("$id", ""), ("id", ""), ("$anchor", "#")):
+                        if isinstance(inner.get(keyword), str):
+                            self._named.setdefault((sign + inner[keyword]).rstrip("#"), inner)
+                left += inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
+        base, _, fragment = ref.partition("#")
+        pointer = not fragment or fragment.startswith("/")
+        target = self._named.get(base if pointer else "#" + fragment)
+        for part in fragment.split("/")[1:] if pointer else ():
+            part = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+                target = target[int(part)]
+            else:
+                target = target.get(part) if isinstance(target, dict) else None
+        if target is None:
+            raise refused(where, f"{ref} is not in the schema. Supported are references inside it, as #/$defs/name")
+        return target
+
+
+def refused(where: str, what: str) -> MerinoError:
+    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}. Change that part.")
+
+
+def _listed(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def is_a(kind: str, value: Any) -> bool:
+    """Return whether a JSON value is of a schema's type."""
+    if isinstance(value, bool) or kind == "boolean":
+        return kind == "boolean" and isinstance(value, bool)
+    if kind == "integer":
+        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    kinds: Dict[str, Any] = {"number": (int, float), "string": str, "array": list, "object": dict, "null": type(None)}
+    return isinstance(value, kinds[kind])
 
 
 def compact(value: Any) -> bytes:
@@ -41,88 +229,3 @@ def identity(value: Any) -> str:
 def different(values: Iterable[Any]) -> List[Any]:
     """Return the values, each of several equal ones once."""
     return list({identity(value): value for value in reversed(list(values))}.values())[::-1]
-
-
-def refused(where: str, what: str) -> MerinoError:
-    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}. Change that part.")
-
-
-def is_a(kind: str, value: Any) -> bool:
-    """Return whether a value is of a schema's type."""
-    if isinstance(value, bool) or kind == "boolean":
-        return kind == "boolean" and isinstance(value, bool)
-    if kind == "integer":
-        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
-    kinds: Dict[str, Any] = {"number": (int, float), "string": str, "array": list, "object": dict, "null": type(None)}
-    return isinstance(value, kinds[kind])
-
-
-def types_of(schema: Dict[str, Any], where: str) -> List[str]:
-    declared = schema["type"]
-    kinds: List[Any] = declared if isinstance(declared, list) else [declared]
-    if not kinds or any(not isinstance(kind, str) or kind not in TYPES for kind in kinds):
-        raise refused(f"{where}/type", f"it is {shown(declared)}, allowed: {', '.join(TYPES)}, or a list of them")
-    return kinds
-
-
-def list_of(schema: Dict[str, Any], keyword: str, where: str, least: int = 0) -> List[Any]:
-    """Return the value of a keyword that must be a list; [] without the keyword."""
-    value = schema.get(keyword, [])
-    if not isinstance(value, list) or keyword in schema and len(value) < least:
-        what = "an empty list" if value == [] else shown(value)
-        raise refused(f"{where}/{keyword}", f"it is {what}, must be a list" + " of at least one" * bool(least))
-    return value
-
-
-def names_of(schema: Dict[str, Any], keyword: str, where: str) -> List[str]:
-    value = list_of(schema, keyword, where)
-    if any(not isinstance(name, str) for name in value):
-        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a list of strings")
-    return value
-
-
-def object_of(schema: Dict[str, Any], keyword: str, where: str) -> Dict[str, Any]:
-    value = schema.get(keyword, {})
-    if not isinstance(value, dict):
-        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an object")
-    return value
-
-
-def bounds_of(schema: Dict[str, Any], where: str) -> List[Tuple[str, Any]]:
-    """Return the bounds of numbers: minimum, maximum, exclusiveMinimum and exclusiveMaximum, which is true or false in
-    draft 4."""
-    bounds = []
-    for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-        value, strict = schema.get(keyword), schema.get("exclusive" + keyword[:1].upper() + keyword[1:])
-        if keyword not in schema or keyword.startswith("ex") and isinstance(value, bool):
-            continue
-        if not is_a("number", value):
-            raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be a number")
-        name = "exclusive" + keyword[:1].upper() + keyword[1:] if strict is True else keyword
-        bounds.append((name, value))
-    return bounds
-
-
-def count_of(schema: Dict[str, Any], keyword: str, where: str) -> int:
-    value = schema[keyword]
-    if not is_a("integer", value) or value < 0:
-        raise refused(f"{where}/{keyword}", f"it is {shown(value)}, must be an integer, 0 or more")
-    return int(value)
-
-
-def holds(name: str, bound: Any, value: Any) -> bool:
-    """Return whether a number keeps a bound of `bounds_of`."""
-    if name in ("minimum", "exclusiveMinimum"):
-        return value > bound or value == bound and name == "minimum"
-    return value < bound or value == bound and name == "maximum"
-
-
-def items_of(schema: Dict[str, Any], where: str) -> Tuple[List[Tuple[Any, str]], Tuple[Any, str]]:
-    """Return the schemas of the first items and of the others, each with its path. `items` may be the list of the first
-    ones, as before draft 2020-12."""
-    if isinstance(schema.get("items"), list):
-        first, keyword, others = list_of(schema, "items", where), "items", "additionalItems"
-    else:
-        first, keyword, others = list_of(schema, "prefixItems", where), "prefixItems", "items"
-    parts = [(part, f"{where}/{keyword}/{index}") for index, part in enumerate(first)]
-    return parts, (schema.get(others, True), f"{where}/{others}")

@@ -1,43 +1,40 @@
 """A JSON schema as alternatives without keywords that combine schemas: each is a Flat, which both engines write.
 
-`$ref`, `allOf` and the keywords beside them are joined. `anyOf`, `oneOf`, `if` and dependencies become alternatives.
 What must not match (`not`, the other schemas of a `oneOf`) is dropped if it cannot match, and is otherwise turned into
 what must. No Flat takes more than the schema does; some valid values are in none.
 """
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
-from urllib.parse import unquote
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
 
 from merino_runtime.generation.constraints.automaton import Automaton, Budget
 from merino_runtime.generation.constraints.keywords import (
-    BY_TYPE,
     EXCEPT,
-    IN_PLACE,
+    KEYWORDS,
+    LIMITS,
     NOT_PATTERN,
-    REFUSED,
     TYPES,
-    bounds_of,
+    Parts,
+    Reader,
+    Schema,
     compact,
-    count_of,
     different,
-    items_of,
-    list_of,
-    names_of,
-    object_of,
     refused,
-    types_of,
 )
 from merino_runtime.generation.constraints.pattern import pattern
-from merino_runtime.generation.constraints.values import fits
+from merino_runtime.generation.constraints.values import all_known, fits
 from merino_runtime.io.json_shape import shown
 
 MOST_ALTERNATIVES = 400
 MOST_NOT = 12  # schemas that must not match, beyond those that cannot
 DEEPEST_SCHEMA = 64
 DEEPEST_COMPARED = 4
-SIZES = {"string": "Length", "array": "Items", "object": "Properties"}
-
-Part = Tuple[Any, str]  # a schema and its path
-Parts = Tuple[Part, ...]  # a value must be valid for all of them
+RULES = ("pattern", NOT_PATTERN, "format", EXCEPT, "multipleOf")
+PAIRS: Dict[str, List[Tuple[str, str]]] = {  # limits of a type that exclude each other
+    "string": [("minLength", "maxLength")], "array": [("minItems", "maxItems")],
+    "object": [("minProperties", "maxProperties")],
+    "number": [(low, high) for low in ("minimum", "exclusiveMinimum") for high in ("maximum", "exclusiveMaximum")]}
+PAIRS["integer"] = PAIRS["number"]
+BEYOND = {"minimum": "exclusiveMaximum", "exclusiveMaximum": "minimum", "maximum": "exclusiveMinimum",
+          "exclusiveMinimum": "maximum"}  # what a number keeps that does not keep a bound
 
 
 class Members(NamedTuple):
@@ -49,174 +46,73 @@ class Members(NamedTuple):
 
 
 class Flat:
-    """One alternative. Of keywords with a value the values are joined; those with schemas stay apart."""
+    """One alternative: the schemas without their choices and `not`. Of keywords with a value the values are joined."""
 
-    def __init__(self, literals: Parts) -> None:
-        self.where = literals[0][1] if literals else "#"
-        self.literals = tuple((schema, where) if "not" not in schema else (_without_not(schema), where)
-                              for schema, where in literals)
-        self.kinds: Optional[Set[str]] = None  # None: no `type`
-        self.bounds: Dict[str, Any] = {}  # as of `bounds_of`
-        self.sizes: Dict[str, int] = {}  # minLength, maxItems, ...
-        self.texts: List[Tuple[str, Any, str]] = []  # pattern, format, NOT_PATTERN, EXCEPT: keyword, value, path
-        self.values: Optional[List[Any]] = None  # enum, const: those that are valid for all else
-        self.objects: Parts = ()
-        self.arrays: Parts = ()
-        self.multiples: List[Any] = []
+    def __init__(self, schemas: Parts) -> None:
+        self.schemas = schemas
+        self.where = schemas[0].where if schemas else "#"
+        self.kinds, stated = set(TYPES), set()  # type: Set[str], Set[str]
+        self.limits: Dict[str, Any] = {}
+        self.rules: List[Tuple[str, Any, str]] = []  # of RULES: keyword, value, path
+        self.values: Optional[List[Any]] = None  # enum: those that are valid for all else
         self.members: Optional[Members] = None
-
-    @property
-    def types(self) -> List[str]:
-        """Return the types that it has, or without `type` those that its keywords are of; without any, all."""
-        stated = {"object": self.objects, "array": self.arrays, "number": self.bounds or self.multiples,
-                  "string": {"minLength", "maxLength"} & set(self.sizes) or [
-                      text for text in self.texts if text[0] != EXCEPT]}
-        kinds = self.kinds or {kind for kind, keywords in stated.items() if keywords} or set(TYPES)
-        return [kind for kind in TYPES if kind in kinds and not (kind == "integer" and "number" in kinds)]
+        for schema in schemas:
+            self.kinds &= schema.get("type", self.kinds)
+            stated |= {KEYWORDS[keyword][0] for keyword in schema} - {""}
+            for keyword, value in schema.items():
+                if keyword in LIMITS:
+                    closest = max if "min" in keyword.lower() else min
+                    self.limits[keyword] = closest(value, self.limits.get(keyword, value))
+                elif keyword in RULES:
+                    self.rules.append((keyword, value, f"{schema.where}/{keyword}"))
+                elif keyword == "enum" and self.values is None:
+                    self.values = different(value)
+        # Without `type` the types are those that the keywords are of; without any keyword, all.
+        kinds = self.kinds if any("type" in schema for schema in schemas) else stated or self.kinds
+        self.types = [kind for kind in TYPES if kind in kinds and not (kind == "integer" and "number" in kinds)]
 
 
 class Normal:
-    """One schema. `where` is the path of a part, as in a $ref."""
+    """One schema."""
 
     def __init__(self, root: Any, path: str, budget: Budget) -> None:
-        self._root, self._path, self._budget = root, path, budget
-        self._negated: Dict[int, List[Parts]] = {}  # by the identity of a schema
-        self._own: Dict[Any, Any] = {}  # schemas that are made here: their identity must last
-        self._wide: Dict[Any, List[Flat]] = {}
+        self.schema, self._budget = Reader(root, path).schema, budget
+        self._negated: Dict[Schema, List[Parts]] = {}
+        self._wide: Dict[Parts, List[Flat]] = {}
         self._patterns: Dict[str, Tuple[Automaton, int]] = {}
-        self._named: Optional[Dict[str, Any]] = None  # schemas by $id and anchor
 
     def flats(self, parts: Parts) -> List[Flat]:
-        results = [flat for literals in self._alternatives(parts) for flat in self._settled(literals, 0)]
-        return _limited(results, parts[0][1] if parts else "#")
+        results = [flat for schemas in self._alternatives(parts) for flat in self._settled(schemas, 0)]
+        return _limited(results, parts[0].where if parts else "#")
 
-    # What is joined
-
-    def _alternatives(self, parts: Parts, above: Tuple[int, ...] = ()) -> List[Parts]:
-        """Return the alternatives, each as schemas whose keywords in place are resolved, except for `not`. above:
-        the schemas around them in the same place."""
+    def _alternatives(self, parts: Parts, above: Tuple[Schema, ...] = ()) -> List[Parts]:
+        """Return the alternatives, each as schemas whose choices are made. above: the schemas around them in the same
+        place."""
         results: List[Parts] = [()]
-        for schema, where in parts:
+        for schema in parts:
             self._budget.spend(1)
-            if isinstance(schema, bool):
-                results = results if schema else []
-                continue
-            if not isinstance(schema, dict):
-                raise refused(where, f"it is {shown(schema)}, a schema is an object, true or false")
-            if id(schema) in above or len(above) > DEEPEST_SCHEMA:
-                raise refused(where, "it refers to itself without end, so that it describes no value")
-            for keyword in REFUSED:
-                if keyword in schema:
-                    raise refused(f"{where}/{keyword}", "this keyword is not supported")
-            results = [(*result, (schema, where)) for result in results]
-            for choice in self._choices(schema, where):
-                branches = [branch for inner in choice for branch in self._alternatives(inner, (*above, id(schema)))]
-                if len(branches) * len(results) > MOST_ALTERNATIVES:
-                    raise refused(where, f"it has more than {MOST_ALTERNATIVES} alternatives")
+            if schema in above or len(above) > DEEPEST_SCHEMA:
+                raise refused(schema.where, "it refers to itself without end, so that it describes no value")
+            results = [(*result, schema) for result in results if schema.get("enum") != []]
+            for choice in schema.choices:
+                branches = [branch for inner in choice for branch in self._alternatives(inner, (*above, schema))]
+                _limited(range(len(results) * len(branches)), schema.where)
                 results = [(*result, *branch) for result in results for branch in branches]
         return results
 
-    def _choices(self, schema: Dict[str, Any], where: str) -> List[List[Parts]]:
-        """Return what a schema's keywords in place mean: of each choice, all parts of one alternative must match."""
-        choices: List[List[Parts]] = []
-        if "$ref" in schema:
-            target = self.target(schema["$ref"], f"{where}/$ref")
-            choices.append([((target, self._path + schema["$ref"]),)])
-        for keyword in ("allOf", "anyOf", "oneOf"):
-            parts = [(branch, f"{where}/{keyword}/{index}") for index, branch in enumerate(
-                list_of(schema, keyword, where, least=1))]
-            if parts and keyword == "oneOf":
-                choices.append([(part, *[self._not(other) for other in parts if other is not part]) for part in parts])
-            elif parts:
-                choices.append([tuple(parts)] if keyword == "allOf" else [(part,) for part in parts])
-        if "if" in schema:
-            condition = (schema["if"], f"{where}/if")
-            choices.append([(condition, (schema.get("then", True), f"{where}/then")),
-                            (self._not(condition), (schema.get("else", True), f"{where}/else"))])
-        for keyword in ("dependencies", "dependentRequired", "dependentSchemas"):
-            for name, needed in object_of(schema, keyword, where).items():
-                here = f"{where}/{keyword}/{name}"
-                then = self._kept({"required": needed}, here, "then") if isinstance(needed, list) else (needed, here)
-                choices.append([(self._kept({"properties": {name: False}}, here, "no"),),
-                                (self._kept({"required": [name]}, here, "if"), then)])
-        return choices
-
-    def _kept(self, schema: Dict[str, Any], where: str, what: str) -> Part:
-        return self._own.setdefault((where, what), schema), where
-
-    def _not(self, part: Part) -> Part:
-        return self._own.setdefault(id(part[0]), {"not": part[0]}), part[1]
-
-    def target(self, ref: Any, where: str = "$ref") -> Any:
-        """Return the schema that a reference inside the document names by a pointer, an anchor or a part's $id."""
-        if not isinstance(ref, str):
-            raise refused(where, f"it is {shown(ref)}, must be a string")
-        if self._named is None:
-            self._named = {"": self._root}
-            left = [self._root]
-            while left:
-                inner = left.pop()
-                if isinstance(inner, dict):
-                    for keyword, sign in (("$id", ""), ("id", ""), ("$anchor", "#")):
-                        if isinstance(inner.get(keyword), str):
-                            self._named.setdefault((sign + inner[keyword]).rstrip("#"), inner)
-                left += inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
-        base, _, fragment = ref.partition("#")
-        pointer = not fragment or fragment.startswith("/")
-        target = self._named.get(base if pointer else "#" + fragment)
-        for part in fragment.split("/")[1:] if pointer else ():
-            part = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and part.isdigit() and int(part) < len(target):
-                target = target[int(part)]
-            else:
-                target = target.get(part) if isinstance(target, dict) else None
-        if target is None:
-            raise refused(where, f"{ref} is not in the schema. Supported are references inside it, as #/$defs/name")
-        return target
-
-    def _merged(self, literals: Parts) -> Optional[Flat]:
+    def _merged(self, schemas: Parts) -> Optional[Flat]:
         """Return the schemas as one, without what must not match; None if no value is valid for all."""
-        flat = Flat(literals)
         self._budget.spend(1)
-        for schema, where in literals:
-            if "type" in schema:
-                kinds = set(types_of(schema, where))
-                kinds |= {"integer"} if "number" in kinds else set()
-                flat.kinds = kinds if flat.kinds is None else flat.kinds & kinds
-            for name, bound in bounds_of(schema, where):
-                closest = max if "inimum" in name else min
-                flat.bounds[name] = closest(bound, flat.bounds.get(name, bound))
-            for name in SIZES.values():
-                for keyword, closest in (("min" + name, max), ("max" + name, min)):
-                    if keyword in schema:
-                        count = count_of(schema, keyword, where)
-                        flat.sizes[keyword] = closest(count, flat.sizes.get(keyword, count))
-            flat.texts += [(keyword, schema[keyword], f"{where}/{keyword}")
-                           for keyword in ("pattern", "format", NOT_PATTERN, EXCEPT) if keyword in schema]
-            for keyword in ("enum", "const"):
-                if keyword in schema and flat.values is None:
-                    flat.values = [schema["const"]] if keyword == "const" else list_of(schema, "enum", where, least=1)
-            names_of(schema, "required", where)
-            if any(keyword in schema for keyword in BY_TYPE["object"]):
-                flat.objects += ((schema, where),)
-            if any(keyword in schema for keyword in BY_TYPE["array"]):
-                flat.arrays += ((schema, where),)
-            flat.multiples += [schema["multipleOf"]] if "multipleOf" in schema else []
+        flat = Flat(schemas)
         if flat.values is not None:
-            checked = [(value, self._fits(value, literals)) for value in different(flat.values)]
+            checked = [(value, all_known([fits(value, schema, self.found) for schema in schemas]))
+                       for value in flat.values]
             flat.values = [value for value, valid in checked if valid]
             if not flat.values and any(valid is None for _, valid in checked):
                 raise refused(flat.where, "no value of an enum is known to be valid for the keywords beside it")
-        return None if flat.kinds == set() or flat.values == [] else flat
+        return flat if flat.kinds and flat.values != [] else None
 
-    def _fits(self, value: Any, parts: Parts) -> Optional[bool]:
-        try:
-            results = [fits(value, schema, self.target, self.found) for schema, _ in parts]
-        except (TypeError, AttributeError, ValueError) as error:
-            raise refused(parts[0][1], f"a keyword has a wrong value: {error}") from error
-        return False if False in results else None if None in results else True
-
-    def found(self, text: Any, value: str) -> Optional[bool]:
+    def found(self, text: str, value: str) -> Optional[bool]:
         """Return whether a pattern is found in a text; None if JSON Schema's dialect may differ."""
         if text not in self._patterns:
             automaton = Automaton(budget=self._budget)
@@ -229,187 +125,164 @@ class Normal:
 
     # What must not match
 
-    def _settled(self, literals: Parts, count: int) -> List[Flat]:
-        """Return the alternatives of schemas of which some have `not`."""
-        flat = self._merged(literals)
+    def _settled(self, schemas: Parts, count: int = 0) -> List[Flat]:
+        """Return the alternatives of schemas of which some have `not`. count: of those that were turned into what must
+        match."""
+        flat = self._merged(schemas)
         if flat is None or flat.values is not None:
             return [flat] if flat else []
-        forbidden: Set[str] = set()
-        for index, (schema, where) in enumerate(literals):
-            part = (schema.get("not", False), where + "/not")
-            apart = self._apart(flat, (part,), 0)
-            if apart is not None:
-                forbidden |= apart
+        for index, schema in enumerate(schemas):
+            if "not" not in schema or all(self._apart(flat, other) for other in self._widest((schema["not"],))):
                 continue
             if count > MOST_NOT:
-                raise refused(where, "too many schemas must not match")
-            rest = (*literals[:index], (_without_not(schema), where), *literals[index + 1:])
-            return _limited([flat for parts in self._negation(part) for more in self._alternatives(parts)
-                             for flat in self._settled((*rest, *more), count + 1)], where)
-        if not forbidden:
-            return [flat]
-        closed = self._merged((*literals, ({"properties": dict.fromkeys(sorted(forbidden), False)}, flat.where)))
-        return [closed] if closed else []
+                raise refused(schema.where, "too many schemas must not match")
+            rest = (*schemas[:index], schema.without("not"), *schemas[index + 1:])
+            return _limited([flat for parts in self._negation(schema["not"]) for more in self._alternatives(parts)
+                             for flat in self._settled((*rest, *more), count + 1)], schema.where)
+        return [flat]
 
     def _widest(self, parts: Parts) -> List[Flat]:
         """Return the alternatives of schemas without what must not match."""
-        key = tuple(id(schema) for schema, _ in parts)
-        if key not in self._wide:
-            merged = [self._merged(literals) for literals in self._alternatives(parts)]
-            self._wide[key] = [flat for flat in merged if flat is not None]
-        return self._wide[key]
+        if parts not in self._wide:
+            merged = [self._merged(schemas) for schemas in self._alternatives(parts)]
+            self._wide[parts] = [flat for flat in merged if flat is not None]
+        return self._wide[parts]
 
-    def _apart(self, flat: Flat, parts: Parts, depth: int) -> Optional[Set[str]]:
-        """Return keys without which no value of flat is valid for the schemas; None if some value may be."""
-        forbidden: Set[str] = set()
-        for other in self._widest(parts):
-            self._budget.spend(1)
-            for one, two in ((flat, other), (other, flat)):
-                if one.values is not None:
-                    if any(self._fits(value, two.literals) is not False for value in one.values):
-                        return None
-                    break
-            else:
-                kinds = [set(TYPES) if one.kinds is None else one.kinds for one in (flat, other)]
-                for kind in kinds[0] & kinds[1]:
-                    keys = self._apart_of(kind, flat, other, depth)
-                    if keys is None:
-                        return None
-                    forbidden |= keys
-        return forbidden
-
-    def _apart_of(self, kind: str, flat: Flat, other: Flat, depth: int) -> Optional[Set[str]]:
-        """Return as `_apart` for the values of one type."""
-        if kind in ("number", "integer"):
-            bounds = [*flat.bounds.items(), *other.bounds.items()]
-            return set() if any(
-                "inimum" in low and "aximum" in high
-                and (least > most or least == most and low + high != "minimummaximum")
-                for low, least in bounds for high, most in bounds) else None
-        size = SIZES.get(kind, "")
+    def _apart(self, flat: Flat, other: Flat, depth: int = 0) -> bool:
+        """Return whether no value of flat, as it is written, is one of other."""
+        self._budget.spend(1)
         for one, two in ((flat, other), (other, flat)):
-            if one.sizes.get("min" + size, 0) > two.sizes.get("max" + size, float("inf")):
-                return set()
+            if one.values is not None:
+                return all(any(fits(value, schema, self.found, alone=True) is False for schema in two.schemas)
+                           for value in one.values)
+        return all(self._apart_of(kind, flat, other, depth) for kind in flat.kinds & other.kinds)
+
+    def _apart_of(self, kind: str, flat: Flat, other: Flat, depth: int) -> bool:
+        """Return as `_apart` for the values of one type."""
+        for one, two in ((flat.limits, other.limits), (other.limits, flat.limits)):
+            for low, high in PAIRS.get(kind, ()):
+                strict = low + high != "minimummaximum" and kind in ("integer", "number")
+                if low in one and high in two and (one[low] > two[high] or strict and one[low] == two[high]):
+                    return True
         if kind != "object" or depth > DEEPEST_COMPARED:
-            return None
+            return False
         ours, theirs = self.members(flat), self.members(other)
         for name in {**theirs.named, **dict.fromkeys(ours.required)}:
-            if name not in ours.required and name not in theirs.required:
-                continue
             mine, parts = ours.named.get(name), self._of_key(other, name)
-            if mine is None and ours.others is None and not any(
-                    self.found(text, name) is not False for text in ours.patterns):
-                return {name}
-            if mine is not None and all(self._apart(value, parts, depth + 1) == set() for value in self._widest(mine)):
-                return set()
-        return None
+            if mine is None:  # it is not written; with `not` inside, a key of a member may be
+                if name in theirs.required and not depth and ours.others is None and not any(
+                        self.found(text, name) is not False for text in ours.patterns):
+                    return True
+            elif (name in ours.required or name in theirs.required) and all(
+                    self._apart(value, part, depth + 1) for value in self._widest(mine)
+                    for part in self._widest(parts)):
+                return True
+        return False
 
-    def _negation(self, part: Part) -> List[Parts]:
+    def _negation(self, schema: Schema) -> List[Parts]:
         """Return alternatives of values for which the schema is not valid; not always all."""
-        schema, where = part
-        if not isinstance(schema, dict):
-            return [] if schema is True else [()]
-        if id(schema) in self._negated:
-            return self._negated[id(schema)]
-        results: List[Parts] = []
+        if schema in self._negated:
+            return self._negated[schema]
+        results: List[Parts] = [()] if schema.get("enum") == [] else []
 
-        def add(keyword: str, value: Any, **others: Any) -> None:
-            results.append((({keyword: value, **others}, where),))
+        def add(kind: Any, **keywords: Any) -> None:
+            kinds = {"type": {*kind}} if kind else {}
+            results.append((Schema(schema.where, **kinds, **keywords),))
 
         for keyword, value in schema.items():
-            kind = next((kind for kind, size in SIZES.items() if keyword in ("min" + size, "max" + size)), "")
-            if keyword == "type":
-                kinds = {*types_of(schema, where)}
-                kinds |= {"number", "integer"} if kinds & {"number", "integer"} else set()
-                if kinds != set(TYPES):
-                    add("type", [kind for kind in TYPES if kind not in kinds])
-            elif keyword in ("enum", "const"):
-                add(EXCEPT, [value] if keyword == "const" else value)
+            kind = KEYWORDS[keyword][0]
+            if keyword == "type" and set(TYPES) - value:
+                add([kind for kind in TYPES if kind not in value and not (kind == "number" and "integer" in value)])
+            elif keyword == "enum" and value:
+                add(None, **{EXCEPT: value})
             elif keyword == "required":
-                for name in names_of(schema, "required", where):
-                    add("type", "object", properties={name: False})
+                for name in value:
+                    add([kind], properties={name: Schema(schema.where, enum=[])})
             elif keyword == "properties":
-                for name, inner in object_of(schema, keyword, where).items():
-                    add("type", "object", required=[name], properties={name: {"not": inner}})
+                for name, inner in value.items():
+                    add([kind], required=[name], properties={name: inner.opposite})
             elif keyword == "pattern":
-                add("type", "string", **{NOT_PATTERN: value})
-            elif kind and keyword.startswith("max"):
-                add("type", kind, **{"min" + SIZES[kind]: count_of(schema, keyword, where) + 1})
-            elif kind and count_of(schema, keyword, where):
-                add("type", kind, **{"max" + SIZES[kind]: count_of(schema, keyword, where) - 1})
+                add([kind], **{NOT_PATTERN: value})
+            elif keyword in BEYOND:
+                add(["number", "integer"], **{BEYOND[keyword]: value})
+            elif keyword in LIMITS and keyword.startswith("max"):
+                add([kind], **{"min" + keyword[3:]: value + 1})
+            elif keyword in LIMITS and value:
+                add([kind], **{"max" + keyword[3:]: value - 1})
             elif keyword == "not":
-                results.append(((value, where),))
-            elif keyword in ("allOf", "anyOf", "oneOf"):
-                nots = tuple(self._not((inner, where)) for inner in list_of(schema, keyword, where))
-                results += [(inner,) for inner in nots] if keyword == "allOf" else [nots]
-            elif keyword == "$ref":
-                results.append((self._not((self.target(value, f"{where}/$ref"), where)),))
-        opposite = {"minimum": "exclusiveMaximum", "exclusiveMaximum": "minimum", "maximum": "exclusiveMinimum",
-                    "exclusiveMinimum": "maximum"}
-        for name, bound in bounds_of(schema, where):
-            add("type", "number", **{opposite[name]: bound})
-        stated = [keyword for keyword in schema if keyword in IN_PLACE or any(
-            keyword in keywords for keywords in BY_TYPE.values())]
-        if not results and stated:
-            raise refused(f"{where}/{stated[0]}", "inside `not` or `oneOf` this keyword is not supported")
-        self._negated[id(schema)] = results
+                results.append((value,))
+        for choice in schema.choices:
+            if len(choice) == 1:
+                results += [(part.opposite,) for part in choice[0]]
+            else:  # none of the alternatives, by the first schema of each
+                results.append(tuple(parts[0].opposite for parts in choice))
+        others = [keyword for keyword in schema if keyword not in ("type", "enum")]
+        if others and not results:
+            raise refused(f"{schema.where}/{others[0]}", "inside `not` or `oneOf` this keyword is not supported")
+        self._negated[schema] = results
         return results
 
     # Members of objects, items of arrays
 
     def _of_key(self, flat: Flat, name: Optional[str], text: Optional[str] = None) -> Parts:
         """Return the schemas of a key: of a name, of the keys that match one pattern alone, or of all others."""
-        parts: List[Part] = []
-        for schema, where in flat.objects:
+        parts: List[Schema] = []
+        for schema in flat.schemas:
             before = len(parts)
-            if name is not None and name in schema.get("properties", {}):
-                parts.append((schema["properties"][name], f"{where}/properties/{name}"))
+            if name in schema.get("properties", {}):
+                parts.append(schema["properties"][name])
             for other, inner in schema.get("patternProperties", {}).items():
-                here = f"{where}/patternProperties/{other}"
                 match = other == text if name is None else self.found(other, name)
                 if match is None:
-                    raise refused(here, f"whether it matches the key {shown(name)} depends on the dialect of patterns")
-                parts += [(inner, here)] if match else []
+                    raise refused(inner.where, f"whether it matches the key {shown(name)} depends on the dialect of "
+                                               "patterns")
+                parts += [inner] if match else []
             if len(parts) == before and "additionalProperties" in schema:
-                parts.append((schema["additionalProperties"], f"{where}/additionalProperties"))
-            names = f"{where}/propertyNames"
-            if name is not None and not self._fits(name, ((schema.get("propertyNames", True), names),)):
-                parts.append((False, names))
+                parts.append(schema["additionalProperties"])
+            if name is not None and not fits(name, schema.get("propertyNames", Schema("")), self.found):
+                parts.append(Schema(schema["propertyNames"].where, enum=[]))
         return tuple(parts)
 
     def members(self, flat: Flat) -> Members:
         if flat.members is None:
-            required = [name for schema, where in flat.objects for name in names_of(schema, "required", where)]
-            names = [name for schema, where in flat.objects for name in object_of(schema, "properties", where)]
-            patterns = {text: self._of_key(flat, None, text) for schema, where in flat.objects
-                        for text in object_of(schema, "patternProperties", where)}
+            schemas = flat.schemas
+            names = [name for schema in schemas for name in schema.get("properties", ())]
+            required = [name for schema in schemas for name in schema.get("required", ())]
+            patterns = {text: self._of_key(flat, None, text) for schema in schemas
+                        for text in schema.get("patternProperties", ())}
             named = {name: self._of_key(flat, name) for name in [*names, *required]}
-            some = any(not _never(parts) for parts in [*named.values(), *patterns.values()])
-            asked = [schema for schema, _ in flat.objects if isinstance(schema.get("additionalProperties"), dict)]
             others = self._of_key(flat, None)
-            closed = some and not asked or _never(others)
-            flat.members = Members(named, set(required), patterns, None if closed else others,
-                                   tuple((schema["propertyNames"], f"{where}/propertyNames")
-                                         for schema, where in flat.objects if "propertyNames" in schema))
+            # Other keys are not written beside those that are named, unless a schema asks for them.
+            some = any(not never(parts) for parts in [*named.values(), *patterns.values()])
+            asked = any("additionalProperties" in schema and not never((schema["additionalProperties"],))
+                        for schema in schemas)
+            closed = some and not asked or never(others)
+            flat.members = Members(named, set(required), patterns, None if closed else others, tuple(
+                schema["propertyNames"] for schema in schemas if "propertyNames" in schema))
         return flat.members
 
-    def items(self, flat: Flat) -> Tuple[List[Parts], Parts]:
-        """Return the schemas of the first items, and of all others."""
-        arrays = [items_of(schema, where) for schema, where in flat.arrays]
-        count = max([len(first) for first, _ in arrays], default=0)
-        return [tuple(first[index] if index < len(first) else others for first, others in arrays)
-                for index in range(count)], tuple(others for _, others in arrays)
+
+def items(flat: Flat) -> Tuple[List[Parts], Parts]:
+    """Return the schemas of the first items, and of all others."""
+    count = max([len(schema.get("prefixItems", ())) for schema in flat.schemas], default=0)
+    first: List[Parts] = []
+    for index in range(count):
+        listed = [(schema.get("prefixItems", ()), schema) for schema in flat.schemas]
+        first.append(tuple(parts[index] if index < len(parts) else schema["items"] for parts, schema in listed
+                           if index < len(parts) or "items" in schema))
+    return first, tuple(schema["items"] for schema in flat.schemas if "items" in schema)
 
 
-def _without_not(schema: Dict[str, Any]) -> Dict[str, Any]:
-    return {keyword: value for keyword, value in schema.items() if keyword != "not"}
+def stated(parts: Parts) -> FrozenSet[Schema]:
+    """Return those that are not `true`: what tells parts from others."""
+    return frozenset(schema for schema in parts if schema or schema.choices)
 
 
-def _never(parts: Parts) -> bool:
-    return any(schema is False for schema, _ in parts)
+def never(parts: Parts) -> bool:
+    return any(schema.get("enum") == [] for schema in parts)
 
 
-def _limited(flats: List[Flat], where: str) -> List[Flat]:
-    if len(flats) > MOST_ALTERNATIVES:
+def _limited(alternatives: Any, where: str) -> Any:
+    if len(alternatives) > MOST_ALTERNATIVES:
         raise refused(where, f"it has more than {MOST_ALTERNATIVES} alternatives")
-    return flats
+    return alternatives

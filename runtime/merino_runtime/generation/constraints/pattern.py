@@ -3,11 +3,9 @@
 Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
 around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
 """
-import functools
 import json
 import re
 import sys
-import unicodedata
 import warnings
 from typing import Any, Callable, List, Sequence, Tuple
 
@@ -17,10 +15,11 @@ from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
 MOST_REPEATED = 1000
-MOST_LENGTH = 10 ** 9  # stands for no limit
-SPACES = [(28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
-          (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # by some dialects
 CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
+# Characters that some dialects count into a class and others do not: they match neither it nor its opposite.
+DOUBTFUL = {"DIGIT": [(128, LAST)], "WORD": [(128, LAST)], "SPACE": [
+    (28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
+    (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]}
 Refuse = Callable[[str], MerinoError]
 
 
@@ -33,13 +32,6 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
         node = _sequence(make, items, refuse)
         nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
     return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
-
-
-def length_of(text: str, refuse: Refuse) -> Tuple[int, int]:
-    """Return the least and the most characters of a text in which the pattern is found; most -1: no limit."""
-    branches = [(_width(items), begins and ends) for items, begins, ends in _branches(text, refuse)]
-    longest = [width[1] if whole else MOST_LENGTH for width, whole in branches]
-    return min(width[0] for width, _ in branches), max(longest) if max(longest) < MOST_LENGTH else -1
 
 
 def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
@@ -63,24 +55,6 @@ def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
         ends = bool(items) and _named(items[-1]) == ("AT", "AT_END")
         results.append((items[:-1] if ends else items, begins, ends))
     return results
-
-
-def _width(items: Sequence[Any]) -> Tuple[int, int]:
-    """Return the least and the most characters of a sequence."""
-    least = most = 0
-    for kind, value in items:
-        name = str(kind)
-        low = high = 1
-        if name == "SUBPATTERN":
-            low, high = _width(value[-1])
-        elif name == "BRANCH":
-            widths = [_width(branch) for branch in value[1]]
-            low, high = min(width[0] for width in widths), max(width[1] for width in widths)
-        elif name in ("MAX_REPEAT", "MIN_REPEAT"):
-            inner = _width(value[2])
-            low, high = int(value[0]) * inner[0], int(value[1]) * inner[1]
-        least, most = least + low, min(MOST_LENGTH, most + high)
-    return least, most
 
 
 def _named(item: Any) -> Tuple[str, str]:
@@ -129,29 +103,11 @@ def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
             inner = name.replace("NOT_", "")
             if inner not in CLASSES:
                 raise refuse(f"{name} is not supported")
-            doubtful = [] if name.startswith("NOT_") == negated else _doubtful(inner)
-            members = [*CLASSES[inner], *doubtful]
+            members = CLASSES[inner] if name.startswith("NOT_") == negated else [*CLASSES[inner], *DOUBTFUL[inner]]
             ranges += _others(members) if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
     return _others(ranges) if negated else ranges
-
-
-@functools.lru_cache(maxsize=None)
-def _doubtful(name: str) -> Ranges:
-    """Return the characters that some dialects count into a class and others do not."""
-    if name == "SPACE":
-        return SPACES
-    codes = [code for code in range(128, 0x10000) if (
-        chr(code).isnumeric() if name == "DIGIT" else unicodedata.category(chr(code))[0] in "LNM"
-        or unicodedata.category(chr(code)) in ("Pc", "Cn", "Cf"))]
-    ranges: Ranges = []
-    for code in codes:
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1] = (ranges[-1][0], code)
-        else:
-            ranges.append((code, code))
-    return [*ranges, (0x10000, LAST)]
 
 
 def _others(ranges: Ranges) -> Ranges:

@@ -150,7 +150,8 @@ class Grammar:
             allowed[:len(trie.characters)] |= trie.characters <= most
             closed = trie.closed[(low <= trie.closed_characters) & (trie.closed_characters <= most)]
             reached[closed] = True
-            trie.reach(automaton, closed, np.full(len(closed), automaton.state_of([below])), reached)
+            behind = automaton.after(automaton.state_of([below]), ord('"'))
+            trie.reach(automaton, closed, np.full(len(closed), behind), reached)
         if others:
             trie.reach(automaton, np.zeros(1, np.int64), np.array([automaton.state_of(others)]), reached)
         allowed[:len(trie.node_of)] |= reached[trie.node_of]

@@ -3,16 +3,13 @@ from typing import Any, Callable, Iterable, List, Optional
 
 from merino_runtime.generation.constraints.keywords import (
     EXCEPT,
-    IN_PLACE,
+    KEYWORDS,
+    LIMITS,
     NOT_PATTERN,
-    REFUSED,
-    bounds_of,
+    Schema,
     different,
-    holds,
     identity,
     is_a,
-    items_of,
-    types_of,
 )
 
 Found = Callable[[str, str], Optional[bool]]
@@ -24,71 +21,59 @@ def all_known(results: Iterable[Optional[bool]]) -> Optional[bool]:
     return False if False in known else None if None in known else True
 
 
-def fits(value: Any, schema: Any, target: Callable[[str], Any], found: Found) -> Optional[bool]:
-    """Return whether a value is valid for a schema; None if this function does not know. target: of a $ref. found:
-    whether a pattern is found in a text."""
-    if not isinstance(schema, dict):
-        return schema if isinstance(schema, bool) else None
+def _not(result: Optional[bool]) -> Optional[bool]:
+    return None if result is None else not result
 
-    def inner(part: Any, of: Any = value) -> Optional[bool]:
-        return fits(of, part, target, found)
 
-    def not_(result: Optional[bool]) -> Optional[bool]:
-        return None if result is None else not result
+def _any(results: Iterable[Optional[bool]]) -> Optional[bool]:
+    return _not(all_known(map(_not, results)))
 
-    def any_(results: Iterable[Optional[bool]]) -> Optional[bool]:
-        return not_(all_known(map(not_, results)))
 
-    results: List[Optional[bool]] = []
+def fits(value: Any, schema: Schema, found: Found, alone: bool = False) -> Optional[bool]:
+    """Return whether a value is valid for a schema; None if this function does not know. found: whether a pattern is
+    found in a text. alone: without the choices of the schema, and without what it must not match."""
+    results: List[Optional[bool]] = [] if alone else [
+        _any(all_known(fits(value, part, found) for part in parts) for parts in choice) for choice in schema.choices]
     for keyword, part in schema.items():
+        kind = KEYWORDS[keyword][0]
+        if kind and not is_a(kind, value):
+            continue
         if keyword == "type":
-            results.append(any(is_a(kind, value) for kind in types_of(schema, "#")))
-        elif keyword in ("const", "enum"):
-            allowed = [part] if keyword == "const" else part
-            results.append(identity(value) in {identity(constant) for constant in allowed})
-        elif keyword == EXCEPT:
-            results.append(identity(value) not in {identity(constant) for constant in part})
-        elif keyword == "$ref":
-            results.append(inner(target(part)))
-        elif keyword == "allOf":
-            results += [inner(branch) for branch in part]
-        elif keyword == "anyOf":
-            results.append(any_([inner(branch) for branch in part]))
-        elif keyword == "oneOf":
-            known = [inner(branch) for branch in part]
-            results.append(False if known.count(True) > 1 else None if None in known else known.count(True) == 1)
+            results.append(any(is_a(name, value) for name in part))
+        elif keyword in ("enum", EXCEPT):
+            results.append((identity(value) in map(identity, part)) == (keyword == "enum"))
         elif keyword == "not":
-            results.append(not_(inner(part)))
-        elif keyword in IN_PLACE or keyword in REFUSED:
+            results += [] if alone else [_not(fits(value, part, found))]
+        elif keyword in LIMITS:
+            results.append(LIMITS[keyword](value if kind == "number" else len(value), part))
+        elif keyword == "pattern":
+            results.append(found(part, value))
+        elif keyword == NOT_PATTERN:
+            results.append(_not(found(part, value)))
+        elif keyword in ("format", "multipleOf"):
             results.append(None)
-    if is_a("number", value):
-        results += [holds(name, bound, value) for name, bound in bounds_of(schema, "#")]
-        results += [None] * ("multipleOf" in schema)
-    if isinstance(value, str):
-        results.append(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)))
-        results += [None] * ("format" in schema)
-        if "pattern" in schema:
-            results.append(found(schema["pattern"], value))
-        if NOT_PATTERN in schema:
-            results.append(not_(found(schema[NOT_PATTERN], value)))
+        elif keyword == "required":
+            results += [name in value for name in part]
+        elif keyword == "uniqueItems":
+            results += [len(different(value)) == len(value)] if part else []
     if isinstance(value, list):
-        first, (others, _) = items_of(schema, "#")
-        parts = [part for part, _ in first] + [others] * (len(value) - len(first))
-        results += [inner(part, item) for part, item in zip(parts, value)]  # noqa: B905, not in 3.6
-        results.append(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
-        results += [len(different(value)) == len(value)] if schema.get("uniqueItems") is True else []
-        results += [None] * ("contains" in schema)
+        first, others = schema.get("prefixItems", []), schema.get("items")
+        parts = [*first, *[others] * (len(value) - len(first))]
+        results += [fits(item, part, found) for part, item in zip(parts, value) if part is not None]  # noqa: B905
     if isinstance(value, dict):
-        properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-        results += [name in value for name in schema.get("required", []) if isinstance(schema["required"], list)]
-        results.append(schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)))
-        for name, member in value.items():
-            matching = [(found(text, name), part) for text, part in patterns.items()]
-            results += [any_([not_(match), inner(part, member)]) for match, part in matching]
-            if name in properties:
-                results.append(inner(properties[name], member))
-            elif "additionalProperties" in schema:
-                results.append(any_([*[match for match, _ in matching], inner(schema["additionalProperties"], member)]))
-            if "propertyNames" in schema:
-                results.append(inner(schema["propertyNames"], name))
+        results += [result for name, member in value.items() for result in _of_member(name, member, schema, found)]
     return all_known(results)
+
+
+def _of_member(name: str, member: Any, schema: Schema, found: Found) -> List[Optional[bool]]:
+    """Return what each keyword of an object says of one member."""
+    matching = [(found(text, name), part) for text, part in schema.get("patternProperties", {}).items()]
+    results = [_any([_not(match), fits(member, part, found)]) for match, part in matching]
+    if name in schema.get("properties", {}):
+        results.append(fits(member, schema["properties"][name], found))
+    elif "additionalProperties" in schema:
+        other = fits(member, schema["additionalProperties"], found)
+        results.append(_any([*[match for match, _ in matching], other]))
+    if "propertyNames" in schema:
+        results.append(fits(name, schema["propertyNames"], found))
+    return results
