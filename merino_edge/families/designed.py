@@ -196,6 +196,26 @@ class Architecture(WithAxes):
             for block in self.blocks for _ in range(block.depth)
         ]  # fmt: skip
 
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        return cls.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
+
+    def words(self) -> dict[str, Any]:
+        parts = self.model_dump(include={"blocks", "ngrams"})
+        return {**words_by(KEYS, self), **{name: list(part) for name, part in parts.items()}}
+
+    def build_graph(self, graph: GraphOps) -> None:
+        build_designed(graph, self)
+
+    def decoder(self) -> None:
+        """There is none: `build_designed` writes the graph."""
+
+    def layout(self, name: str) -> None:
+        """Weights lie in the graph as in the state dict."""
+
+    def key_order(self) -> None:
+        """Channels of keys lie in the graph as in torch."""
+
     def shape(self) -> str:
         """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `g` if the FFN is gated, `k` and the KV
         heads if there are fewer of them than query heads, `a4` if every 4th layer is attention, `s` if shared. `taps`,
@@ -371,15 +391,6 @@ def layers_of(arch: Architecture) -> Iterator[Layer]:
             )
 
 
-def config_words(geometry: Architecture) -> dict[str, Any]:
-    parts = geometry.model_dump(include={"blocks", "ngrams"})
-    return {**words_by(KEYS, geometry), **{name: list(part) for name, part in parts.items()}}
-
-
-def geometry_of(config: Any) -> Architecture:
-    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
-
-
 LOADER = Loader(
     "modeling_merino",
     {"AutoConfig": "MerinoConfig", "AutoModelForCausalLM": "MerinoForCausalLM"},
@@ -397,7 +408,6 @@ __all__ = ["MerinoConfig", "MerinoForCausalLM"]
 FAMILY = Family(
     name="merino",
     geometry=Architecture,
-    build_graph=build_designed,
     module="merino_edge.families.designed_torch",
     config_name="MerinoConfig",
     model_name="MerinoForCausalLM",
@@ -406,7 +416,5 @@ FAMILY = Family(
         "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
         "rope_parameters",
     },
-    config_words=config_words,
-    geometry_of=geometry_of,
     loader=LOADER,
 )  # fmt: skip

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, geometry_of, tapped
+from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, tapped
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -96,7 +96,7 @@ class MerinoConfig(PreTrainedConfig):
     @property
     def architecture(self) -> Architecture:
         try:
-            return geometry_of(self)
+            return Architecture.of_config(self)
         except ValidationError as error:
             raise MerinoError(
                 f"this configuration is not a decoder: {fault_list(error)}. Correct config.json"

@@ -30,7 +30,6 @@ from merino_edge.families.gguf.tokenizer import (
     stop_ids,
 )
 from merino_edge.families.gguf.tokenizer import tokenizer_json as made_json
-from merino_edge.families.gguf.write import add_key
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 
@@ -148,7 +147,7 @@ def test_metadata_that_cannot_be_is_refused_with_key_and_value(tmp_path, keys, m
         sample.made_up_tokens(writer, vocab)
         for key, value in late.items():
             writer.kv_data[0].pop(key, None)
-            add_key(writer, key, value)
+            sample.add_key(writer, key, value)
 
     refused(written(tmp_path, tokenizer=tokens, **early), match)
 
