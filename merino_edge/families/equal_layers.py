@@ -2,17 +2,17 @@
 This module derives from them the operators, the graph, and the keys of config.json, both ways.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_edge.families.family import Family
-from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
+from merino_edge.families.geometry import Keys, LayerShape, attention_operators, decoder_operators, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
-from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
+from merino_edge.families.operators import Operator
+from merino_edge.families.pre_norm import LLAMA, Decoder, Layer, Linear, Names, build_decoder
 from merino_edge.families.rotary import (
     PART,
     Positive,
@@ -35,35 +35,6 @@ HeadNorm = bool | Literal["whole", "plain"]
 ROPE_KEYS = frozenset({"head_dim", "rope_theta", "rope_scaling", "rope_parameters", PART})
 WINDOW_KEYS = frozenset({"layer_types", "sliding_window", "sliding_window_pattern"})
 WINDOWED = {"full_attention": False, "sliding_attention": True}  # by layer_types: whether a layer has the window
-
-
-class Names(NamedTuple):
-    """Names of the weights in a state dict. Those of a layer follow `layer`. Matrices with one input are in one string.
-    A norm that a family does not have is empty."""
-
-    layer: str = "model.layers.{}"
-    attention_norm: str = "input_layernorm"
-    qkv: str = "self_attn.q_proj self_attn.k_proj self_attn.v_proj"
-    query_norm: str = "self_attn.q_norm"
-    key_norm: str = "self_attn.k_norm"
-    out: str = "self_attn.o_proj"
-    norm_behind_attention: str = ""
-    ffn_norm: str = "post_attention_layernorm"
-    up: str = "mlp.gate_proj mlp.up_proj"
-    down: str = "mlp.down_proj"
-    norm_behind_ffn: str = ""
-    embedding: str = "model.embed_tokens"
-    embedding_norm: str = ""
-    positions: str = ""
-    final_norm: str = "model.norm"
-    head: str = "lm_head"
-
-
-LLAMA = Names()
-NORMS_BEHIND = Names(
-    attention_norm="", norm_behind_attention="post_attention_layernorm", ffn_norm="",
-    norm_behind_ffn="post_feedforward_layernorm",
-)  # fmt: skip
 
 
 class EqualLayers(BaseModel):
@@ -194,7 +165,7 @@ class EqualLayers(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return list(self.decoder_operators())
+        return list(decoder_operators(self))
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -210,50 +181,7 @@ class EqualLayers(BaseModel):
     def mixer(self, layer: int, final: bool) -> Iterable[Operator]:  # noqa: ARG002 - layers of a family may differ
         """Return the operators that mix the positions in a layer. `final`: whether it computes one position only
         behind them."""
-        return self.attention_operators(final)
-
-    def attention_operators(self, final: bool, *, gated: bool = False) -> Iterator[Operator]:
-        """Yield the operators of an attention. `gated`: whether its first matrix also computes a gate of its output."""
-        width, queries, cached = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
-        packed = (2 if gated else 1) * queries + 2 * cached
-        yield linear(width, packed, bias="qkv" in self.biases, also_live=width)
-        if kind := self.head_norms(0):
-            for normed in (queries, cached):
-                live = queries + 2 * cached + normed + width
-                vector = {"whole": normed, "plain": 0}.get(str(kind), self.head_size)
-                yield Operator("norm", vector=vector, live=live, vectors=normed)
-        yield attention(queries, self.heads, kv_width=cached, also_live=width)
-        yield linear(queries, width, bias="out" in self.biases, also_live=width, final=final)
-
-    def decoder_operators(self) -> Iterator[Operator]:
-        """Yield all operators. Where the norms stand, and whether the FFN runs beside the attention, does not change
-        the counts."""
-        width, embedded, ffn, names = self.width, self.embed_width, self.ffn_width, self.WEIGHTS
-        affine, biased = 2 if self.NORM == "layer" else 1, "ffn" in self.biases
-        norms = names.attention_norm, names.norm_behind_attention, names.ffn_norm, names.norm_behind_ffn
-        count = sum(map(bool, norms))
-        yield embed(self.vocab, embedded)
-        if names.embedding_norm:
-            yield norm(embedded, affine=affine)
-        if embedded != width:
-            yield linear(embedded, width)
-        if names.positions:
-            yield embed(self.context + self.POSITION_OFFSET, width, also_live=width)
-        for layer in range(self.layers):
-            final = self.LAST_ALONE and layer == self.layers - 1
-            yield norm(width, affine=affine)
-            yield from self.mixer(layer, final)
-            yield from [norm(width, affine=affine, also_live=width, final=final)] * (count // 2)
-            yield linear(width, 2 * ffn if self.GATED else ffn, bias=biased, also_live=width, final=final)
-            yield activation(ffn, also_live=width + ffn if self.GATED else width, final=final)
-            yield linear(ffn, width, bias=biased, also_live=width, final=final)
-            if count == 4:
-                yield norm(width, affine=affine, also_live=width, final=final)
-        if getattr(self, "pre_norm", True):
-            yield norm(width, affine=affine, final=True)
-        if embedded != width:
-            yield linear(width, embedded, final=True)
-        yield head(embedded, self.vocab, own=not getattr(self, "tied", True), bias=self.HEAD_BIAS)
+        return attention_operators(self, final)
 
     # Graph
 

@@ -7,8 +7,9 @@ rotary frequencies of their own.
 
 from typing import Any, ClassVar
 
-from merino_edge.families.equal_layers import LLAMA, WINDOWED, GatedGeometry, HeadNorm, Window, family
+from merino_edge.families.equal_layers import WINDOWED, GatedGeometry, HeadNorm, Window, family
 from merino_edge.families.geometry import Keys
+from merino_edge.families.pre_norm import LLAMA
 from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
 from merino_edge.families.weights import ABOVE_ONE, Layout
 from merino_runtime.errors import MerinoError

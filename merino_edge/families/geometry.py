@@ -1,12 +1,14 @@
-"""The interface of a model's geometry: its operators, its graph, and its keys of config.json, both ways."""
+"""The interface of a model's geometry: its operators, its graph, and its keys of config.json, both ways. Also the
+operators of a decoder of equal layers.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from merino_edge.families.graph_ops import GraphOps
-from merino_edge.families.operators import Operator
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 from merino_edge.families.pre_norm import Decoder
 from merino_edge.families.weights import Layout
 
@@ -89,3 +91,49 @@ def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
 def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
     """Return fields of a geometry."""
     return {field: getattr(config, key) for field, key in keys.items()}
+
+
+def attention_operators(arch: Any, final: bool, *, gated: bool = False) -> Iterator[Operator]:
+    """Yield the operators of an attention of `EqualLayers`. `gated`: whether the first matrix also computes a gate of the
+    output."""
+    width, queries, cached = arch.width, arch.heads * arch.head_size, arch.kv_heads * arch.head_size
+    packed = (2 if gated else 1) * queries + 2 * cached
+    yield linear(width, packed, bias="qkv" in arch.biases, also_live=width)
+    if kind := arch.head_norms(0):
+        for normed in (queries, cached):
+            live = queries + 2 * cached + normed + width
+            vector = {"whole": normed, "plain": 0}.get(str(kind), arch.head_size)
+            yield Operator("norm", vector=vector, live=live, vectors=normed)
+    yield attention(queries, arch.heads, kv_width=cached, also_live=width)
+    yield linear(queries, width, bias="out" in arch.biases, also_live=width, final=final)
+
+
+def decoder_operators(arch: Any) -> Iterator[Operator]:
+    """Yield all operators of `EqualLayers`. The places of the norms, and an FFN beside the attention, do not change the
+    counts."""
+    width, embedded, ffn, names = arch.width, arch.embed_width, arch.ffn_width, arch.WEIGHTS
+    affine, biased = 2 if arch.NORM == "layer" else 1, "ffn" in arch.biases
+    norms = names.attention_norm, names.norm_behind_attention, names.ffn_norm, names.norm_behind_ffn
+    count = sum(map(bool, norms))
+    yield embed(arch.vocab, embedded)
+    if names.embedding_norm:
+        yield norm(embedded, affine=affine)
+    if embedded != width:
+        yield linear(embedded, width)
+    if names.positions:
+        yield embed(arch.context + arch.POSITION_OFFSET, width, also_live=width)
+    for layer in range(arch.layers):
+        final = arch.LAST_ALONE and layer == arch.layers - 1
+        yield norm(width, affine=affine)
+        yield from arch.mixer(layer, final)
+        yield from [norm(width, affine=affine, also_live=width, final=final)] * (count // 2)
+        yield linear(width, 2 * ffn if arch.GATED else ffn, bias=biased, also_live=width, final=final)
+        yield activation(ffn, also_live=width + ffn if arch.GATED else width, final=final)
+        yield linear(ffn, width, bias=biased, also_live=width, final=final)
+        if count == 4:
+            yield norm(width, affine=affine, also_live=width, final=final)
+    if getattr(arch, "pre_norm", True):
+        yield norm(width, affine=affine, final=True)
+    if embedded != width:
+        yield linear(width, embedded, final=True)
+    yield head(embedded, arch.vocab, own=not getattr(arch, "tied", True), bias=arch.HEAD_BIAS)

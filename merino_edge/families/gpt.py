@@ -16,9 +16,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, Names, Rotated, family
+from merino_edge.families.equal_layers import EqualLayers, Rotated, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import Attention
+from merino_edge.families.pre_norm import Names
 from merino_edge.families.rotary import Positive
 from merino_edge.families.weights import TRANSPOSED, Layout, permuted
 from merino_runtime.bundle.schema import LONGEST_CONTEXT

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.equal_layers import LLAMA, GatedGeometry, HeadNorm, family
+from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import KvLayer
 from merino_edge.families.operators import SLOTS, Operator, convolution
-from merino_edge.families.pre_norm import Layer, Linear
+from merino_edge.families.pre_norm import LLAMA, Layer, Linear
 from merino_edge.families.weights import TRANSPOSED, Layout
 
 MORE_KEYS = (

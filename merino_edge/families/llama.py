@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from merino_edge.families.equal_layers import LLAMA, NORMS_BEHIND, GatedGeometry, HeadNorm, Rotated, family
+from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Rotated, family
 from merino_edge.families.geometry import Keys
+from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import Positive
 
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, Names, family
+from merino_edge.families.equal_layers import EqualLayers, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import GraphOps, KvLayer
+from merino_edge.families.pre_norm import Names
 
 ROOT = "model.decoder"
 

@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from merino_edge.families.equal_layers import (
-    LLAMA,
-    NORMS_BEHIND,
     WINDOW_KEYS,
     WINDOWED,
     GatedGeometry,
@@ -25,6 +23,7 @@ from merino_edge.families.equal_layers import (
 )
 from merino_edge.families.geometry import Keys
 from merino_edge.families.llama import NO_BIAS, NO_BIASES, SILU
+from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import ORIGINAL
 from merino_edge.families.weights import Layout, permuted
 from merino_runtime.errors import MerinoError

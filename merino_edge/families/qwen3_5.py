@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Heads, Rotated, family, in_heads
-from merino_edge.families.geometry import Keys
+from merino_edge.families.geometry import Keys, attention_operators
 from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.llama import NO_BIAS
 from merino_edge.families.operators import Operator, delta_net
@@ -68,7 +68,7 @@ class Qwen35Architecture(GatedGeometry):
 
     def mixer(self, layer: int, final: bool) -> Iterable[Operator]:
         if self.attends[layer]:
-            return self.attention_operators(final, gated=True)
+            return attention_operators(self, final, gated=True)
         return delta_net(self.width, self.delta_of(layer).sizes, self.taps, final=final)
 
     @property
