@@ -85,7 +85,12 @@ Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with 
 def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
     """Return arguments of transformers' configuration."""
     values = {key: getattr(geometry, field) for field, key in keys.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {key: as_list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def as_list(values: tuple[Any, ...]) -> list[Any]:
+    """Return a list as config.json has it, with 1 and 0 instead of booleans."""
+    return [int(value) if isinstance(value, bool) else value for value in values]
 
 
 def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
@@ -94,8 +99,7 @@ def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
 
 
 def attention_operators(arch: Any, final: bool, *, gated: bool = False) -> Iterator[Operator]:
-    """Yield the operators of an attention of `EqualLayers`. `gated`: whether the first matrix also computes a gate of the
-    output."""
+    """Yield the operators of an attention of `EqualLayers`. `gated`: whether the first matrix also computes a gate."""
     width, queries, cached = arch.width, arch.heads * arch.head_size, arch.kv_heads * arch.head_size
     packed = (2 if gated else 1) * queries + 2 * cached
     yield linear(width, packed, bias="qkv" in arch.biases, also_live=width)
