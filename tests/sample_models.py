@@ -10,7 +10,7 @@ from merino_edge.text.documents import END_OF_TEXT
 SHAPE = {"width": 64, "layers": 2, "heads": 4, "ffn_width": 96, "vocab": 96, "context": 16, "norm_eps": 1e-3}
 GATED = {**SHAPE, "kv_heads": 2, "head_size": 16, "tied": True, "rope_theta": 500.0}
 MULTIPLIED = {
-    **GATED, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3,
+    **GATED, "embedding_factor": 12.0, "attention_scale": 0.1, "residual_factor": 0.3,
     "logits_divisor": 4.0,
 }  # fmt: skip
 ROPE_SCALED = {"divisors": (1.0, 1.0, 1.5, 2.5, 4.0, 8.0, 8.0, 8.0), "magnitude": 1.1}

@@ -28,7 +28,7 @@ from merino_edge.export.dialects.build import Decoder
 from merino_edge.export.dialects.graph import Port
 from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantize.kv_cache import CacheScales
-from merino_edge.families.designed import Architecture, layer_operators
+from merino_edge.families.designed import Architecture, attention_operators, ffn_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.operators import FORMATS, KERNEL_CORES
 from merino_edge.families.rotary import Rotary
@@ -195,7 +195,8 @@ def index_entry(graph: ProbeGraph) -> dict[str, Any]:
     key, layer_bytes = graph.key, 0.0
     if key.kind == "decoder":
         kv_width = key.cached_heads * key.columns // key.heads
-        layer = layer_operators(key.columns, key.rows, key.heads, kv_width=kv_width)
+        mixer = attention_operators(key.columns, key.heads, kv_width=kv_width)
+        layer = [*mixer, *ffn_operators(key.columns, key.rows)]
         layer_bytes = sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear")
     fields = asdict(key)
     dialect = fields.pop("dialect")

@@ -16,7 +16,6 @@ from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS
-from merino_edge.families.registry import layout_of
 from merino_edge.families.weights import GraphWeights
 
 Shape = tuple[int, ...]
@@ -34,7 +33,7 @@ def decoder_graph(arch: Geometry, form: GraphFormat) -> Decoder:
 
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    weights = GraphWeights(weights_of(shapes, form), layout_of(arch))
+    weights = GraphWeights(weights_of(shapes, form), arch.layout)
     return build_graph(arch, weights, timing_matrices(arch, weights, form, unset_codes), form)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.benchmarking.engines import as_gpt2
-from merino_edge.families.geometry import Geometry, UniformGeometry
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
@@ -89,15 +89,14 @@ def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision:
 SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token that is chosen last
 
 
-def write_gguf(path: Path, counts: UniformGeometry, matrices: str, embedding: str) -> None:
-    """Write a GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0,
+def write_gguf(path: Path, geometry: Geometry, matrices: str, embedding: str) -> None:
+    """Write a GPT-2 of random weights. `geometry`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0,
     Q4_0."""
-    from merino_edge.families.gguf.write import write_model
+    from merino_edge.families.gguf.write import write_gpt2
     from merino_edge.families.hugging_face import random_model
 
-    sizes = counts.model_dump(include={"width", "layers", "heads", "ffn_width", "vocab"})
-    made = {**sizes, "context": counts.context + SPARE_SLOTS, "norm_eps": 1e-5, "activation": "gelu"}
-    write_model(path, random_model(read_geometry("gpt2", made)), matrices, embedding)
+    longer = read_geometry("gpt2", {**geometry.model_dump(), "context": geometry.context + SPARE_SLOTS})
+    write_gpt2(path, random_model(longer), matrices, embedding)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.families.geometry import Geometry, UniformGeometry
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Operator
+from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.errors import MerinoError
 
@@ -121,7 +122,7 @@ def stored_params(operators: Sequence[Operator]) -> int:
     return elements(operators, "linear") + elements(operators, "head")
 
 
-def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
+def as_gpt2(geometry: Geometry) -> tuple[Geometry, list[str]]:
     """Return the GPT-2 with the same layers, and how it differs. Raise ValueError if there is none."""
     layers, operators = geometry.layer_shapes, geometry.operators
     if len(set(layers)) != 1:
@@ -129,12 +130,8 @@ def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
     if shares_layers(operators):
         raise ValueError("llama.cpp's gpt2 has no layers with shared weights, this model has")
     width, ffn_width, heads = layers[0]
-    made = UniformGeometry(
-        layers=len(layers), width=width, heads=heads, kv_heads=heads, head_size=width // heads, ffn_width=ffn_width,
-        vocab=geometry.vocab, context=geometry.context, gated=False, norm="layer", final_norm=True,
-        query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned", position_offset=0, tied=True,
-        embed_width=width,
-    )  # fmt: skip
+    sizes = {"width": width, "layers": len(layers), "heads": heads, "ffn_width": ffn_width, "vocab": geometry.vocab}
+    made = read_geometry("gpt2", {**sizes, "context": geometry.context, "norm_eps": 1e-5, "activation": "gelu"})
     projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
     if elements(operators, "linear") - projected != elements(made.operators, "linear"):
         raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")

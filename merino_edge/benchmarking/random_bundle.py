@@ -21,7 +21,7 @@ from merino_edge.export.quantize.weights import matrix_bits, matrix_layout
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import Core, core_of, largest_group
-from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.registry import family_of
 from merino_edge.families.weights import GraphWeights
 from merino_edge.prediction.formats import core_here
 from merino_edge.storage.atomic import new_folder
@@ -46,7 +46,7 @@ def write_random_bundle(
     written_for = core_of(dialect, precision, core or core_here())
     groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
     form = GraphFormat(precision, dialect, arch.context, written_for, kv=kv, by_groups=groups)
-    weights = GraphWeights(random_weights(model), layout_of(arch))
+    weights = GraphWeights(random_weights(model), arch.layout)
     seeds = itertools.count()  # one per matrix: ONNX Runtime stores equal matrices once
 
     def random_codes(shape: tuple[int, int, int], lowest: int) -> np.ndarray:

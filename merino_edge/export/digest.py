@@ -1,7 +1,6 @@
 """Digests that tell whether an export can be used again: of the exporter, and of a source."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import merino_edge
@@ -11,20 +10,11 @@ DIGEST_DIGITS = 12
 
 
 def exporter_digest() -> str:
-    """Return a digest of the sources that decide a bundle's graph, weights and description."""
-    root = Path(merino_edge.__file__).parent
-    return digest_of([root / room for room in ROOMS])
-
-
-def digest_of(folders: Sequence[Path]) -> str:
-    """Return the first digits of a SHA-256 over names and contents of all Python and TOML files in `folders`."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".toml"):
-                content = path.read_bytes()
-                digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
-                digest.update(content)
+    """Return the first digits of a SHA-256 over the sources that decide a bundle's graph, weights and description."""
+    root, digest = Path(merino_edge.__file__).parent, hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in (".py", ".toml")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:DIGEST_DIGITS]
 
 

@@ -39,7 +39,6 @@ from merino_edge.export.quantize.smoothquant import NOTE, smoothed
 from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
 from merino_edge.export.request import ExportRequest, in_one_format
 from merino_edge.export.source import Source, graph_weights, not_finite
-from merino_edge.families.registry import layout_of
 from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
 from merino_runtime.bundle import Bundle, load_bundle
@@ -163,7 +162,7 @@ def export_planned(
 
     progress("decoding in torch")
     # 6. Decode golden ids in torch, with the dequantized weights.
-    dequantized = dequantized_model(source.model, matrices, layout_of(source.arch), in_place=last_use)
+    dequantized = dequantized_model(source.model, matrices, source.arch.layout, in_place=last_use)
     golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)

@@ -24,7 +24,6 @@ from merino_edge.export.quantize.matrix import dequantize
 from merino_edge.export.quantize.weights import Rounding, quantized_matrices
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, graph_weights
-from merino_edge.families.registry import layout_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB
 
@@ -118,7 +117,7 @@ def divergence_saved(
     The gradients are those of the log-likelihood of sampled tokens. Tokens are sampled independently, so that the
     expected square of the sum is the sum of the expected squares.
     """
-    generator, layout = torch.Generator().manual_seed(SEED), layout_of(source.arch)
+    generator, layout = torch.Generator().manual_seed(SEED), source.arch.layout
     parameters = dict(source.model.named_parameters(remove_duplicate=False))
     totals = dict.fromkeys(differences, 0.0)
     for answer in answers:

@@ -26,7 +26,6 @@ from merino_edge.export.request import (
 from merino_edge.export.source import Source, check_memory
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states
-from merino_edge.families.registry import decoder_of
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -89,7 +88,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
     trained, rounded = source.weights == "trained", form.precision in ROUNDED
     # Random weights have no outliers, and families with a graph builder of their own do not name their norms' matrices.
     # In dialect fused activations are rounded in groups, so that an outlier costs its group precision.
-    has_outliers = trained and form.dialect == "fused" and decoder_of(source.arch) is not None
+    has_outliers = trained and form.dialect == "fused" and source.arch.decoder() is not None
     threads = RUNTIME_CHOOSES
     if source.bundle and source.bundle.precision == form.precision:
         threads = source.bundle.threads

@@ -26,7 +26,7 @@ from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
 from merino_edge.families.operators import params
-from merino_edge.families.registry import family_of, layout_of, read_geometry
+from merino_edge.families.registry import family_of, read_geometry
 from merino_edge.families.weights import BlockSource, GraphWeights, Layout, ModelWeights
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
@@ -119,7 +119,7 @@ def check_memory(
 def graph_weights(source: Source) -> GraphWeights:
     """Return the weights of the model's state dict, float32, in the layout of the graph."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return GraphWeights(weights, layout_of(source.arch))
+    return GraphWeights(weights, source.arch.layout)
 
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
@@ -187,7 +187,7 @@ def load_float32_bundle(folder: Path) -> Source:
     """Load a float32 bundle: its weights are read back from its graph."""
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
-    recover_weights(bundle, source.model, layout_of(source.arch))
+    recover_weights(bundle, source.model, source.arch.layout)
     tokenizer, chat = folder / TOKENIZER, None
     if bundle.chat:
         path = str(folder / bundle.chat.template)

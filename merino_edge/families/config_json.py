@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from merino_edge.families.checkpoint import CONFIG, COPY_AGAIN, check_not_quantized
-from merino_edge.families.gated import GatedGeometry
+from merino_edge.families.equal_layers import EqualLayers
 from merino_edge.families.registry import FAMILIES
 from merino_edge.families.rotary import PART
 from merino_edge.families.zoo import Model, load_models
@@ -68,7 +68,7 @@ def judged_config(folder: Path) -> Judged:
         )
     family, layers = FAMILIES[judged.kind], judged.words.get("layer_types")
     faults = switch_faults(judged.kind, {key: value for key, value in judged.words.items() if value is not None})
-    if not faults and layers and issubclass(family.geometry, GatedGeometry):
+    if not faults and layers and issubclass(family.geometry, EqualLayers):
         named = ["full_attention" if layer == "attention" else layer for layer in layers]
         try:
             family.geometry.check_layers(SimpleNamespace(layer_types=named))

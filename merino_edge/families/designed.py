@@ -7,9 +7,10 @@ Known from the paper: blocks of growing width, an FFN ratio and a depth, shared 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from operator import not_
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
@@ -41,20 +42,9 @@ MOST_ROWS = 2**31
 ID_PARTS = 1024  # a token's id is cached as two numbers below it, which float16 represents exactly
 
 
-class WithAxes(BaseModel):
-    """What names axes, which are written only if they are used: a plain decoder has one description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    axes: ClassVar[tuple[str, ...]]
-
-    @model_serializer(mode="wrap")
-    def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unused = [name for name in self.axes if getattr(self, name) == type(self).model_fields[name].default]
-        return {name: value for name, value in write(self).items() if name not in unused}
-
-
-class Block(WithAxes):
-    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
+class Block(BaseModel):
+    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times. An axis that is
+    not used is not written, so that a plain decoder has one description.
 
     `attention_every`: m: every m-th layer, the first one in the middle of its m, is attention. The others mix positions
     by gated short convolutions (LFM2, arXiv 2511.23404). `kv_heads`: KV heads, each of which an equal group of query
@@ -62,7 +52,7 @@ class Block(WithAxes):
     output is multiplied by the activated one (GEGLU, arXiv 2002.05202).
     """
 
-    axes = ("attention_every",)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
     ffn_ratio: Annotated[float, Field(ge=0.5, le=8)]
@@ -70,7 +60,7 @@ class Block(WithAxes):
     shared: bool = False
     kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
     gated: bool = False
-    attention_every: Annotated[int, Field(ge=1, le=64)] = 1
+    attention_every: Annotated[int, Field(ge=1, le=64, exclude_if=lambda every: every == 1)] = 1
 
     def attends(self, use: int) -> bool:
         """Return whether this use of a layer mixes positions by attention."""
@@ -110,7 +100,7 @@ class Ngrams(BaseModel):
         return mixed % PRIME % self.rows
 
 
-class Architecture(WithAxes):
+class Architecture(BaseModel):
     """A decoder: everything but the weights that its graph depends on.
 
     Attributes:
@@ -127,7 +117,7 @@ class Architecture(WithAxes):
         ngrams: tables beside the embedding.
     """
 
-    axes = ("taps", "ngrams")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=16)]
     vocab: Annotated[int, Field(ge=2, le=1_000_000)]
@@ -136,8 +126,8 @@ class Architecture(WithAxes):
     width_change: Literal["projection", "padding"] = "projection"
     rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
-    taps: bool = False
-    ngrams: Annotated[tuple[Ngrams, ...], Field(max_length=2)] = ()
+    taps: Annotated[bool, Field(exclude_if=not_)] = False
+    ngrams: Annotated[tuple[Ngrams, ...], Field(max_length=2, exclude_if=not_)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -196,18 +186,37 @@ class Architecture(WithAxes):
             for block in self.blocks for _ in range(block.depth)
         ]  # fmt: skip
 
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        return cls.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
+
+    def words(self) -> dict[str, Any]:
+        parts = self.model_dump(include={"blocks", "ngrams"})
+        return {**words_by(KEYS, self), **{name: list(part) for name, part in parts.items()}}
+
+    def build_graph(self, graph: GraphOps) -> None:
+        build_designed(graph, self)
+
+    def decoder(self) -> None:
+        """There is none: `build_designed` writes the graph."""
+
+    def layout(self, name: str) -> None:
+        """Weights lie in the graph as in the state dict."""
+
+    def key_order(self) -> None:
+        """Channels of keys lie in the graph as in torch."""
+
     def shape(self) -> str:
         """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `g` if the FFN is gated, `k` and the KV
         heads if there are fewer of them than query heads, `a4` if every 4th layer is attention, `s` if shared. `taps`,
         and `2:65536` for a table of so many bigrams."""
-        blocks = [self._block_shape(block) for block in self.blocks]
-        return " ".join(blocks + ["taps"] * self.taps + [f"{table.order}:{table.rows}" for table in self.ngrams])
-
-    def _block_shape(self, block: Block) -> str:
-        grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
-        every = f"a{block.attention_every}" if block.attention_every > 1 else ""
-        flags = f"{'g' if block.gated else ''}{grouped}{every}{'s' if block.shared else ''}"
-        return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{flags}"
+        shapes = []
+        for block in self.blocks:
+            grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
+            every = f"a{block.attention_every}" if block.attention_every > 1 else ""
+            flags = f"{'g' if block.gated else ''}{grouped}{every}{'s' if block.shared else ''}"
+            shapes.append(f"{block.width}x{block.ffn_ratio:g}x{block.depth}{flags}")
+        return " ".join(shapes + ["taps"] * self.taps + [f"{table.order}:{table.rows}" for table in self.ngrams])
 
 
 def tapped(arch: Architecture, index: int, use: int) -> int:
@@ -246,39 +255,23 @@ def ffn_operators(
     yield linear(ffn_width, width, own=own, also_live=width, final=final)
 
 
-def layer_operators(
-    width: int, ffn_width: int, heads: int, *, kv_width: int | None = None, gated: bool = False, own: bool = True,
-    final: bool = False,
-) -> Iterator[Operator]:  # fmt: skip
-    """One pre-norm layer without biases. `kv_width`: None: `width`."""
-    yield from attention_operators(width, heads, kv_width=kv_width or width, own=own, final=final)
-    yield from ffn_operators(width, ffn_width, gated=gated, own=own, final=final)
-
-
 def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
     """Yield all uses of a block's layers.
 
-    `last`: the decoder's last block. Its last layer computes only the last position after its attention.
+    `last`: the decoder's last block. Its last layer computes only the last position after its attention. Between two
+    uses of a shared layer all its matrices are read.
     """
+    width = block.width
     for use in range(block.depth):
-        own = use == 0 or not block.shared
-        final = last and use == block.depth - 1
-        if not block.attends(use):
-            yield from convolution_operators(block.width, final=final)
-            yield from ffn_operators(block.width, block.ffn_width, gated=block.gated, final=final)
-            continue
-        layer = layer_operators(
-            block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size),
-            gated=block.gated, own=own, final=final,
-        )  # fmt: skip
-        yield from layer if own else repeated(layer)
-
-
-def repeated(layer: Iterable[Operator]) -> Iterator[Operator]:
-    """Yield the operators of a repeated use of a shared layer. All its matrices are read between two reads of one."""
-    ops = list(layer)
-    between = sum(op.matrix for op in ops)
-    return (replace(op, reread=between) if op.matrix else op for op in ops)
+        own, final = use == 0 or not block.shared, last and use == block.depth - 1
+        if block.attends(use):
+            kv_width = block.kv_width(head_size)
+            mixer = attention_operators(width, width // head_size, kv_width=kv_width, own=own, final=final)
+        else:
+            mixer = convolution_operators(width, final=final)
+        ops = [*mixer, *ffn_operators(width, block.ffn_width, gated=block.gated, own=own, final=final)]
+        between = 0 if own else sum(op.matrix for op in ops)
+        yield from (replace(op, reread=between) if op.matrix else op for op in ops)
 
 
 def transition_operators(before: int, after: int, *, padded: bool = False, final: bool = False) -> Iterator[Operator]:
@@ -316,7 +309,8 @@ def decoder_operators(arch: Architecture) -> Iterator[Operator]:
 
 def build_designed(graph: GraphOps, arch: Architecture) -> None:
     """Write the whole graph: ids to logits of the last position."""
-    decoder = decoder_of(arch)
+    table = "embed_tokens.weight"
+    decoder = Decoder(table, table, tuple(layers_of(arch)), Norm("norm.weight", None, arch.rms_norm_eps))
     x, delta = graph.embed(decoder.embedding), None
     if arch.ngrams:
         names = {f"ngrams.{index}.weight": table for index, table in enumerate(arch.ngrams)}
@@ -338,11 +332,6 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
     if last != first:
         normed = graph.resize(normed, last, first) if arch.padded else graph.linear(normed, "leave.weight")
     graph.head(normed, decoder.head)
-
-
-def decoder_of(arch: Architecture) -> Decoder:
-    embedding = "embed_tokens.weight"
-    return Decoder(embedding, embedding, tuple(layers_of(arch)), Norm("norm.weight", None, arch.rms_norm_eps))
 
 
 def layers_of(arch: Architecture) -> Iterator[Layer]:
@@ -371,15 +360,6 @@ def layers_of(arch: Architecture) -> Iterator[Layer]:
             )
 
 
-def config_words(geometry: Architecture) -> dict[str, Any]:
-    parts = geometry.model_dump(include={"blocks", "ngrams"})
-    return {**words_by(KEYS, geometry), **{name: list(part) for name, part in parts.items()}}
-
-
-def geometry_of(config: Any) -> Architecture:
-    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks, "ngrams": config.ngrams})
-
-
 LOADER = Loader(
     "modeling_merino",
     {"AutoConfig": "MerinoConfig", "AutoModelForCausalLM": "MerinoForCausalLM"},
@@ -397,7 +377,6 @@ __all__ = ["MerinoConfig", "MerinoForCausalLM"]
 FAMILY = Family(
     name="merino",
     geometry=Architecture,
-    build_graph=build_designed,
     module="merino_edge.families.designed_torch",
     config_name="MerinoConfig",
     model_name="MerinoForCausalLM",
@@ -406,7 +385,5 @@ FAMILY = Family(
         "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
         "rope_parameters",
     },
-    config_words=config_words,
-    geometry_of=geometry_of,
     loader=LOADER,
 )  # fmt: skip

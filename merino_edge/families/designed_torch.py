@@ -24,9 +24,10 @@ from transformers import (
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, geometry_of, tapped
+from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, tapped
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -96,7 +97,7 @@ class MerinoConfig(PreTrainedConfig):
     @property
     def architecture(self) -> Architecture:
         try:
-            return geometry_of(self)
+            return Architecture.of_config(self)
         except ValidationError as error:
             raise MerinoError(
                 f"this configuration is not a decoder: {fault_list(error)}. Correct config.json"
@@ -126,21 +127,9 @@ class Attention(nn.Module):
         query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.update(key, value, use)  # [B, G, cached + T, D]
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mixed, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)  # [B, T, H, D]
         return self.out(mixed.reshape(*x.shape[:2], -1))
-
-
-def eager_attention(
-    module: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T * scaling + mask) V, written out; [B, H, T, D], keys and values [B, G, T, D] -> [B, T, H, D]."""
-    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))  # [B, H, T, D]
-    scores = query @ key.transpose(2, 3) * scaling
-    if mask is not None:
-        scores = scores + mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

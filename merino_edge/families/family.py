@@ -3,15 +3,13 @@
 Importing a family loads neither torch nor transformers: its classes there are loaded when a model is built or read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.graph_ops import GraphBuilder
-from merino_edge.families.weights import KeyOrder, LayoutOf
 
 
 class Loader(NamedTuple):
@@ -31,35 +29,29 @@ class Family:
 
     Attributes:
         name: `family` in bundle.json, `model_type` in config.json.
-        geometry: its pydantic model, which also lists the operators.
-        build_graph: writes the graph of a geometry, with weights named as in the state dict of the torch model.
+        geometry: its pydantic model, which also lists the operators and writes the graph.
         config_name, model_name: the classes in transformers' form, which `module` has.
         supported: keys of config.json that must have this value: the graph builder has no other variant.
         keys: further keys of config.json that are read.
-        config_words: arguments of the configuration of a geometry.
-        geometry_of: the geometry of such a configuration. Raise MerinoError or ValidationError for one that cannot be.
-        layout: how a weight of the state dict lies in the graph.
-        key_order: which channel of torch's keys the graph has at each place of a head; None if both are alike.
         loader: None if transformers itself has the family.
     """
 
     name: str
     geometry: type[Geometry]
-    build_graph: GraphBuilder
     config_name: str
     model_name: str
     supported: Mapping[str, Any]
     keys: frozenset[str]
-    config_words: Callable[[Any], dict[str, Any]]
-    geometry_of: Callable[[Any], Geometry]
     module: str = "transformers"
-    layout: LayoutOf = lambda *_: None
-    key_order: KeyOrder = lambda _: None
     loader: Loader | None = None
 
     def config_of(self, geometry: Geometry, **keys: Any) -> Any:
         """transformers' configuration of a geometry; `keys` are passed on. Loads torch."""
-        return self._class(self.config_name)(**{**self.config_words(geometry), **keys})
+        return self._class(self.config_name)(**{**geometry.words(), **keys})
+
+    def geometry_of(self, config: Any) -> Geometry:
+        """Return the geometry of such a configuration. Raise MerinoError or ValidationError for one that cannot be."""
+        return self.geometry.of_config(config)
 
     def model_class(self) -> Any:
         """Return a transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""

@@ -5,55 +5,69 @@ sliding-window attention. Gemma 2 caps the scores and the logits. Gemma 3 norms 
 rotary frequencies of their own.
 """
 
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from merino_edge.families.gated import GatedGeometry, WindowedGeometry, gated_family
-from merino_edge.families.graph_ops import Attention
-from merino_edge.families.pre_norm import Decoder, Layer
+from merino_edge.families.equal_layers import WINDOWED, GatedGeometry, HeadNorm, Window, family
+from merino_edge.families.geometry import Keys
+from merino_edge.families.pre_norm import LLAMA
 from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
 from merino_edge.families.weights import ABOVE_ONE, Layout
 from merino_runtime.errors import MerinoError
 
-ACTIVATION = "gelu_pytorch_tanh"
+TANH = "gelu_pytorch_tanh"
+FOUR_NORMS = LLAMA._replace(
+    norm_behind_attention="post_attention_layernorm", ffn_norm="pre_feedforward_layernorm",
+    norm_behind_ffn="post_feedforward_layernorm",
+)  # fmt: skip
 
 
-class GemmaArchitecture(GatedGeometry):
+class GemmaGeometry(GatedGeometry):
     """The common part of all Gemma kinds."""
 
     ACTIVATION: ClassVar[str] = "gelu"
 
-    def decoder(self) -> Decoder:
-        return replace(super().decoder(), embedding_factor=self.width**0.5)
+    @property
+    def embedding_factor(self) -> float:
+        return float(self.width**0.5)
 
     def layout(self, name: str) -> Layout | None:
         """Return the layout of a weight: the state dict stores each norm's factor minus 1."""
         return ABOVE_ONE if name.endswith("norm.weight") else None
 
 
-class Gemma1Architecture(GemmaArchitecture):
+class Gemma1Architecture(GemmaGeometry):
     """A decoder of the first Gemma kind. `exact_gelu`: whether GELU is by erf, as in its first config.json."""
 
     exact_gelu: bool
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
-        if config.hidden_act not in ("gelu", ACTIVATION):
-            raise MerinoError(f"hidden_act is {config.hidden_act!r}, supported are 'gelu' and {ACTIVATION!r}")
+        if config.hidden_act not in ("gelu", TANH):
+            raise MerinoError(f"hidden_act is {config.hidden_act!r}, supported are 'gelu' and {TANH!r}")
         return {**super().facts(config), "exact_gelu": config.hidden_act == "gelu"}
 
     def words(self) -> dict[str, Any]:
-        return {**super().words(), "hidden_act": "gelu" if self.exact_gelu else ACTIVATION}
+        return {**super().words(), "hidden_act": "gelu" if self.exact_gelu else TANH}
 
-    def layer_of(self, layer: int) -> Layer:
-        return replace(super().layer_of(layer), activation="gelu_erf" if self.exact_gelu else "gelu")
+    @property
+    def activation(self) -> str:
+        return "gelu_erf" if self.exact_gelu else "gelu"
 
 
-class GemmaWindowed(WindowedGeometry, GemmaArchitecture):
-    """The common part of Gemma 2 and 3. `attention_scale`: factor of the attention scores."""
+class GemmaWindowed(GemmaGeometry):
+    """The common part of Gemma 2 and 3.
 
-    NORMS: ClassVar[Literal["both"]] = "both"
+    Attributes:
+        window, windowed: as in Mistral.
+        attention_scale: factor of the attention scores.
+    """
 
+    WEIGHTS = FOUR_NORMS
+    KINDS = WINDOWED
+    LISTED: ClassVar[str] = "windowed"
+
+    window: Window | None = None
+    windowed: tuple[bool, ...]
     attention_scale: Positive
 
     @classmethod
@@ -63,37 +77,24 @@ class GemmaWindowed(WindowedGeometry, GemmaArchitecture):
     def words(self) -> dict[str, Any]:
         return {**super().words(), "query_pre_attn_scalar": whole(self.attention_scale**-2)}
 
-    def attention_of(self, layer: int) -> Attention:
-        return replace(super().attention_of(layer), scale=self.attention_scale)
-
 
 class Gemma2Architecture(GemmaWindowed):
     """A decoder of the Gemma 2 kind. `attention_softcap`, `logit_softcap`: the largest score and logit, by tanh."""
 
+    KEYS: ClassVar[Keys] = {
+        **GatedGeometry.KEYS, "attention_softcap": "attn_logit_softcapping",
+        "logit_softcap": "final_logit_softcapping",
+    }  # fmt: skip
+
     attention_softcap: Positive | None
     logit_softcap: Positive | None
-
-    @classmethod
-    def facts(cls, config: Any) -> dict[str, Any]:
-        caps = {"attention_softcap": config.attn_logit_softcapping, "logit_softcap": config.final_logit_softcapping}
-        return {**super().facts(config), **caps}
-
-    def words(self) -> dict[str, Any]:
-        caps = {"attn_logit_softcapping": self.attention_softcap, "final_logit_softcapping": self.logit_softcap}
-        return {**super().words(), **caps}
-
-    def attention_of(self, layer: int) -> Attention:
-        return replace(super().attention_of(layer), softcap=self.attention_softcap)
-
-    def decoder(self) -> Decoder:
-        return replace(super().decoder(), logit_softcap=self.logit_softcap)
 
 
 class Gemma3Architecture(GemmaWindowed):
     """A decoder of the Gemma 3 kind. `local_rope_theta`: of layers with the window; those without have `rope_theta` and
     `rope_scaling`."""
 
-    NORMED_HEADS: ClassVar[bool] = True
+    NORMED_HEADS: ClassVar[HeadNorm] = True
 
     local_rope_theta: Positive
 
@@ -110,10 +111,8 @@ class Gemma3Architecture(GemmaWindowed):
         local = rope_words(self.local_rope_theta, None, self.context)
         return {**words, "rope_parameters": {"full_attention": words["rope_parameters"], "sliding_attention": local}}
 
-    def attention_of(self, layer: int) -> Attention:
-        attention = super().attention_of(layer)
-        local = Rotary(self.local_rope_theta, self.head_size)
-        return replace(attention, rotary=local if self.windowed[layer] else attention.rotary)
+    def rotary_of(self, layer: int) -> Rotary | None:
+        return Rotary(self.local_rope_theta, self.head_size) if self.windowed[layer] else super().rotary_of(layer)
 
 
 def whole(number: float) -> int | float:
@@ -122,14 +121,14 @@ def whole(number: float) -> int | float:
 
 
 CAUSAL = {"attention_bias": False, "use_bidirectional_attention": False}
-CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
-WINDOWED = {"hidden_activation": ACTIVATION, **CAUSAL}
+GELU = {"hidden_activation": TANH, **CAUSAL}
+UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 WORDS = ("query_pre_attn_scalar", "cache_implementation")
 FAMILIES = (
-    gated_family("gemma", Gemma1Architecture, "Gemma", CAUSAL, ("hidden_act", "hidden_activation")),
-    gated_family("gemma2", Gemma2Architecture, "Gemma2", WINDOWED, (*WORDS, *CAPS, "hidden_act")),
-    gated_family(
-        "gemma3_text", Gemma3Architecture, "Gemma3", {**WINDOWED, **dict.fromkeys(CAPS)},
+    family("gemma", Gemma1Architecture, "Gemma", CAUSAL, ("hidden_act", "hidden_activation")),
+    family("gemma2", Gemma2Architecture, "Gemma2", GELU, (*WORDS, "hidden_act")),
+    family(
+        "gemma3_text", Gemma3Architecture, "Gemma3", {**GELU, **UNCAPPED},
         (*WORDS, "rope_local_base_freq", "_sliding_window_pattern"), config_name="Gemma3TextConfig",
     ),
 )  # fmt: skip

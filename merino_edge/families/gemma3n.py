@@ -8,13 +8,13 @@ layers are sparse. The last layers have no keys and values, and read those of an
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.gated import gated_family
-from merino_edge.families.gemma import WINDOWED, Gemma3Architecture
-from merino_edge.families.geometry import Keys, facts_by, words_by
+from merino_edge.families.equal_layers import GatedGeometry, family
+from merino_edge.families.gemma import GELU, Gemma3Architecture
+from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 from merino_edge.families.rotary import Positive
@@ -22,11 +22,6 @@ from merino_edge.families.weights import Layout
 from merino_runtime.errors import MerinoError
 
 LEAST = 1e-5  # the least mean square of a stream
-OWN: Keys = {
-    "logit_softcap": "final_logit_softcapping", "shared_layers": "num_kv_shared_layers", "streams": "altup_num_inputs",
-    "rank": "laurel_rank", "layer_width": "hidden_size_per_layer_input", "layer_vocab": "vocab_size_per_layer_input",
-    "scaled": "altup_correct_scale",
-}  # fmt: skip
 Part = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -41,6 +36,13 @@ class Gemma3nArchitecture(Gemma3Architecture):
         sparsity: of each layer, the share of zeros in its gates, if these were normally distributed.
         scaled: whether the computed stream is scaled before it gates the table's row.
     """
+
+    KEYS: ClassVar[Keys] = {
+        **GatedGeometry.KEYS, "logit_softcap": "final_logit_softcapping", "shared_layers": "num_kv_shared_layers",
+        "streams": "altup_num_inputs", "rank": "laurel_rank", "layer_width": "hidden_size_per_layer_input",
+        "layer_vocab": "vocab_size_per_layer_input", "scaled": "altup_correct_scale",
+        "sparsity": "activation_sparsity_pattern",
+    }  # fmt: skip
 
     shared_layers: Annotated[int, Field(ge=0)]
     streams: Annotated[int, Field(ge=2, le=16)]
@@ -59,11 +61,10 @@ class Gemma3nArchitecture(Gemma3Architecture):
         first = config.num_hidden_layers - config.num_kv_shared_layers
         if not set(config.layer_types[first:]) <= set(config.layer_types[:first]):
             raise MerinoError("layer_types has a layer that reads another's cache, and no layer before it writes that")
-        sparsity = tuple(map(float, config.activation_sparsity_pattern))
-        return {**super().facts(config), **facts_by(OWN, config), "ffn_width": widths.pop(), "sparsity": sparsity}
+        return {**super().facts(config), "ffn_width": widths.pop()}
 
     def words(self) -> dict[str, Any]:
-        words = {**super().words(), **words_by(OWN, self), "activation_sparsity_pattern": list(self.sparsity)}
+        words = super().words()
         del words["query_pre_attn_scalar"]  # the scores are not scaled
         return words
 
@@ -74,6 +75,12 @@ class Gemma3nArchitecture(Gemma3Architecture):
     @property
     def operators(self) -> list[Operator]:
         return list(operators(self))
+
+    def build_graph(self, graph: GraphOps) -> None:
+        build(graph, self)
+
+    def decoder(self) -> None:
+        """There is none: `build` writes the graph."""
 
     def cache_of(self, layer: int) -> KvLayer:
         """Return the cache layer that a layer writes, or that it reads if it is shared."""
@@ -151,7 +158,7 @@ def build(graph: GraphOps, arch: Gemma3nArchitecture) -> None:
     for stream in rest:
         first = graph.add(first, stream)
     normed = graph.norm(graph.scale(first, 1 / count), arch.norm("model.norm"))
-    graph.head(normed, arch.decoder().head, softcap=arch.logit_softcap)
+    graph.head(normed, "model.embed_tokens.weight" if arch.tied else "lm_head.weight", softcap=arch.logit_softcap)
 
 
 def as_large(graph: GraphOps, x: str, others: list[str]) -> list[str]:
@@ -213,11 +220,7 @@ def build_layer(graph: GraphOps, arch: Gemma3nArchitecture, layer: int, streams:
     return graph.concat([computed, graph.add(others, graph.concat([more] * (arch.streams - 1)))])
 
 
-FAMILY = replace(
-    gated_family(
-        "gemma3n_text", Gemma3nArchitecture, "Gemma3n", {**WINDOWED, "altup_active_idx": 0},
-        (*OWN.values(), "rope_local_base_freq", "activation_sparsity_pattern", "altup_coef_clip"),
-        config_name="Gemma3nTextConfig",
-    ),
-    build_graph=build,
+FAMILY = family(
+    "gemma3n_text", Gemma3nArchitecture, "Gemma3n", {**GELU, "altup_active_idx": 0},
+    ("rope_local_base_freq", "altup_coef_clip"), config_name="Gemma3nTextConfig",
 )  # fmt: skip

@@ -1,18 +1,16 @@
-"""The interface of a model's geometry, and the geometry of decoders whose layers are equal.
-
-One function counts the operators of all decoders of equal layers, which differ only in switches: biases, kinds of norm,
-learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
+"""The interface of a model's geometry: its operators, its graph, and its keys of config.json, both ways. Also the
+operators of a decoder of equal layers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
 
+from merino_edge.families.graph_ops import GraphOps
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
-
-Count = Annotated[int, Field(gt=0)]
-Biased = Literal["qkv", "out", "ffn"]
+from merino_edge.families.pre_norm import Decoder
+from merino_edge.families.weights import Layout
 
 
 class LayerShape(NamedTuple):
@@ -60,111 +58,25 @@ class Geometry(Protocol):
     def model_validate(cls, obj: Any) -> Self:
         """Build the geometry from such an object. Raise pydantic's ValidationError."""
 
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        """Return the geometry of transformers' configuration. Raise MerinoError or ValidationError for one that cannot
+        be exported."""
 
-class UniformGeometry(BaseModel):
-    """A decoder of equal layers.
+    def words(self) -> dict[str, Any]:
+        """Return arguments of transformers' configuration."""
 
-    Attributes:
-        kv_heads: KV heads; fewer than `heads` in grouped-query attention (GQA, Ainslie et al. 2023).
-        head_size: channels of a head; `heads * head_size` need not be `width`.
-        gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
-        norm: LayerNorm (`layer`) has two parameters per channel, RMSNorm (`rms`) one.
-        final_norm: whether a norm stands before the head.
-        query_key_norm: whether queries and keys are normed, with one parameter per channel of a head; `whole`: per
-            channel of all heads; `plain`: without parameters.
-        biases: which matrices have one: packed queries, keys and values; attention's output; those of the FFN.
-        positions: `learned` is an embedding of `context` + `position_offset` rows, of which the first are never read.
-        tied: whether the head is the embedding.
-        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
-        norms: of a layer: 2 stand before or behind attention and FFN, 4 do both, 1 is shared by both.
-        embedding_norm, head_bias: whether the embedding is normed, and whether the head has a bias.
-        last_alone: whether the graph computes only the last position behind the last attention; else from the final
-            norm on.
-    """
+    def build_graph(self, graph: GraphOps) -> None:
+        """Write the whole graph: ids to logits of the last position."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    def decoder(self) -> Decoder | None:
+        """Return the names and roles of the weights, if `build_decoder` writes the graph; else None."""
 
-    layers: Count
-    width: Count
-    heads: Count
-    kv_heads: Count
-    head_size: Count
-    ffn_width: Count
-    vocab: Count
-    context: Count
-    gated: bool
-    norm: Literal["layer", "rms"]
-    final_norm: bool
-    query_key_norm: bool | Literal["whole", "plain"]
-    biases: Annotated[tuple[Biased, ...], Field(strict=False)]
-    positions: Literal["learned", "rotary"]
-    position_offset: Annotated[int, Field(ge=0)]
-    tied: bool
-    embed_width: Count
-    norms: Literal[1, 2, 4] = 2
-    embedding_norm: bool = False
-    head_bias: bool = False
-    last_alone: bool = False
+    def layout(self, name: str) -> Layout | None:
+        """Return how a weight of the state dict lies in the graph; None if both are alike."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        return self
-
-    @property
-    def operators(self) -> list[Operator]:
-        return list(decoder_operators(self, lambda _, final: attention_operators(self, final)))
-
-    @property
-    def kv_layers(self) -> list[tuple[int, int]]:
-        return [(self.kv_heads, self.head_size)] * self.layers
-
-    @property
-    def layer_shapes(self) -> list[LayerShape]:
-        return [LayerShape(self.width, self.ffn_width, self.heads)] * self.layers
-
-    @property
-    def query_width(self) -> int:
-        return self.heads * self.head_size
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_size
-
-    def shape(self) -> str:
-        return f"{self.layers} layers of {self.width}, FFN {'gated ' if self.gated else ''}{self.ffn_width}"
-
-
-class EqualLayers(BaseModel):
-    """A family's own geometry, of equal layers: it implements `Geometry` by its counts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @property
-    def counts(self) -> UniformGeometry:
-        """The same decoder in the terms that all such families share."""
-        raise NotImplementedError
-
-    @property
-    def operators(self) -> list[Operator]:
-        return list(decoder_operators(self.counts, self.mixer))
-
-    def mixer(self, layer: int, final: bool) -> Iterable[Operator]:  # noqa: ARG002 - layers of a family may differ
-        """Return the operators that mix the positions in a layer. `final`: whether it computes one position only
-        behind them."""
-        return attention_operators(self.counts, final)
-
-    @property
-    def kv_layers(self) -> list[tuple[int, int]]:
-        return self.counts.kv_layers
-
-    @property
-    def layer_shapes(self) -> list[LayerShape]:
-        return self.counts.layer_shapes
-
-    def shape(self) -> str:
-        return self.counts.shape()
+    def key_order(self) -> np.ndarray | None:
+        """Return which channel of torch's keys the graph has at each place of a head; None if both are alike."""
 
 
 Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with the same value
@@ -172,7 +84,13 @@ Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with 
 
 def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
     """Return arguments of transformers' configuration."""
-    return {key: getattr(geometry, field) for field, key in keys.items()}
+    values = {key: getattr(geometry, field) for field, key in keys.items()}
+    return {key: as_list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def as_list(values: tuple[Any, ...]) -> list[Any]:
+    """Return a list as config.json has it, with 1 and 0 instead of booleans."""
+    return [int(value) if isinstance(value, bool) else value for value in values]
 
 
 def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
@@ -180,54 +98,46 @@ def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
     return {field: getattr(config, key) for field, key in keys.items()}
 
 
-def attention_operators(geometry: UniformGeometry, final: bool, *, gated: bool = False) -> Iterator[Operator]:
-    """Yield the operators of an attention. `gated`: whether its first matrix also computes a gate of its output."""
-    width, queries, cached = geometry.width, geometry.query_width, geometry.kv_width
+def attention_operators(arch: Any, final: bool, *, gated: bool = False) -> Iterator[Operator]:
+    """Yield the operators of an attention of `EqualLayers`. `gated`: whether the first matrix also computes a gate."""
+    width, queries, cached = arch.width, arch.heads * arch.head_size, arch.kv_heads * arch.head_size
     packed = (2 if gated else 1) * queries + 2 * cached
-    yield linear(width, packed, bias="qkv" in geometry.biases, also_live=width)
-    if geometry.query_key_norm:
+    yield linear(width, packed, bias="qkv" in arch.biases, also_live=width)
+    if kind := arch.head_norms(0):
         for normed in (queries, cached):
             live = queries + 2 * cached + normed + width
-            vector = {"whole": normed, "plain": 0}.get(str(geometry.query_key_norm), geometry.head_size)
+            vector = {"whole": normed, "plain": 0}.get(str(kind), arch.head_size)
             yield Operator("norm", vector=vector, live=live, vectors=normed)
-    yield attention(queries, geometry.heads, kv_width=cached, also_live=width)
-    yield linear(queries, width, bias="out" in geometry.biases, also_live=width, final=final)
+    yield attention(queries, arch.heads, kv_width=cached, also_live=width)
+    yield linear(queries, width, bias="out" in arch.biases, also_live=width, final=final)
 
 
-def layer_operators(geometry: UniformGeometry, mixer: Iterable[Operator], final: bool) -> Iterator[Operator]:
-    """Yield one layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the
+def decoder_operators(arch: Any) -> Iterator[Operator]:
+    """Yield all operators of `EqualLayers`. The places of the norms, and an FFN beside the attention, do not change the
     counts."""
-    width, ffn = geometry.width, geometry.ffn_width
-    affine = 2 if geometry.norm == "layer" else 1
-    yield norm(width, affine=affine)
-    yield from mixer
-    for _ in range(geometry.norms // 2):
-        yield norm(width, affine=affine, also_live=width, final=final)
-    biased = "ffn" in geometry.biases
-    yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, also_live=width, final=final)
-    yield activation(ffn, also_live=width + ffn if geometry.gated else width, final=final)
-    yield linear(ffn, width, bias=biased, also_live=width, final=final)
-    if geometry.norms == 4:
-        yield norm(width, affine=affine, also_live=width, final=final)
-
-
-def decoder_operators(
-    geometry: UniformGeometry, mixer: Callable[[int, bool], Iterable[Operator]]
-) -> Iterator[Operator]:
-    width, embedded = geometry.width, geometry.embed_width
-    yield embed(geometry.vocab, embedded)
-    affine = 2 if geometry.norm == "layer" else 1
-    if geometry.embedding_norm:
+    width, embedded, ffn, names = arch.width, arch.embed_width, arch.ffn_width, arch.WEIGHTS
+    affine, biased = 2 if arch.NORM == "layer" else 1, "ffn" in arch.biases
+    norms = names.attention_norm, names.norm_behind_attention, names.ffn_norm, names.norm_behind_ffn
+    count = sum(map(bool, norms))
+    yield embed(arch.vocab, embedded)
+    if names.embedding_norm:
         yield norm(embedded, affine=affine)
     if embedded != width:
         yield linear(embedded, width)
-    if geometry.positions == "learned":
-        yield embed(geometry.context + geometry.position_offset, width, also_live=width)
-    for layer in range(geometry.layers):
-        final = geometry.last_alone and layer == geometry.layers - 1
-        yield from layer_operators(geometry, mixer(layer, final), final)
-    if geometry.final_norm:
+    if names.positions:
+        yield embed(arch.context + arch.POSITION_OFFSET, width, also_live=width)
+    for layer in range(arch.layers):
+        final = arch.LAST_ALONE and layer == arch.layers - 1
+        yield norm(width, affine=affine)
+        yield from arch.mixer(layer, final)
+        yield from [norm(width, affine=affine, also_live=width, final=final)] * (count // 2)
+        yield linear(width, 2 * ffn if arch.GATED else ffn, bias=biased, also_live=width, final=final)
+        yield activation(ffn, also_live=width + ffn if arch.GATED else width, final=final)
+        yield linear(ffn, width, bias=biased, also_live=width, final=final)
+        if count == 4:
+            yield norm(width, affine=affine, also_live=width, final=final)
+    if getattr(arch, "pre_norm", True):
         yield norm(width, affine=affine, final=True)
     if embedded != width:
         yield linear(width, embedded, final=True)
-    yield head(embedded, geometry.vocab, own=not geometry.tied, bias=geometry.head_bias)
+    yield head(embedded, arch.vocab, own=not getattr(arch, "tied", True), bias=arch.HEAD_BIAS)

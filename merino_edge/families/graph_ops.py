@@ -96,11 +96,6 @@ class Delta:
         return DeltaSizes(self.key_heads, self.value_heads, self.key_size, self.value_size)
 
 
-def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
-    """Return an attention with as many query heads as KV heads, scaled by the root of their size."""
-    return Attention(layer.heads, layer.head_size**-0.5, rotary)
-
-
 class GraphOps(Protocol):
     """Weights are named as in the state dict. A weight that is used twice is stored once."""
 
@@ -210,24 +205,23 @@ class MatrixNames:
     def __init__(self) -> None:
         self.read: list[tuple[tuple[str, ...], bool]] = []
 
-    def embed(self, table: str, below: int | None = None) -> str:  # noqa: ARG002 - as in GraphOps
+    def embed(self, table: str, *_: Any) -> str:
         self.read.append(((table,), True))
         return ""
 
-    def embed_positions(self, table: str, offset: int) -> str:  # noqa: ARG002 - as in GraphOps
-        return self.embed(table)
+    embed_positions = embed
 
-    def head(self, x: str, table: str, bias: str | None = None, softcap: float | None = None) -> None:  # noqa: ARG002
+    def head(self, x: str, table: str, *_: Any, **__: Any) -> None:  # noqa: ARG002 - as in GraphOps
         self.embed(table)
 
-    def linear(self, x: str, weight: str, bias: str | None = None) -> str:  # noqa: ARG002
-        return self.packed_linear(x, [weight])
-
-    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:  # noqa: ARG002
+    def packed_linear(self, x: str, weights: list[str], *_: Any) -> str:  # noqa: ARG002
         self.read.append((tuple(weights), False))
         return ""
 
-    def ngrams(self, tables: Mapping[str, Any], layer: KvLayer, vocab: int) -> str:  # noqa: ARG002
+    def linear(self, x: str, weight: str, *_: Any) -> str:
+        return self.packed_linear(x, [weight])
+
+    def ngrams(self, tables: Mapping[str, Any], *_: Any) -> str:
         self.read += [((table,), True) for table in tables]
         return ""
 
@@ -237,11 +231,5 @@ class MatrixNames:
     def split(self, x: str, sizes: list[int]) -> list[str]:
         return [x] * len(sizes)
 
-    def _nothing(self, *_: Any) -> str:
-        return ""
-
-    add = resize = scale = norm = activation = gated = attention = taps = gated_taps = delta = last = _nothing
-    float_linear = multiply = divide = weigh = shift = centered = rms = concat = mix = _nothing
-
-
-GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family
+    def __getattr__(self, operation: str) -> Callable[..., str]:
+        return lambda *_, **__: ""

@@ -8,15 +8,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.gated import GATED, GatedGeometry, check_kinds, gated_family
+from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import KvLayer
 from merino_edge.families.operators import SLOTS, Operator, convolution
-from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.pre_norm import LLAMA, Layer, Linear
 from merino_edge.families.weights import TRANSPOSED, Layout
 
-KINDS = {"full_attention": True, "conv": False}  # by layer_types: whether a layer is attention
-KEYS = (
+MORE_KEYS = (
     "layer_types", "full_attn_idxs", "conv_L_cache", "block_ff_dim", "block_multiple_of", "block_ffn_dim_multiplier",
     "block_auto_adjust_ff_dim", "tie_embedding",
 )  # fmt: skip
@@ -26,27 +25,26 @@ class Lfm2Architecture(GatedGeometry):
     """A decoder of the LFM2 kind. `attends`: of each layer, whether it is attention; the others are gated convolutions
     of `taps` taps."""
 
-    NAMES: ClassVar[Keys] = {**GATED, "norm_eps": "norm_eps", "taps": "conv_L_cache"}
-    NORMED_HEADS: ClassVar[bool] = True
-    HEAD_NORMS: ClassVar[tuple[str, str]] = ("q_layernorm", "k_layernorm")
+    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "norm_eps": "norm_eps", "taps": "conv_L_cache"}
+    WEIGHTS = LLAMA._replace(
+        attention_norm="operator_norm", query_norm="self_attn.q_layernorm", key_norm="self_attn.k_layernorm",
+        out="self_attn.out_proj", ffn_norm="ffn_norm", up="feed_forward.w1 feed_forward.w3", down="feed_forward.w2",
+        final_norm="model.embedding_norm",
+    )  # fmt: skip
+    NORMED_HEADS: ClassVar[HeadNorm] = True
+    KINDS = {"full_attention": True, "conv": False}
+    LISTED: ClassVar[str] = "attends"
 
     width: Annotated[int, Field(ge=8, le=65_536, multiple_of=2)]  # a convolution's input is cached as two halves
     attends: tuple[bool, ...]
     taps: Annotated[int, Field(ge=2, le=16)]
 
     @classmethod
-    def check_layers(cls, config: Any) -> None:
-        check_kinds(config, KINDS)
-
-    @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
-        attends = tuple(KINDS[kind] for kind in config.layer_types)
-        return {**super().facts(config), "attends": attends, "ffn_width": ffn_width(config)}
+        return {**super().facts(config), "ffn_width": ffn_width(config)}
 
     def words(self) -> dict[str, Any]:
-        kinds = {attends: kind for kind, attends in KINDS.items()}
-        listed = [kinds[attends] for attends in self.attends]
-        return {**super().words(), "layer_types": listed, "block_auto_adjust_ff_dim": False}
+        return {**super().words(), "block_auto_adjust_ff_dim": False}
 
     @property
     def operators(self) -> list[Operator]:
@@ -61,27 +59,16 @@ class Lfm2Architecture(GatedGeometry):
         return [(self.kv_heads, self.head_size) if attends else (1, self.width // 2) for attends in self.attends]
 
     def layer_of(self, layer: int) -> Layer:
-        at = f"model.layers.{layer}"
-        attention = replace(
-            super().layer_of(layer),
-            attention_norm=self.norm(f"{at}.operator_norm"),
-            out=Linear((f"{at}.self_attn.out_proj.weight",)),
-            ffn_norm=self.norm(f"{at}.ffn_norm"),
-            up=Linear((f"{at}.feed_forward.w1.weight", f"{at}.feed_forward.w3.weight")),
-            down=Linear((f"{at}.feed_forward.w2.weight",)),
-        )
+        at, attention = f"model.layers.{layer}.conv", super().layer_of(layer)
         if self.attends[layer]:
             return attention
         return replace(
             attention,
             cache=KvLayer(layer, *self.kv_layers[layer]),
-            convolution=f"{at}.conv.conv.weight",
-            qkv=Linear((f"{at}.conv.in_proj.weight",)),
-            out=Linear((f"{at}.conv.out_proj.weight",)),
+            convolution=f"{at}.conv.weight",
+            qkv=Linear((f"{at}.in_proj.weight",)),
+            out=Linear((f"{at}.out_proj.weight",)),
         )
-
-    def decoder(self) -> Decoder:
-        return replace(super().decoder(), final_norm=self.norm("model.embedding_norm"))
 
     def layout(self, name: str) -> Layout | None:
         """The graph has taps as [taps, 1, width]."""
@@ -99,4 +86,4 @@ def ffn_width(config: Any) -> int:
     return -(-int(config.block_ffn_dim_multiplier * width) // multiple) * multiple
 
 
-FAMILY = gated_family("lfm2", Lfm2Architecture, "Lfm2", {"conv_bias": False}, KEYS)
+FAMILY = family("lfm2", Lfm2Architecture, "Lfm2", {"conv_bias": False}, MORE_KEYS)

@@ -2,59 +2,72 @@
 behind attention and FFN.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.family import Family
-from merino_edge.families.geometry import EqualLayers, Keys, UniformGeometry, facts_by, words_by
-from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
-from merino_runtime.bundle.schema import LARGEST_VOCAB, LONGEST_CONTEXT
+from merino_edge.families.equal_layers import EqualLayers, family
+from merino_edge.families.geometry import Keys
+from merino_edge.families.graph_ops import GraphOps, KvLayer
+from merino_edge.families.pre_norm import Names
 
-POSITION_OFFSET = 2  # the first position is row 2 of OPT's position embedding
-KEYS: Keys = {
-    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn_width": "ffn_dim",
-    "vocab": "vocab_size", "context": "max_position_embeddings", "pre_norm": "do_layer_norm_before",
-}  # fmt: skip
-EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
 ROOT = "model.decoder"
 
 
 class OptArchitecture(EqualLayers):
-    """A decoder of equal layers with LayerNorm, ReLU, biases and learned positions.
+    """A decoder of the OPT kind.
 
     Attributes:
-        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
+        embed_width: of the embedding; if it is not `width`, one projection stands before the layers and one behind.
         pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
     """
 
-    width: Annotated[int, Field(ge=8, le=65_536)]
-    layers: Annotated[int, Field(ge=1, le=1024)]
-    heads: Annotated[int, Field(ge=1, le=65_536)]
-    ffn_width: Annotated[int, Field(ge=8, le=1_048_576)]
+    KEYS: ClassVar[Keys] = {
+        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn_width": "ffn_dim",
+        "embed_width": "word_embed_proj_dim", "vocab": "vocab_size", "context": "max_position_embeddings",
+        "pre_norm": "do_layer_norm_before",
+    }  # fmt: skip
+    WEIGHTS = Names(positions=f"{ROOT}.embed_positions")
+    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
+    GATED: ClassVar[bool] = False
+    BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
+    POSITION_OFFSET: ClassVar[int] = 2  # the first position is row 2 of the position embedding
+    LAST_ALONE: ClassVar[bool] = False
+    norm_eps: ClassVar[float] = 1e-5  # torch's default, which OPT keeps
+
     embed_width: Annotated[int, Field(ge=8, le=65_536)]
-    vocab: Annotated[int, Field(ge=2, le=LARGEST_VOCAB)]
-    context: Annotated[int, Field(ge=2, le=LONGEST_CONTEXT)]
     pre_norm: bool
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.width % self.heads or (self.width // self.heads) % 8:
+        if self.width % self.heads or self.head_size % 8:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads of a multiple of 8")
         return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
 
     @property
     def head_size(self) -> int:
         return self.width // self.heads
 
-    @property
-    def counts(self) -> UniformGeometry:
-        return UniformGeometry(
-            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.heads, head_size=self.head_size,
-            ffn_width=self.ffn_width, vocab=self.vocab, context=self.context, gated=False, norm="layer",
-            final_norm=self.pre_norm, query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned",
-            position_offset=POSITION_OFFSET, tied=True, embed_width=self.embed_width,
-        )  # fmt: skip
+    @classmethod
+    def facts(cls, config: Any) -> dict[str, Any]:
+        facts = super().facts(config)
+        return {**facts, "embed_width": facts["embed_width"] or facts["width"]}
+
+    def words(self) -> dict[str, Any]:
+        return {**super().words(), "dropout": 0.0}
+
+    def build_graph(self, graph: GraphOps) -> None:
+        build_opt(graph, self)
+
+    def decoder(self) -> None:
+        """There is none: `build_opt` writes the graph."""
+
+    def layout(self, name: str) -> None:
+        """Weights lie in the graph as in the state dict."""
 
 
 def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
@@ -62,30 +75,31 @@ def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
     x = graph.embed(f"{ROOT}.embed_tokens.weight")
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_in.weight")
-    x = graph.add(x, graph.embed_positions(f"{ROOT}.embed_positions.weight", POSITION_OFFSET))
+    x = graph.add(x, graph.embed_positions(f"{ROOT}.embed_positions.weight", arch.POSITION_OFFSET))
     for index in range(arch.layers):
-        at, cache = f"{ROOT}.layers.{index}", KvLayer(index, arch.heads, arch.head_size)
-        norms = layer_norm(f"{at}.self_attn_layer_norm"), layer_norm(f"{at}.final_layer_norm")
+        at = f"{ROOT}.layers.{index}"
+        norms = arch.norm(f"{at}.self_attn_layer_norm"), arch.norm(f"{at}.final_layer_norm")
         if arch.pre_norm:
-            attended = self_attention(graph, at, graph.norm(x, norms[0]), cache)
+            attended = self_attention(graph, arch, index, graph.norm(x, norms[0]))
             normed, x = graph.add_norm(attended, x, norms[1])
             x = graph.add(ffn(graph, at, normed), x)
         else:
-            x, _ = graph.add_norm(self_attention(graph, at, x, cache), x, norms[0])
+            x, _ = graph.add_norm(self_attention(graph, arch, index, x), x, norms[0])
             x, _ = graph.add_norm(ffn(graph, at, x), x, norms[1])
     x = graph.last(x)
     if arch.pre_norm:
-        x = graph.norm(x, layer_norm(f"{ROOT}.final_layer_norm"))
+        x = graph.norm(x, arch.norm(f"{ROOT}.final_layer_norm"))
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_out.weight")
     graph.head(x, f"{ROOT}.embed_tokens.weight")
 
 
-def self_attention(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
-    names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
+def self_attention(graph: GraphOps, arch: OptArchitecture, layer: int, x: str) -> str:
+    at = f"{ROOT}.layers.{layer}.self_attn"
+    names = [f"{at}.{part}_proj" for part in "qkv"]
     qkv = graph.packed_linear(x, [f"{name}.weight" for name in names], [f"{name}.bias" for name in names])
-    mixed = graph.attention(qkv, cache, plain_attention(cache))
-    return graph.linear(mixed, f"{at}.self_attn.out_proj.weight", f"{at}.self_attn.out_proj.bias")
+    mixed = graph.attention(qkv, KvLayer(layer, arch.heads, arch.head_size), arch.attention_of(layer))
+    return graph.linear(mixed, f"{at}.out_proj.weight", f"{at}.out_proj.bias")
 
 
 def ffn(graph: GraphOps, at: str, x: str) -> str:
@@ -93,31 +107,8 @@ def ffn(graph: GraphOps, at: str, x: str) -> str:
     return graph.linear(hidden, f"{at}.fc2.weight", f"{at}.fc2.bias")
 
 
-def layer_norm(at: str) -> Norm:
-    return Norm(f"{at}.weight", f"{at}.bias", EPS)
-
-
-def config_words(geometry: OptArchitecture) -> dict[str, Any]:
-    return {**words_by(KEYS, geometry), "word_embed_proj_dim": geometry.embed_width, "dropout": 0.0}
-
-
-def geometry_of(config: Any) -> OptArchitecture:
-    return OptArchitecture(**facts_by(KEYS, config), embed_width=config.word_embed_proj_dim or config.hidden_size)
-
-
-FAMILY = Family(
-    name="opt",
-    geometry=OptArchitecture,
-    build_graph=build_opt,
-    config_name="OPTConfig",
-    model_name="OPTForCausalLM",
-    supported={
-        "activation_function": "relu", "enable_bias": True, "layer_norm_elementwise_affine": True,
-        "tie_word_embeddings": True, "_remove_final_layer_norm": False,
-    },
-    keys=frozenset(KEYS.values()) | {
-        "word_embed_proj_dim", "dropout", "activation_dropout", "layerdrop", "init_std",
-    },
-    config_words=config_words,
-    geometry_of=geometry_of,
-)  # fmt: skip
+SUPPORTED = {
+    "activation_function": "relu", "enable_bias": True, "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True, "_remove_final_layer_norm": False,
+}  # fmt: skip
+FAMILY = family("opt", OptArchitecture, "OPT", SUPPORTED, ("init_std",))

@@ -1,19 +1,31 @@
-"""LLaMA's form where layers differ in their attention.
+"""LLaMA's form with layers that differ in their attention.
 
 SmolLM3 has layers without positions. Mistral (arXiv 2310.06825) and Ministral have layers of sliding-window attention.
 EXAONE 4 (arXiv 2507.11407) has both, norms of heads, and its other norms behind attention and FFN. The decoder of text
 of Llama 4, as MobileLLM-R1 (arXiv 2509.24945) has it without experts, has layers without positions, and norms heads
-without weights.
+without weights. Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743) have packed matrices, a window, and LongRoPE
+over a part of each head.
 """
 
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from merino_edge.families.gated import GATED, WINDOW_KEYS, GatedGeometry, WindowedGeometry, gated_family
+import numpy as np
+
+from merino_edge.families.equal_layers import (
+    WINDOW_KEYS,
+    WINDOWED,
+    GatedGeometry,
+    HeadNorm,
+    Rotated,
+    Window,
+    family,
+    in_heads,
+)
 from merino_edge.families.geometry import Keys
-from merino_edge.families.graph_ops import Attention
-from merino_edge.families.llama import NO_BIAS, SILU
+from merino_edge.families.llama import NO_BIAS, NO_BIASES, SILU
+from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import ORIGINAL
+from merino_edge.families.weights import Layout, permuted
 from merino_runtime.errors import MerinoError
 
 BETA = "llama_4_scaling_beta"
@@ -23,34 +35,29 @@ UNREAD = (BETA, "max_position_embeddings")  # of `rope_parameters`
 class SmolLm3Architecture(GatedGeometry):
     """A decoder of the SmolLM3 kind. `rotated_layers`: of each layer, whether it has positions."""
 
+    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "rotated_layers": "no_rope_layers"}
+
     rotated_layers: tuple[bool, ...]
 
-    @classmethod
-    def facts(cls, config: Any) -> dict[str, Any]:
-        return {**super().facts(config), "rotated_layers": tuple(bool(rotated) for rotated in config.no_rope_layers)}
 
-    def words(self) -> dict[str, Any]:
-        return {**super().words(), "no_rope_layers": [int(rotated) for rotated in self.rotated_layers]}
+class Llama4Architecture(GatedGeometry):
+    """A decoder of the Llama 4 kind, of text and without experts.
 
-    def attention_of(self, layer: int) -> Attention:
-        attention = super().attention_of(layer)
-        return attention if self.rotated_layers[layer] else replace(attention, rotary=None)
+    Attributes:
+        rotated_layers: of each layer, whether it has positions.
+        normed_heads: whether the rotated layers norm queries and keys.
+    """
 
-
-class Llama4Architecture(SmolLm3Architecture):
-    """A decoder of the Llama 4 kind, of text and without experts."""
-
-    NAMES: ClassVar[Keys] = {**GATED, "ffn_width": "intermediate_size_mlp"}
-    FFN: ClassVar[str] = "feed_forward"
+    KEYS: ClassVar[Keys] = {
+        **GatedGeometry.KEYS, "ffn_width": "intermediate_size_mlp", "rotated_layers": "no_rope_layers",
+        "normed_heads": "use_qk_norm",
+    }  # fmt: skip
+    WEIGHTS = LLAMA._replace(up="feed_forward.gate_proj feed_forward.up_proj", down="feed_forward.down_proj")
     INTERLEAVED: ClassVar[bool] = True
+    KINDS = dict.fromkeys(("full_attention", "chunked_attention"), True)
 
+    rotated_layers: tuple[bool, ...]
     normed_heads: bool
-
-    @classmethod
-    def check_layers(cls, config: Any) -> None:
-        other = sorted(set(config.layer_types) - {"full_attention", "chunked_attention"})
-        if other:
-            raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, which is not known")
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
@@ -58,32 +65,35 @@ class Llama4Architecture(SmolLm3Architecture):
         context ends there."""
         if config.moe_layers:
             raise MerinoError(f"moe_layers is {config.moe_layers}, supported is a model without experts")
-        limits = [config.max_position_embeddings]
-        if "chunked_attention" in config.layer_types:
-            limits.append(config.attention_chunk_size)
-        if config.attn_temperature_tuning and not all(config.no_rope_layers):
-            limits.append(config.floor_scale - 1)
         facts = super().facts(config)
-        return {**facts, "context": min(facts["context"], *limits), "normed_heads": config.use_qk_norm}
+        if "chunked_attention" in config.layer_types:
+            facts["context"] = min(facts["context"], config.attention_chunk_size)
+        if config.attn_temperature_tuning and not all(config.no_rope_layers):
+            facts["context"] = min(facts["context"], config.floor_scale - 1)
+        return facts
 
     def words(self) -> dict[str, Any]:
-        return {
-            **super().words(), "use_qk_norm": self.normed_heads, "moe_layers": [],
-            "layer_types": ["full_attention"] * self.layers, "attn_temperature_tuning": False,
-        }  # fmt: skip
+        listed = ["full_attention"] * self.layers
+        return {**super().words(), "moe_layers": [], "layer_types": listed, "attn_temperature_tuning": False}
 
-    def head_norms(self, layer: int) -> bool | Literal["whole", "plain"]:
+    def head_norms(self, layer: int) -> HeadNorm:
         return "plain" if self.normed_heads and self.rotated_layers[layer] else False
 
 
-class MistralArchitecture(WindowedGeometry):
-    """A decoder of the Mistral kind."""
+class MistralArchitecture(GatedGeometry):
+    """A decoder of the Mistral kind. `window`: positions that a layer with a window sees, its own included. `windowed`:
+    of each layer, whether it has the window; the others see all positions."""
 
-    LISTED: ClassVar[bool] = False
+    KINDS = WINDOWED
+
+    window: Window | None = None
+    windowed: tuple[bool, ...]
 
 
-class MinistralArchitecture(WindowedGeometry):
+class MinistralArchitecture(MistralArchitecture):
     """A decoder of the Ministral kind."""
+
+    LISTED: ClassVar[str] = "windowed"
 
 
 class Ministral3Architecture(MistralArchitecture):
@@ -107,11 +117,12 @@ class Ministral3Architecture(MistralArchitecture):
         return {**words, "rope_parameters": {ORIGINAL: self.context, **words["rope_parameters"], BETA: 0.0}}
 
 
-class Exaone4Architecture(WindowedGeometry):
+class Exaone4Architecture(MistralArchitecture):
     """A decoder of the EXAONE 4 kind. If it has layers with a window, only these have positions."""
 
-    NORMED_HEADS: ClassVar[bool] = True
-    NORMS: ClassVar[Literal["behind"]] = "behind"
+    WEIGHTS = NORMS_BEHIND
+    NORMED_HEADS: ClassVar[HeadNorm] = True
+    LISTED: ClassVar[str] = "windowed"
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
@@ -120,27 +131,48 @@ class Exaone4Architecture(WindowedGeometry):
             raise MerinoError(f"sliding_window is {config.sliding_window}, and layer_types has no layer with it")
         return facts
 
-    def attention_of(self, layer: int) -> Attention:
-        attention = super().attention_of(layer)
-        return replace(attention, rotary=attention.rotary if self.window is None or self.windowed[layer] else None)
+    @property
+    def rotated_layers(self) -> tuple[bool, ...]:
+        return self.windowed if self.window else (True,) * self.layers
 
 
+class Phi3Architecture(MistralArchitecture):
+    """A decoder of the Phi-3 kind. `rotated`: channels of each head that have positions, the first ones in torch."""
+
+    WEIGHTS = LLAMA._replace(qkv="self_attn.qkv_proj", up="mlp.gate_up_proj")
+
+    rotated: Rotated
+
+    @classmethod
+    def rope_of(cls, config: Any) -> dict[str, Any]:
+        words = super().rope_of(config)
+        long = words.get("rope_type") == "longrope"
+        return {ORIGINAL: config.original_max_position_embeddings, **words} if long else words
+
+    def layout(self, name: str) -> Layout | None:
+        order = self.key_order()
+        if order is None or "qkv_proj" not in name:
+            return None
+        turned, values = self.heads + self.kv_heads, self.kv_heads * self.head_size
+        return permuted(np.concatenate([in_heads(order, turned), turned * self.head_size + np.arange(values)]))
+
+
+LLAMA4_KEYS = (
+    "layer_types", "no_rope_layer_interval", "attention_chunk_size", "moe_layers", "num_experts_per_tok",
+    "num_local_experts", "interleave_moe_layer_step", "intermediate_size", "output_router_logits",
+    "router_aux_loss_coef", "router_jitter_noise", "attn_temperature_tuning", "floor_scale", "attn_scale",
+)  # fmt: skip
 FAMILIES = (
-    gated_family(
-        "smollm3", SmolLm3Architecture, "SmolLM3", {**NO_BIAS, "mlp_bias": False, "use_sliding_window": False},
-        (*WINDOW_KEYS, "max_window_layers", "no_rope_layers", "no_rope_layer_interval"),
+    family(
+        "smollm3", SmolLm3Architecture, "SmolLM3", {**NO_BIASES, "use_sliding_window": False},
+        (*WINDOW_KEYS, "max_window_layers", "no_rope_layer_interval"),
     ),
-    gated_family("mistral", MistralArchitecture, "Mistral", SILU),
-    gated_family("ministral", MinistralArchitecture, "Ministral", SILU),
-    gated_family("ministral3", Ministral3Architecture, "Ministral3", SILU),
-    gated_family("exaone4", Exaone4Architecture, "Exaone4", SILU),
-    gated_family(
-        "llama4_text", Llama4Architecture, "Llama4", NO_BIAS, config_name="Llama4TextConfig",
-        keys=(
-            "layer_types", "no_rope_layers", "no_rope_layer_interval", "attention_chunk_size", "use_qk_norm",
-            "moe_layers", "num_experts_per_tok", "num_local_experts", "interleave_moe_layer_step", "intermediate_size",
-            "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "attn_temperature_tuning",
-            "floor_scale", "attn_scale",
-        ),
+    family("mistral", MistralArchitecture, "Mistral", SILU),
+    family("ministral", MinistralArchitecture, "Ministral", SILU),
+    family("ministral3", Ministral3Architecture, "Ministral3", SILU),
+    family("exaone4", Exaone4Architecture, "Exaone4", SILU),
+    family("phi3", Phi3Architecture, "Phi3", SILU, (ORIGINAL,)),
+    family(
+        "llama4_text", Llama4Architecture, "Llama4", NO_BIAS, LLAMA4_KEYS, config_name="Llama4TextConfig",
     ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ A family defines the weights and the switches of its `Decoder`. It may share thi
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from merino_edge.families.graph_ops import Attention, Delta, GraphOps, KvLayer, Norm
 
@@ -74,6 +75,35 @@ class Decoder:
     embedding_norm: Norm | None = None
     head_bias: str | None = None
     logit_softcap: float | None = None
+
+
+class Names(NamedTuple):
+    """Names of the weights in a state dict. Those of a layer follow `layer`. Matrices with one input are in one string.
+    A norm that a family does not have is empty."""
+
+    layer: str = "model.layers.{}"
+    attention_norm: str = "input_layernorm"
+    qkv: str = "self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+    query_norm: str = "self_attn.q_norm"
+    key_norm: str = "self_attn.k_norm"
+    out: str = "self_attn.o_proj"
+    norm_behind_attention: str = ""
+    ffn_norm: str = "post_attention_layernorm"
+    up: str = "mlp.gate_proj mlp.up_proj"
+    down: str = "mlp.down_proj"
+    norm_behind_ffn: str = ""
+    embedding: str = "model.embed_tokens"
+    embedding_norm: str = ""
+    positions: str = ""
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+
+
+LLAMA = Names()
+NORMS_BEHIND = Names(
+    attention_norm="", norm_behind_attention="post_attention_layernorm", ffn_norm="",
+    norm_behind_ffn="post_feedforward_layernorm",
+)  # fmt: skip
 
 
 def build_decoder(graph: GraphOps, decoder: Decoder) -> None:

@@ -4,25 +4,19 @@ state. The others are attention with an output gate and norms of heads, which ro
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from merino_edge.families.gated import GATED, GatedGeometry, Heads, check_kinds, gated_family, in_heads
+from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Heads, Rotated, family, in_heads
 from merino_edge.families.geometry import Keys, attention_operators
 from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.llama import NO_BIAS
 from merino_edge.families.operators import Operator, delta_net
 from merino_edge.families.pre_norm import Layer, Linear
 from merino_edge.families.weights import ABOVE_ONE, Layout, permuted
-from merino_runtime.errors import MerinoError
 
-KINDS = {"full_attention": True, "linear_attention": False}  # by layer_types: whether a layer is attention
-LINEAR: Keys = {
-    "key_heads": "linear_num_key_heads", "value_heads": "linear_num_value_heads", "key_size": "linear_key_head_dim",
-    "value_size": "linear_value_head_dim", "taps": "linear_conv_kernel_dim",
-}  # fmt: skip
 Size = Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
 
 
@@ -37,10 +31,15 @@ class Qwen35Architecture(GatedGeometry):
         taps: of the causal convolution before DeltaNet.
     """
 
-    NAMES: ClassVar[Keys] = {**GATED, **LINEAR}
-    NORMED_HEADS: ClassVar[bool] = True
+    KEYS: ClassVar[Keys] = {
+        **GatedGeometry.KEYS, "key_heads": "linear_num_key_heads", "value_heads": "linear_num_value_heads",
+        "key_size": "linear_key_head_dim", "value_size": "linear_value_head_dim", "taps": "linear_conv_kernel_dim",
+    }  # fmt: skip
+    NORMED_HEADS: ClassVar[HeadNorm] = True
+    KINDS = {"full_attention": True, "linear_attention": False}
+    LISTED: ClassVar[str] = "attends"
 
-    rotated: Annotated[int, Field(ge=2, multiple_of=2)]
+    rotated: Rotated
     attends: tuple[bool, ...]
     key_heads: Heads
     value_heads: Heads
@@ -49,26 +48,15 @@ class Qwen35Architecture(GatedGeometry):
     taps: Annotated[int, Field(ge=2, le=16)]
 
     @classmethod
-    def check_layers(cls, config: Any) -> None:
-        check_kinds(config, KINDS)
-
-    @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:
         """The positions of text are the same in all sections."""
         return {key: value for key, value in super().rope_of(config).items() if not key.startswith("mrope_")}
 
-    @classmethod
-    def facts(cls, config: Any) -> dict[str, Any]:
-        if config.linear_num_value_heads % config.linear_num_key_heads:
-            raise MerinoError(
-                f"linear_num_value_heads is {config.linear_num_value_heads}, supported is a multiple of"
-                f" linear_num_key_heads, {config.linear_num_key_heads}"
-            )
-        return {**super().facts(config), "attends": tuple(KINDS[kind] for kind in config.layer_types)}
-
-    def words(self) -> dict[str, Any]:
-        kinds = {attends: kind for kind, attends in KINDS.items()}
-        return {**super().words(), "layer_types": [kinds[attends] for attends in self.attends]}
+    @model_validator(mode="after")
+    def _value_heads(self) -> Self:
+        if self.value_heads % self.key_heads:
+            raise ValueError(f"value_heads {self.value_heads} is not a multiple of key_heads {self.key_heads}")
+        return self
 
     def delta_of(self, layer: int) -> Delta:
         at = f"model.layers.{layer}.linear_attn"
@@ -80,7 +68,7 @@ class Qwen35Architecture(GatedGeometry):
 
     def mixer(self, layer: int, final: bool) -> Iterable[Operator]:
         if self.attends[layer]:
-            return attention_operators(self.counts, final, gated=True)
+            return attention_operators(self, final, gated=True)
         return delta_net(self.width, self.delta_of(layer).sizes, self.taps, final=final)
 
     @property
@@ -118,5 +106,5 @@ class Qwen35Architecture(GatedGeometry):
         return permuted(in_heads(order, self.kv_heads)) if part == "k_proj" else None
 
 
-KEYS = ("layer_types", "full_attention_interval", "mlp_only_layers", "attn_output_gate", "mamba_ssm_dtype")
-FAMILY = gated_family("qwen3_5_text", Qwen35Architecture, "Qwen3_5", NO_BIAS, KEYS, config_name="Qwen3_5TextConfig")
+MORE_KEYS = ("layer_types", "full_attention_interval", "mlp_only_layers", "attn_output_gate", "mamba_ssm_dtype")
+FAMILY = family("qwen3_5_text", Qwen35Architecture, "Qwen3_5", NO_BIAS, MORE_KEYS, config_name="Qwen3_5TextConfig")

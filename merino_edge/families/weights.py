@@ -20,9 +20,6 @@ class Layout(NamedTuple):
     to_state: Callable[[np.ndarray], np.ndarray]
 
 
-KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> channels of a head, None: as they are
-LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None if both are alike
-
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
 

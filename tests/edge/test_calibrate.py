@@ -28,7 +28,6 @@ from merino_edge.export.quantize.matrix import dequantize, quantize_groups
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.opt import OptArchitecture
-from merino_edge.families.registry import layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -120,7 +119,7 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
             model(input_ids=torch.from_numpy(row)[None])
     for hook in hooks:
         hook.remove()
-    layout = layout_of(arch)
+    layout = arch.layout
     for name in matrices:
         state, there = model.state_dict()[name].numpy(), layout(name)
         weights = there.to_graph(state) if there else state

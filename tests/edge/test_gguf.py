@@ -28,7 +28,6 @@ from merino_edge.families.gguf.blocks import LAYOUTS
 from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import open_gguf
 from merino_edge.families.gguf.tensors import layouts, tensors
-from merino_edge.families.gguf.write import tensors_of
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -280,14 +279,14 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
 def write_mixed(path, monkeypatch):
     """As Q4_K_M has them, of types that the package gguf can quantize: values and every second layer's FFN in more than
     4 bits."""
-    result = tensors_of
+    result = sample.tensors_of
 
     def mixed(*arguments):
         more = {"blk.0.attn_v.weight": "Q8_0", "blk.1.ffn_up.weight": "Q5_0", "blk.1.ffn_down.weight": "Q5_0"}
         for name, values, kind in result(*arguments):
             yield name, values, more.get(name, kind)
 
-    monkeypatch.setattr("merino_edge.families.gguf.write.tensors_of", mixed)
+    monkeypatch.setattr(sample, "tensors_of", mixed)
     return sample.write_gguf(path, sample.random_model("llama", num_hidden_layers=2, **WIDE), "Q4_1", "Q8_0")
 
 

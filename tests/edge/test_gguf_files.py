@@ -30,7 +30,6 @@ from merino_edge.families.gguf.tokenizer import (
     stop_ids,
 )
 from merino_edge.families.gguf.tokenizer import tokenizer_json as made_json
-from merino_edge.families.gguf.write import add_key
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 
@@ -128,7 +127,7 @@ def test_a_header_that_lies_is_refused_with_what_it_says(whole, tmp_path, what, 
     ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon is nan, allowed is a number above 0"),
     ({"llama.context_length": "long"}, "llama.context_length is 'long', allowed is an integer"),
     ({"llama.attention.head_count": [1, 2]}, r"head_count is \[1, 2\]: exported are models of equal layers"),
-    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, supported is the size of a head, 16"),
+    ({"llama.rope.dimension_count": 8}, "variant of llama .*: partial_rotary_factor is 0.5, supported is 1"),
     ({"llama.expert_count": 8}, "a variant of llama that is not exported: llama.expert_count is 8"),
     ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "rope.scaling.type is 'yarn'"),
     ({"llama.rope.scaling.attn_factor": 1.25}, "not exported: llama.rope.scaling.attn_factor is 1.25"),
@@ -148,7 +147,7 @@ def test_metadata_that_cannot_be_is_refused_with_key_and_value(tmp_path, keys, m
         sample.made_up_tokens(writer, vocab)
         for key, value in late.items():
             writer.kv_data[0].pop(key, None)
-            add_key(writer, key, value)
+            sample.add_key(writer, key, value)
 
     refused(written(tmp_path, tokenizer=tokens, **early), match)
 

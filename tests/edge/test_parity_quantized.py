@@ -16,7 +16,7 @@ from merino_edge.export.quantize.calibration import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
-from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.registry import family_of
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.selftest import selftest
@@ -62,7 +62,7 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
         assert oldest == "1.26"
     else:
         assert (oldest == "1.24") == (dialect == "fused" and windowed)
-    twin = dequantized_model(source.model, matrices, layout_of(source.arch))
+    twin = dequantized_model(source.model, matrices, source.arch.layout)
     ids = np.random.default_rng(1).integers(0, source.arch.vocab, 9).tolist()
     assert unrounded_error(exported.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
     assert 1e-4 < exported.error < 0.1  # rounded, and not by much

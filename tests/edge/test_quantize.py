@@ -25,7 +25,6 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.opt import OptArchitecture
-from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.families.weights import ModelWeights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -156,7 +155,7 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         }.get((precision, core), "1.23")  # fmt: skip
 
 
-PUBLISHED = {name: small(name) for name in SMALL if decoder_of(small(name))}
+PUBLISHED = {name: small(name) for name in SMALL if small(name).decoder()}
 PUBLISHED["llama untied"] = small("llama", tied=False)
 ROWS = np.random.default_rng(0).integers(0, 96, (4, 16))
 
@@ -172,7 +171,7 @@ def logits(model):
 def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     arch, random = PUBLISHED[name], np.random.default_rng(1)
     model, kept = decoder(arch, 3), decoder(arch, 3)
-    weights, sites = ModelWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
+    weights, sites = ModelWeights(model, arch.layout), list(sites_of(arch.decoder()))
     for site in sites:
         columns = weights[site.after.weights[0]].shape[1]
         move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
@@ -182,14 +181,14 @@ def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, state[name])}
     norms = {part for site in sites if isinstance(site.before, Norm) for part in (site.before.weight, site.before.bias)}
     assert changed >= {part for site in sites for part in site.after.weights} | norms - {None}
-    assert ("lm_head.weight" in changed) == (decoder_of(arch).head == "lm_head.weight")
+    assert ("lm_head.weight" in changed) == (arch.decoder().head == "lm_head.weight")
 
 
 def with_outliers(model, arch):
     """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
     weakly."""
-    weights = ModelWeights(model, layout_of(arch))
-    for index, site in enumerate(sites_of(decoder_of(arch))):
+    weights = ModelWeights(model, arch.layout)
+    for index, site in enumerate(sites_of(arch.decoder())):
         factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
         factors[index % 7 :: 23] = 1 / 50
         move(weights, site, factors)

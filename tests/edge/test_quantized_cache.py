@@ -28,7 +28,6 @@ from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
-from merino_edge.families.registry import key_order_of
 from merino_edge.prediction.formats import check_cache
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
@@ -113,7 +112,7 @@ def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
     results = [whole(array) for array in backend.filled()[1].values()]
     backend.close()
     apart = [np.abs(own - torchs) for own, torchs in zip(
-        results, codes_in(cache, scales, key_order_of(source.arch)), strict=True)]  # fmt: skip
+        results, codes_in(cache, scales, source.arch.key_order()), strict=True)]  # fmt: skip
     assert max(each.max() for each in apart) <= 1
     assert sum(each.sum() for each in apart) <= TIES * sum(each.size for each in results)
     assert max(errors) <= AFTER_A_TIE[form] and np.quantile(errors, 0.2) <= TOLERANCE, errors

@@ -11,7 +11,6 @@ from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.export.quantize.matrix import QuantizedMatrix
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.registry import family_of, key_order_of
 
 Decoder = Fused | Portable
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
@@ -23,11 +22,11 @@ def build_graph(
 ) -> Decoder:  # fmt: skip
     """Build the graph of a geometry. `weights`: in the graph's layout. `scales`: of a quantized cache, in the order of
     torch's model."""
-    order = key_order_of(arch)  # of a head's channels in the graph
+    order = arch.key_order()  # of a head's channels in the graph
     if scales and order is not None:
         layers = [(np.ascontiguousarray(keys[:, order]), values) for keys, values in scales.layers]
         scales = scales._replace(layers=tuple(layers))
     graph = DIALECTS[form.dialect](weights, matrices, form, scales)
     graph.begin_decoder([KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)])
-    family_of(arch).build_graph(graph, arch)
+    arch.build_graph(graph)
     return graph

@@ -23,7 +23,6 @@ from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales, scales_of
 from merino_edge.export.source import Source, not_finite, text_rows, tokenizer_of
 from merino_edge.families.operators import params
-from merino_edge.families.registry import decoder_of
 from merino_runtime.errors import MerinoError
 
 SEED = 0
@@ -101,7 +100,7 @@ def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) 
 
 def norm_input_sizes(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the sizes of the input's channels for each matrix after a norm."""
-    decoder = decoder_of(source.arch)
+    decoder = source.arch.decoder()
     linears = [linear for layer in decoder.layers for linear in (layer.qkv, layer.up)] if decoder else []
     sizes = input_sizes(source.model, [linear.weights[0] for linear in linears], rows)
     return {name: sizes[linear.weights[0]] for linear in linears for name in linear.weights}

@@ -17,7 +17,6 @@ from merino_edge.export.quantize.weights import fits
 from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
-from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.families.weights import Blocks, BlockSource, ModelWeights
 
 BITS = 8
@@ -58,7 +57,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     A copy of the model is changed, or the model itself if `in_place`. Returns the source unchanged if the graph takes
     over all of its blocks, or if its family has no `Decoder`.
     """
-    decoder = decoder_of(source.arch)
+    decoder = source.arch.decoder()
     sites, blocks = list(sites_of(decoder)) if decoder else [], OwnBlocks(source.blocks) if source.blocks else None
     if blocks:
         sites = [
@@ -68,7 +67,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
-    weights = ModelWeights(model, layout_of(source.arch))
+    weights = ModelWeights(model, source.arch.layout)
     sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])

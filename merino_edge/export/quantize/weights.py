@@ -30,7 +30,6 @@ from merino_edge.export.quantize.matrix import (
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
 from merino_edge.families.operators import FORMATS, GROUP_SIZES, runs_on_kernels
-from merino_edge.families.registry import decoder_of, family_of
 from merino_edge.families.weights import Blocks, BlockSource
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
@@ -172,7 +171,7 @@ def matrix_bits(
     Matrices that a GGUF has in more than 4 bits get 8: such files spend bits where 4 lose most. The gates of DeltaNet
     get 8 too: they are small, and their errors grow with each step.
     """
-    numbers, decoder = FORMATS[form.precision], decoder_of(arch)
+    numbers, decoder = FORMATS[form.precision], arch.decoder()
     deltas = [layer.qkv for layer in decoder.layers if layer.delta] if decoder else []
     eight_bits |= {name for packed in deltas for name in packed.weights[-2:]}
 
@@ -188,7 +187,7 @@ def matrix_bits(
     result: dict[str, int] = {}
     listed = MatrixNames()
     if numbers.grouped:
-        family_of(arch).build_graph(listed, arch)
+        arch.build_graph(listed)
     for names, is_table in listed.read:
         if is_table:
             result[names[0]] = numbers.embedding_bits

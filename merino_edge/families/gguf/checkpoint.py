@@ -16,7 +16,7 @@ from merino_edge.families.gguf.file import AGAIN, GgufFile, open_gguf
 from merino_edge.families.gguf.tensors import Layout, StoredBlocks, layouts, tensors
 from merino_edge.families.gguf.tokenizer import chat_template, stop_ids, tokenizer_json
 from merino_edge.families.hugging_face import checked_geometry, made_config
-from merino_edge.families.registry import FAMILIES, layout_of
+from merino_edge.families.registry import FAMILIES
 from merino_runtime.errors import MerinoError
 
 
@@ -43,7 +43,7 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
     judge(geometry)
     model, places = filled(file, words, config)
-    blocks = StoredBlocks(file, places, layout_of(geometry))
+    blocks = StoredBlocks(file, places, geometry.layout)
     chat = chat_template(file.metadata, str(path))
     return GgufCheckpoint(geometry, model, stops, tokenizer, chat=chat, blocks=blocks)
 

@@ -16,7 +16,7 @@ from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, specia
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
-HEAD = "output.weight"
+HEAD, GELU = "output.weight", "gelu_pytorch_tanh"
 KV_HEADS = "attention.head_count_kv"
 SIZES = {  # by key of most families' config.json
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
@@ -45,46 +45,34 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
 
 
-def rms_decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:
-    """Return the keys that llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head. `more`:
-    further keys of the family; None leaves a key out."""
+def decoder(metadata: Metadata, kind: str, *, part: bool = False, **more: Any) -> dict[str, Any]:
+    """Return the keys that most families share; one that the class of a family does not read does no harm. `part`:
+    whether that class expects the share of each head that is rotated. `more`: further keys of the family."""
     width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
     head_size = metadata.count("attention.key_length", max(1, width // heads))
-    part = "partial_rotary_factor" in more
-    for key in ("attention.value_length", *(() if part else ("rope.dimension_count",))):
-        if metadata.count(key, head_size) != head_size:
-            raise MerinoError(
-                f"{metadata.file.path}: {metadata.architecture}.{key} is {metadata.count(key)}, supported is the"
-                f" size of a head, {head_size}"
-            )
-    if "head_dim" in more and head_size * heads != width:
-        raise MerinoError(f"{metadata.file.path}: the heads of {kind} must together be as wide as the model")
-    words = {
+    if metadata.count("attention.value_length", head_size) != head_size:
+        raise MerinoError(f"{metadata.file.path}: keys and values have heads of different sizes, supported is one size")
+    by_layer = "attention.layer_norm_epsilon"
+    eps = metadata.real(by_layer if metadata.has(by_layer) else "attention.layer_norm_rms_epsilon")
+    rope, turned = rotary(metadata), metadata.count("rope.dimension_count", head_size)
+    if part or turned != head_size:
+        rope["partial_rotary_factor"] = turned / head_size
+    return {
         "model_type": kind,
         **metadata.sizes(SIZES),
-        **({} if "num_key_value_heads" in more else {"num_key_value_heads": metadata.same_count(KV_HEADS, heads)}),
+        "num_key_value_heads": more.get("num_key_value_heads") or metadata.same_count(KV_HEADS, heads),
         "head_dim": head_size,
-        "rope_parameters": rotary(metadata),
+        "rope_parameters": rope,
         "hidden_act": "silu",
         "tie_word_embeddings": not metadata.tensor(HEAD),
+        **dict.fromkeys(("rms_norm_eps", "norm_eps", "layer_norm_eps"), eps),
         **more,
     }
-    if "rms_norm_eps" not in more:
-        words["rms_norm_eps"] = metadata.real("attention.layer_norm_rms_epsilon")
-    if part:
-        turned = metadata.count("rope.dimension_count", head_size)
-        words["rope_parameters"]["partial_rotary_factor"] = turned / head_size
-    return {key: value for key, value in words.items() if key not in more or value is not None}
-
-
-WHOLE: dict[str, Any] = {"head_dim": None}  # the class has no head_dim: the heads are as wide as the model
-PART: dict[str, Any] = {"partial_rotary_factor": None}
-LAYER_NORM: dict[str, Any] = {"rms_norm_eps": None}
 
 
 def llama(metadata: Metadata) -> dict[str, Any]:
     bias, mlp_bias = metadata.tensor("blk.0.attn_q.bias"), metadata.tensor("blk.0.ffn_up.bias")
-    return rms_decoder(metadata, "llama", attention_bias=bias, mlp_bias=mlp_bias)
+    return decoder(metadata, "llama", attention_bias=bias, mlp_bias=mlp_bias)
 
 
 def of_layers(metadata: Metadata, period: int) -> list[bool]:
@@ -105,13 +93,7 @@ def windows(metadata: Metadata, period: int) -> dict[str, Any]:
 
 
 def smollm3(metadata: Metadata) -> dict[str, Any]:
-    rotated = [int(index) for index in of_layers(metadata, 4)]
-    return rms_decoder(metadata, "smollm3", no_rope_layers=rotated, **WHOLE)
-
-
-def exaone4(metadata: Metadata) -> dict[str, Any]:
-    found = windows(metadata, 4)
-    return rms_decoder(metadata, "exaone4", **found) | {"sliding_window": found["sliding_window"]}
+    return decoder(metadata, "smollm3", no_rope_layers=[int(rotated) for rotated in of_layers(metadata, 4)])
 
 
 def lfm2(metadata: Metadata) -> dict[str, Any]:
@@ -124,43 +106,35 @@ def lfm2(metadata: Metadata) -> dict[str, Any]:
             f"{metadata.file.path}: lfm2.{KV_HEADS} is {shown(counts)}: it must have an entry for each of {layers}"
             " layers, 0 for a convolution and one number for all others"
         )
-    words = rms_decoder(metadata, "lfm2", hidden_act=None, num_key_value_heads=kinds.pop(), rms_norm_eps=None, **WHOLE)
-    return {
-        **words, "norm_eps": metadata.real("attention.layer_norm_rms_epsilon"), "block_auto_adjust_ff_dim": False,
-        "conv_L_cache": metadata.count("shortconv.l_cache"),
-        "layer_types": ["full_attention" if count else "conv" for count in listed],
-    }  # fmt: skip
+    return decoder(
+        metadata, "lfm2", num_key_value_heads=kinds.pop(), block_auto_adjust_ff_dim=False,
+        conv_L_cache=metadata.count("shortconv.l_cache"),
+        layer_types=["full_attention" if count else "conv" for count in listed],
+    )  # fmt: skip
 
 
 def phi3(metadata: Metadata) -> dict[str, Any]:
     window = metadata.value("attention.sliding_window") or None
     context = metadata.value("rope.scaling.original_context_length") or metadata.count("context_length")
-    words = rms_decoder(metadata, "phi3", **WHOLE, **PART)
-    return {**words, "sliding_window": window, "original_max_position_embeddings": context}
+    return decoder(metadata, "phi3", part=True, sliding_window=window, original_max_position_embeddings=context)
 
 
 def stablelm(metadata: Metadata) -> dict[str, Any]:
-    eps = metadata.real("attention.layer_norm_epsilon")
     bias, parallel = metadata.tensor("blk.0.attn_q.bias"), metadata.value("use_parallel_residual", False)
-    words = rms_decoder(metadata, "stablelm", **WHOLE, **PART, **LAYER_NORM)
-    return {**words, "layer_norm_eps": eps, "use_qkv_bias": bias, "use_parallel_residual": parallel}
+    return decoder(metadata, "stablelm", part=True, use_qkv_bias=bias, use_parallel_residual=parallel)
 
 
-def phi(metadata: Metadata) -> dict[str, Any]:
-    eps = metadata.real("attention.layer_norm_epsilon")
-    words = rms_decoder(metadata, "phi", **WHOLE, **PART, **LAYER_NORM)
-    return {**words, "layer_norm_eps": eps, "hidden_act": "gelu_new"}
-
-
-def gemma(metadata: Metadata) -> dict[str, Any]:
-    return rms_decoder(metadata, "gemma", hidden_act="gelu_pytorch_tanh")
+def gpt_neox(metadata: Metadata) -> dict[str, Any]:
+    parallel = metadata.value("use_parallel_residual", True)
+    return decoder(
+        metadata, "gpt_neox", part=True, use_parallel_residual=parallel, hidden_act="gelu", attention_bias=True
+    )
 
 
 def gemma2(metadata: Metadata) -> dict[str, Any]:
-    words = rms_decoder(metadata, "gemma2", hidden_act=None, **windows(metadata, 2))
+    words = decoder(metadata, "gemma2", hidden_activation=GELU, **windows(metadata, 2))
     return {
         **words,
-        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": words["head_dim"],
         "attn_logit_softcapping": metadata.real("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0),
@@ -168,13 +142,12 @@ def gemma2(metadata: Metadata) -> dict[str, Any]:
 
 
 def granite(metadata: Metadata) -> dict[str, Any]:
-    words = rms_decoder(metadata, "granite", attention_bias=False, mlp_bias=False, **WHOLE)
-    head_size = words["hidden_size"] // words["num_attention_heads"]
+    words = decoder(metadata, "granite", attention_bias=False, mlp_bias=False)
     return {
         **words,
         "embedding_multiplier": metadata.real("embedding_scale", 1.0),
         "residual_multiplier": metadata.real("residual_scale", 1.0),
-        "attention_multiplier": metadata.real("attention.scale", head_size**-0.5),
+        "attention_multiplier": metadata.real("attention.scale", words["head_dim"] ** -0.5),
         "logits_scaling": metadata.real("logit_scale", 1.0),
     }
 
@@ -182,20 +155,20 @@ def granite(metadata: Metadata) -> dict[str, Any]:
 def gemma3(metadata: Metadata) -> dict[str, Any]:
     """Return the keys of Gemma 3. Every sixth layer attends to all positions, the others to a window, with rotary
     frequencies of their own."""
-    words = rms_decoder(metadata, "gemma3_text", hidden_act=None, attention_bias=False, **windows(metadata, 6))
+    words = decoder(
+        metadata, "gemma3_text", hidden_activation=GELU, attention_bias=False, final_logit_softcapping=None,
+        attn_logit_softcapping=None, **windows(metadata, 6),
+    )  # fmt: skip
     if not words["tie_word_embeddings"]:
         raise MerinoError(f"{metadata.file.path} has {HEAD}, supported is a gemma3 whose head is its embedding")
     return {
         **words,
-        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": words["head_dim"],
         "sliding_window": metadata.count("attention.sliding_window"),
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base_swa", 1e4)},
             "full_attention": rotary(metadata, 1e6),
         },
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
     }
 
 
@@ -220,14 +193,14 @@ def gemma3n(metadata: Metadata) -> dict[str, Any]:
 
 
 def ministral3(metadata: Metadata) -> dict[str, Any]:
-    words = rms_decoder(metadata, "ministral3", sliding_window=None)
+    words = decoder(metadata, "ministral3", sliding_window=None)
     rope = words["rope_parameters"]
     scale, beta = metadata.value("rope.scaling.yarn_log_multiplier", 1.0), metadata.value("attention.temperature_scale")
     if rope["rope_type"] == "yarn":
         rope |= {"mscale": scale, "mscale_all_dim": scale}
         for key in ("beta_fast", "beta_slow"):
             rope[key] = metadata.value(f"rope.scaling.yarn_{key}")
-    return {**words, "sliding_window": None, "rope_parameters": {**rope, "llama_4_scaling_beta": rounded(beta or 0.0)}}
+    return {**words, "rope_parameters": {**rope, "llama_4_scaling_beta": rounded(beta or 0.0)}}
 
 
 def llama4(metadata: Metadata) -> dict[str, Any]:
@@ -238,7 +211,7 @@ def llama4(metadata: Metadata) -> dict[str, Any]:
     metadata.read.update(("expert_count", "leading_dense_block_count"))
     chunked = metadata.value("attention.sliding_window") != 0
     rotated = of_layers(metadata, 4) if chunked else [True] * metadata.count("block_count")
-    words = rms_decoder(metadata, "llama4_text", attention_bias=False, moe_layers=[], use_qk_norm=True)
+    words = decoder(metadata, "llama4_text", attention_bias=False, moe_layers=[], use_qk_norm=True)
     return {
         **words,
         "intermediate_size_mlp": words["intermediate_size"],
@@ -265,7 +238,7 @@ def bloom(metadata: Metadata) -> dict[str, Any]:
 def qwen2(metadata: Metadata) -> dict[str, Any]:
     """Return the keys of Qwen 2, which are those of Qwen2-VL for text alone."""
     metadata.value("rope.dimension_sections")
-    return rms_decoder(metadata, "qwen2", use_sliding_window=False, **WHOLE)
+    return decoder(metadata, "qwen2", use_sliding_window=False)
 
 
 def gpt2(metadata: Metadata) -> dict[str, Any]:
@@ -281,30 +254,22 @@ def gpt2(metadata: Metadata) -> dict[str, Any]:
     }
 
 
-def gpt_neox(metadata: Metadata) -> dict[str, Any]:
-    width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
-    turned = metadata.count("rope.dimension_count", max(1, width // heads))
-    return {
-        "model_type": "gpt_neox",
-        **metadata.sizes(SIZES),
-        "layer_norm_eps": metadata.real("attention.layer_norm_epsilon"),
-        "use_parallel_residual": metadata.value("use_parallel_residual", True),
-        "rope_parameters": {**rotary(metadata), "partial_rotary_factor": turned * heads / width},
-        "hidden_act": "gelu",
-        "attention_bias": True,
-        "tie_word_embeddings": not metadata.tensor(HEAD),
-    }  # fmt: skip
+def row(kind: str, **more: Any) -> Callable[[Metadata], dict[str, Any]]:
+    """Return the function of a family whose further keys are the same in each file."""
+    return lambda metadata: decoder(metadata, kind, **more)
 
 
 ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
     "llama": llama,
     "qwen2": qwen2, "qwen2vl": qwen2,
-    "qwen3": lambda metadata: rms_decoder(metadata, "qwen3", attention_bias=False, use_sliding_window=False),
-    "ernie4_5": lambda metadata: rms_decoder(metadata, "ernie4_5", use_bias=False),
-    "olmo2": lambda metadata: rms_decoder(metadata, "olmo2", attention_bias=False, **WHOLE),
-    "hunyuan-dense": lambda metadata: rms_decoder(metadata, "hunyuan_v1_dense", attention_bias=False),
-    "smollm3": smollm3, "exaone4": exaone4, "phi3": phi3, "stablelm": stablelm, "granite": granite, "gemma": gemma,
-    "lfm2": lfm2,
-    "gemma2": gemma2, "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom,
-    "gpt2": gpt2, "gptneox": gpt_neox, "phi2": phi,
+    "qwen3": row("qwen3", attention_bias=False, use_sliding_window=False),
+    "ernie4_5": row("ernie4_5", use_bias=False),
+    "olmo2": row("olmo2", attention_bias=False),
+    "hunyuan-dense": row("hunyuan_v1_dense", attention_bias=False),
+    "gemma": row("gemma", hidden_act=GELU),
+    "phi2": row("phi", part=True, hidden_act="gelu_new"),
+    "exaone4": lambda metadata: decoder(metadata, "exaone4", **windows(metadata, 4)),
+    "smollm3": smollm3, "phi3": phi3, "stablelm": stablelm, "granite": granite, "lfm2": lfm2, "gemma2": gemma2,
+    "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom, "gpt2": gpt2,
+    "gptneox": gpt_neox,
 }  # fmt: skip

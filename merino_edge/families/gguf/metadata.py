@@ -37,6 +37,9 @@ class Metadata(NamedTuple):
         self.read.add(key)
         return self.file.metadata.get(f"{self.architecture}.{key}", default)
 
+    def has(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self.file.metadata
+
     def count(self, key: str, default: int | None = None) -> int:
         return int(self._checked(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
 
