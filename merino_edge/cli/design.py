@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,9 +12,9 @@ from merino_edge.cli.options import (
     CONFIDENCE,
     PAPER,
     Backend,
+    Board,
     Confidence,
     Context,
-    Device,
     Json,
     OpenKv,
     Precision,
@@ -26,14 +26,10 @@ from merino_edge.cli.options import (
 )
 from merino_runtime.errors import MerinoError
 
-if TYPE_CHECKING:
-
-    pass
-
 
 @with_budgets
 def design(
-    device: Device,
+    board_name: Board,
     limits: dict[str, float],
     backend: Backend = None,
     context: Context = None,
@@ -71,9 +67,9 @@ def design(
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
-    from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import training_flops_per_s
     from merino_edge.cli.design_tables import print_design
+    from merino_edge.cli.over_ssh import board, is_address
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.axes.tokens import count
     from merino_edge.design.axes.vocabulary import VOCABS
@@ -116,11 +112,11 @@ def design(
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
     level = parse_confidence(confidence)
     if out:
-        check_keeps(out, [Path(device), *map(Path, data or [])])
+        check_keeps(out, [Path(board_name), *map(Path, data or [])])
         check_file(out)
 
     # 2. Load or measure the board, and take its defaults for what is not given.
-    profile = board(device, say, backend)
+    profile = board(board_name, say, backend)
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset]
 
@@ -142,4 +138,4 @@ def design(
     if as_json and stdout_is_free:
         print(best.to_json(), end="")
     elif stdout_is_free:
-        print_design(best, profile, device)
+        print_design(best, profile, None if is_address(board_name) else board_name)

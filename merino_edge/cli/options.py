@@ -13,7 +13,8 @@ from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Device = Annotated[str, typer.Option(help="board id, `host` for this machine, or path of a profile")]
+BOARD = "a board's name, a profile's file, `host` for this machine, or USER@HOST, which is asked over ssh"
+Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the command line imports the table at its start, without nu
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
 
-# `pareto` and `recommend` print this too, and lack some of these options.
+# `recommend` prints this too, and lacks some of these options.
 OTHERWISE = "or `design` with a smaller --vocab or a shorter --context"
 NOISE = 0.1  # of an estimate without an interval; four of five published decode speeds are within 11 % of theirs
 
@@ -103,18 +103,15 @@ def known(limits: Mapping[str, float]) -> dict[str, float]:
     return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
 
 
-def with_board_defaults(
-    limits: Mapping[str, float], profile: "DeviceProfile", axis: Budget | None = None
-) -> dict[str, float]:
-    """The board's own limits where the user gave none, and its memory where the user gave no limit on memory. `axis`:
-    the budget that a front varies; it gets no limit, and no other limit but memory is the board's.
+def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
+    """Return the limits, with the board's own if there are none, and with its memory if there is no limit on memory.
 
     Raises MerinoError for a limit above the board's maximum, and as `predictable` does.
     """
     own = {
         budget.name: budget.default(profile)
         for budget in BUDGETS_BY_NAME.values()
-        if budget.default and budget != axis and (budget.most or not (limits or axis))
+        if budget.default and (budget.most or not limits)
     }
     filled = known({**own, **limits})
     for name, limit in filled.items():
@@ -136,7 +133,7 @@ def predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[s
         if needed and profile.figure(needed) is None:
             raise MerinoError(
                 f"{budget.option} needs {needed} in the profile, and a {profile.name}'s has none: leave it out,"
-                " or copy the profile to a TOML file, add that figure and give its path as --device"
+                " or copy the profile to a TOML file, add that figure and give its path as --board"
             )
     return ordered
 

@@ -63,9 +63,9 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize(("read", "name", "content", "command"), [
     (read_plan, "my design.json", {"schema": 3, "device": "raspberry-pi-4"},
-     "merino-edge design --device raspberry-pi-4 -o 'PATH'"),
+     "merino-edge design --board raspberry-pi-4 -o 'PATH'"),
     (read_probe, "probe.json", {"schema": 5}, "python3 merino.pyz probe -o probe.json"),
-    (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --device ID -o PATH"),
+    (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --board ID -o PATH"),
 ])  # fmt: skip
 def test_another_schema_is_refused_with_the_command_that_makes_the_file_again(read, name, content, command, tmp_path):
     path = tmp_path / name

@@ -135,7 +135,7 @@ def test_weights_that_are_not_listed_as_they_are_stay_unread(attack, python, fol
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_no_verb_reads_them(attack, folder, tmp_path):
     attack(folder)
-    verbs = [("generate", folder, "hello"), ("bench", folder), ("verify", folder)]
+    verbs = [("generate", folder, "hello"), ("bench", folder), ("info", "--check", folder)]
     verbs += [("generate", folder, "hello", "--no-verify")] if attack is not changed else []
     for words in verbs:
         done = run("", tmp_path, *words)
@@ -335,7 +335,7 @@ def test_no_verb_of_either_side_loads_it(strange, mark, tmp_path):
     (tmp_path / "text.txt").write_text("Once upon a time there was a fox. " * 9)
     for module, *words in (
         (BOARD, "selftest", strange), (BOARD, "generate", strange, "Once", "-n", "2"), (BOARD, "info", strange),
-        (BOARD, "bench", strange, "-p", "8", "-n", "2", "-r", "1"), (BOARD, "verify", strange),
+        (BOARD, "bench", strange, "-p", "8", "-n", "2", "-r", "1"), (BOARD, "info", "--check", strange),
         (BOARD, "generate", strange, "Once", "-n", "2", "--no-verify"), (WORKSTATION, "info", strange),
         (WORKSTATION, "generate", strange, "Once", "-n", "2"),
         (WORKSTATION, "eval", strange, "--perplexity", tmp_path / "text.txt"),
@@ -366,12 +366,12 @@ def test_an_install_does_not_load_it(strange, mark, tmp_path):
 
 
 @pytest.mark.parametrize("strange", ["as operators"], indirect=True)
-def test_info_and_verify_name_it(strange, mark):
+def test_info_names_it(strange, mark):
     note = f"{LIBRARY} (never loaded from a bundle; runs only if you start it)"
     (strange / "merino.pyz").unlink()
     printed = run_module(BOARD, "info", strange).stdout
     assert "code in it" in printed and note in printed
-    assert f"code: {note}; kernels: GroupAttention, MatMul4" in run_module(BOARD, "verify", strange).stdout
-    for verb in ("info", "verify"):
-        assert json.loads(run_module(BOARD, verb, strange, "--json").stdout)["code"] == [LIBRARY]
+    assert f"code: {note}; kernels: GroupAttention, MatMul4" in run_module(BOARD, "info", "--check", strange).stdout
+    for words in (["info"], ["info", "--check"]):
+        assert json.loads(run_module(BOARD, *words, strange, "--json").stdout)["code"] == [LIBRARY]
     assert not mark.exists()

@@ -279,7 +279,7 @@ PROGRAM = {
 # "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score, and the domain
 # of this project's operators.
 OTHER_NAMES = {
-    ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
+    ("merino_edge/benchmarking/engine_models.py", "gpt2"),
     ("merino_edge/design/paper/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
     ("merino_edge/export/dialects/graph.py", "merino"),
 }  # fmt: skip
