@@ -140,7 +140,7 @@ def training_line(text: Training) -> str:
     size = number_of(text.right_tokens * text.bytes_per_token)
     right = f"{number_of(text.right_tokens)} tokens, {size}B of English text"
     if text.tokens is None or text.most_weights is None or text.most_weights_interval is None:
-        return f"right for about {right}; less text wants a smaller decoder: give --tokens N or --data FILE"
+        return f"right for about {right}; less text wants a smaller decoder: give --budget tokens=N or --data FILE"
     low, high = map(number_of, text.most_weights_interval)
     return (
         f"{number_of(text.tokens)} tokens train at most {number_of(text.most_weights)} parameters well [{low}, {high}],"

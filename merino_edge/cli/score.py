@@ -110,7 +110,7 @@ def cost_table(
     budgets = [budget for budget in BUDGETS_BY_NAME.values() if all(budget.of(cost) is not None for cost in predicted)]
     return Table(
         columns=[Column("source", left=True, wraps=True), Column("format", left=True),
-                 *(Column(budget.option.removeprefix("--"), wraps=True) for budget in budgets)],
+                 *(Column(budget.name.replace("_", "-"), wraps=True) for budget in budgets)],
         rows=[
             [name, precision, *(number(budget.of(cost)) for budget in budgets)]
             for name, by_format in zip(names, costs, strict=True) for precision, cost in by_format.items()

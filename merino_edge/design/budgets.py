@@ -41,7 +41,13 @@ class Budget:
 
     @property
     def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        """`--decode-ms`; a budget on which boards have no limit of their own is a value of `--budget`."""
+        name = self.name.replace("_", "-")
+        return f"--{name}" if self.default else f"--budget {name}"
+
+    def given(self, limit: float) -> str:
+        """Return the words that give this limit: `--decode-ms 20`, `--budget file-mb=3`."""
+        return f"{self.option}{' ' if self.default else '='}{limit:g}"
 
     @property
     def help(self) -> str:
@@ -88,7 +94,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
 def requested(limits: Mapping[str, float]) -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
     ordered = known(limits)
-    bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in ordered.items() if not positive(limit)]
+    bad = [BUDGETS_BY_NAME[name].given(limit) for name, limit in ordered.items() if not positive(limit)]
     if bad:
         listed = ", ".join(bad)
         raise MerinoError(f"a budget must be a positive number, not {listed}: give a larger value or leave it out")
@@ -118,7 +124,7 @@ def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -
         budget = BUDGETS_BY_NAME[name]
         if budget.most and positive(limit) and limit > budget.most(profile):
             raise MerinoError(
-                f"{budget.option} {limit:g} is more than a {profile.name} has free, {budget.most(profile):g}:"
+                f"{budget.given(limit)} is more than a {profile.name} has free, {budget.most(profile):g}:"
                 " give at most that"
             )
     return predictable(filled, profile)
@@ -164,8 +170,8 @@ def surely_over(limits: Mapping[str, float], predicted: "Predicted") -> bool:
 
 
 def options_line(limits: Mapping[str, float]) -> str:
-    """The limits as options: `--decode-ms 20, --memory-mb 512`."""
-    return ", ".join(f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in limits.items())
+    """The limits as options: `--decode-ms 20, --memory-mb 512, --budget file-mb=3`."""
+    return ", ".join(BUDGETS_BY_NAME[name].given(limit) for name, limit in limits.items())
 
 
 def refusal(
@@ -189,7 +195,7 @@ def refusal(
         own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
         fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
         need = f"{ceil_digits(float(needs[row, candidate])):g}, {which} ({budget.label}, in {budget.unit})"
-        return f"{own}{budget.option} {limit:g} {fault} {need}"
+        return f"{own}{budget.given(limit)} {fault} {need}"
 
     rows, only = range(len(names)), over & (over.sum(axis=0) == 1)
     # Of each limit that is the only one in the way, the candidate that needs least of it.

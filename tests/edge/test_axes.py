@@ -101,7 +101,7 @@ def test_the_tokens_of_a_text_are_counted_by_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
 def test_a_number_of_tokens_that_no_text_has_is_refused(wrong):
-    with pytest.raises(MerinoError, match="--tokens .* is not allowed"):
+    with pytest.raises(MerinoError, match="--budget tokens=.* is not allowed"):
         design(load_profile("raspberry-pi-4"), {"decode_ms": 50}, context=64, prompt=32, tokens=wrong)
 
 

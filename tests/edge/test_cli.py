@@ -298,7 +298,7 @@ def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_kee
     request = ("design", "--board", "raspberry-pi-4", "--data", text, "--context", "64", "--prompt", "32")
     code, _, err = here(*request, "--vocab", "50257")
     assert code == 1 and "a vocabulary of 50257 was requested, and the text" in err and "entries at most" in err
-    code, out, err = here(*request, "--train-hours", "0.003", "-o", design)
+    code, out, err = here(*request, "--budget", "train-hours=0.003", "-o", design)
     assert code == 0 and "in 0.003 h here" in out, err
     made = json.loads(design.read_text())
     assert made["training"]["hours"] == 0.003 and max(made["considered"]["vocab"]) < 8192
@@ -313,7 +313,7 @@ def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_kee
 def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
         "--board", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
-        "--file-mb", "3", "--j-per-token", "0.02", "--kv", "fp32,int8", "--tokens", "1e7",
+        "--budget", "file-mb=3", "--budget", "j-per-token=0.02", "--kv", "fp32,int8", "--budget", "tokens=1e7",
     ]  # fmt: skip
     path = tmp_path / "design.json"
     code, out, err = here("design", *arguments, "-o", path)
@@ -389,26 +389,26 @@ def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else(here):
-    code, out, err = here("design", "--board", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
+    code, out, err = here("design", "--board", "raspberry-pi-zero-2w", "--score", "merino-52m", "--json")
     assert code == 0, err
     assert json.loads(out)["budget"] == {"flops_g": 60}
-    code, _, err = here("design", "--board", "host", "--preset", "merino-52m", "--decode-ms", "5")
-    assert code == 1 and "--preset merino-52m is a budget of its own" in err
+    code, _, err = here("design", "--board", "host", "--score", "merino-52m", "--decode-ms", "5")
+    assert code == 1 and "--score merino-52m has a budget of its own" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
         (("--score", "best"), 1, "--score best is not known: choose one of measured, merino"),
-        (("--preset", "merino-52m", "--score", "measured"), 1, "leave --score measured out"),
-        (("--score", "merino", "--tokens", "1e9"), 1, "leave --tokens and --data out"),
+        (("--budget", "kv-mb=3"), 2, "give NAME=VALUE"), (("--budget", "file-mb"), 2, "give NAME=VALUE"),
+        (("--score", "merino", "--budget", "tokens=1e9"), 1, "leave --budget tokens and --data out"),
         (("--score", "merino", "--vocab", "300,400"), 1, "--vocab is a list"),
-        (("--tokens", "0"), 1, "--tokens 0 is not allowed"),
-        (("--tokens", "-5"), 1, "--tokens -5 is not allowed"),
-        (("--tokens", "1e9", "--data", "text.txt"), 1, "give one of them"),
+        (("--budget", "tokens=0"), 1, "--budget tokens=0 is not allowed"),
+        (("--budget", "tokens=-5"), 1, "--budget tokens=-5 is not allowed"),
+        (("--budget", "tokens=1e9", "--data", "text.txt"), 1, "give one of them"),
         (("--data", "missing.txt"), 1, "--data missing.txt does not exist"),
-        (("--train-hours", "1"), 1, "--train-hours goes with a text"),
-        (("--tokens", "1e9", "--train-hours", "0"), 1, "--train-hours 0 is not allowed"),
+        (("--budget", "train-hours=1"), 1, "--budget train-hours goes with a text"),
+        (("--budget", "tokens=1e9", "--budget", "train-hours=0"), 1, "train-hours=0 is not allowed"),
         (("--vocab", "1000000", "--context", "131072", "--precision", "fp32", "--kv", "fp32"), 1,
          "the board's own --decode-ms 50 is below"),
         (("--vocab", "256,50257"), 1, "--vocab 256 is not allowed: choose 257"),

@@ -267,9 +267,9 @@ def test_no_decoder_within_the_limits_is_better(problem):
         if needs:
             alone[name] = min(needs)
     for name, need in alone.items():
-        option, words = BUDGETS_BY_NAME[name].option, str(refused.value)
-        assert f"{option} {limits[name]:g} is below" in words
-        told = float(words.split(f"{option} {limits[name]:g} is below ")[1].split(",")[0])
+        given, words = BUDGETS_BY_NAME[name].given(limits[name]), str(refused.value)
+        assert f"{given} is below" in words
+        told = float(words.split(f"{given} is below ")[1].split(",")[0])
         assert need <= told * (1 + 1e-9) <= need * 1.002
     assert any(member.arch.shape() in str(refused.value) for member in members)
 

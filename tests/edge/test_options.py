@@ -41,7 +41,8 @@ CALLS = [
     ("design", PI, ["merino_edge.design.designer.design"]),
     ("calibrate", [*PI, "--probe", "p.json", "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
     ("calibrate", [*PI, *SSH, "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
-    ("train", ["arch.json", "--data", "text.txt", "-o", "out", "--no-bf16"], ["merino_edge.training.train.train"]),
+    ("train", ["arch.json", "--data", "text.txt", "-o", "out", "--set", "bf16=false"],
+     ["merino_edge.training.train.train"]),
     ("export", ["arch.json", "-o", "out"], ["merino_edge.export.export.export"]),
     ("generate", ["embedded", "Once"], ["merino_runtime.commands.open_bundle", OVER_SSH + "generate_there"]),
     ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),
@@ -69,6 +70,7 @@ CALLS = [
     ("demo", [], ["merino_edge.cli.demo.run_demo", "merino_edge.cli.demo.run_chat_demo"]),
 ]  # fmt: skip
 VALUES = {
+    ("recommend", "--budget"): "file-mb=9", ("design", "--budget"): "tokens=1e6", ("train", "--config"): "c.toml",
     "--backend": "tensorrt", ("devices", "--backend"): "onnxruntime",
     "--ssh": "elsewhere", "--kv": "int8", "--confidence": "50%", "--vocab": "512",
     "--precision": "int8", "--score": "merino", "-p": "8", "-d": "8",
@@ -105,6 +107,7 @@ def outcome(monkeypatch, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.txt").write_text("The miller counts sacks.\n" * 400)
     (tmp_path / "more.txt").write_text("The baker buys sacks.\n" * 400)
+    (tmp_path / "c.toml").write_text("steps = 7\n[set]\nweight_decay = 0.2\n")
     (tmp_path / "house.json").write_text('{"devices": [["lamp", "light", "hall"]]}')
     (tmp_path / "arch.json").write_text(
         '{"blocks": [{"width": 32, "ffn_ratio": 1.0, "depth": 1, "shared": false}], "vocab": 300, "head_size": 32,'
