@@ -280,7 +280,7 @@ PROGRAM = {
 # of this project's operators.
 OTHER_NAMES = {
     ("merino_edge/benchmarking/engine_models.py", "gpt2"),
-    ("merino_edge/design/paper/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
+    ("merino_edge/design/paper/score.py", "merino"),
     ("merino_edge/export/dialects/graph.py", "merino"),
 }  # fmt: skip
 
