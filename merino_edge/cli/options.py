@@ -107,7 +107,7 @@ def with_budgets(command: Callable[..., None], more: Mapping[str, str] | None = 
 
 def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """["file-mb=3"] -> {"file_mb": 3.0}. Raise typer.BadParameter for another name, or for what is no number."""
-    limits = {}
+    limits: dict[str, float] = {}
     for text in given:
         shown, _, value = text.partition("=")
         name = shown.replace("-", "_")

@@ -44,14 +44,14 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise MerinoError(f"--config {path} is not TOML: {error}") from error
     options = {option.opts[-1].lstrip("-"): option for option in context.command.params if option.opts[0] != "source"}
     options = {"out" if name == "o" else name: option for name, option in options.items()}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in content.items():
         option = options.get(name.replace("_", "-"))
         if option is None or name in ("config", "help"):
             raise MerinoError(f"--config {path}: {name} is not known: choose from {', '.join(sorted(options))}")
         if name == "set" and isinstance(value, dict):
             value = [f"{setting}={chosen}" for setting, chosen in value.items()]
-        values[option.name] = [value] if option.multiple and not isinstance(value, list) else value
+        values[str(option.name)] = [value] if option.multiple and not isinstance(value, list) else value
     context.default_map = values
     return path
 
