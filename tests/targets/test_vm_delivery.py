@@ -305,7 +305,7 @@ def test_the_page_leads_from_nothing_to_text_a_design_for_the_board_and_a_server
     release = open_archive(str(folder / "story.merino")).id
     before, _, after = outputs["On the board"].partition("ok: 16 greedy ids as expected\n")
     assert after, "the self-test"
-    answer = json.loads(outputs["A server at each start"].splitlines()[-1])["choices"][0]["text"]
+    answer = json.loads(outputs["Serve the model"].splitlines()[-1])["choices"][0]["text"]
     for text in (outputs["Onto the board"], before, answer):  # ends with a generated one
         assert len(" ".join(text.rstrip().splitlines()[-3:]).split()) >= 15
     assert re.search(rf"^current .*{release[:12]}", after, re.MULTILINE)
