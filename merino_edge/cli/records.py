@@ -75,7 +75,7 @@ def evaluate(
                                   " documents")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/benchmark.md); default: the hub")
+        Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/evaluate.md); default: the hub")
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder of your own task files, in lm-evaluation-harness's form")

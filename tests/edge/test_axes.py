@@ -129,6 +129,7 @@ def test_every_constant_is_in_the_docs_with_its_value_and_interval():
         shown = [float(word) for word in re.findall(r"-?[\d.]+", found[2])]
         known = [bound / scale for bound in (constant.low, constant.high) if bound is not None]
         assert shown == pytest.approx(known, rel=0.05), name
+    text = (ROOT / "docs/paper-search.md").read_text()
     for name in set(type(MERINO).model_fields) - {"name"}:
         assert f"`{name}`" in text, name
 

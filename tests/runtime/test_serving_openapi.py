@@ -136,7 +136,7 @@ def test_a_tools_call_is_as_documented(tmp_path_factory, request):
 
 
 def test_the_page_names_each_path():
-    with open(os.path.join(ROOT, "docs", "serving.md"), encoding="utf-8") as file:
+    with open(os.path.join(ROOT, "docs", "server-api.md"), encoding="utf-8") as file:
         text = file.read()
     named = set(re.findall(r"`(?:GET |POST )?(/[\w/{}]*)`", text))
     assert {path for path in DOCUMENT["paths"] if path not in ("/v1/health", "/api/pull")} <= named
