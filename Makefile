@@ -126,7 +126,7 @@ lint: .venv/ready
 .venv/ready: setup.cfg pyproject.toml $(RUNTIME)/setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "merino_edge needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "installing merino_edge and what it needs into .venv: some minutes, 2 GB on disk"
+	@echo "installing merino_edge and what it needs into .venv: 5 to 10 minutes, once, 2 GB on disk"
 	$(PYTHON) -m venv .venv
 	@# Without an NVIDIA GPU, PyTorch's own CPU build: PyPI's for Linux brings 3 GB of CUDA.
 	command -v nvidia-smi || $(BIN)/pip install --progress-bar off --disable-pip-version-check \

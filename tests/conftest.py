@@ -190,7 +190,7 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def probed_host():
-    """A made-up probe of this machine in the tests' cache: what `--device host` then is. A real one:
+    """A made-up probe of this machine in the tests' cache: what `--board host` then is. A real one:
     test_calibration.py."""
     from sample_probe import MACHINE, synthetic
 
@@ -203,7 +203,7 @@ def probed_host():
 
 @pytest.fixture
 def small_space(monkeypatch):
-    """`recommend` and `pareto` of this process search few decoders by default."""
+    """`recommend` of this process searches few decoders by default."""
     from forked import search_less
 
     search_less(monkeypatch.setattr)

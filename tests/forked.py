@@ -33,12 +33,12 @@ sys.exit(forked.Forked(sys.argv[1:], stdin=0, stdout=1, stderr=2, first={first!r
 """
 # What each process has loaded, and what those of one command have besides.
 ALL = ("merino_edge.cli.app", "merino_edge.cli.tables", "merino_runtime.api", "numpy")
-DESIGN = ("merino_edge.cli.design_tables", "merino_edge.design.recommend", "merino_edge.report.front", "scipy.optimize")
+DESIGN = ("merino_edge.cli.design_tables", "merino_edge.design.recommend", "scipy.optimize")
 SSH = ("merino_edge.cli.over_ssh", "merino_edge.delivery.ssh.flash", "merino_edge.delivery.ssh.remote_chat")
 RUN = ("merino_runtime.backends.onnx", "merino_runtime.chat.session", "onnxruntime", "tokenizers")
 TORCH = ("merino_edge.export.named", "merino_edge.export.export", "merino_edge.export.source")
 BY_COMMAND = {
-    "design": DESIGN, "pareto": DESIGN, "recommend": DESIGN, "flash": SSH, "calibrate": (*SSH, *DESIGN),
+    "design": DESIGN, "recommend": DESIGN, "flash": SSH, "calibrate": (*SSH, *DESIGN),
     "generate": (*RUN, *SSH), "export": (*DESIGN, *RUN, *TORCH), "train": (*TORCH, "merino_edge.training.train"),
 }  # fmt: skip
 
@@ -46,15 +46,15 @@ SMALL = "import forked; forked.search_less()"
 
 
 def search_less(put=setattr):
-    """`recommend` and `pareto` of this process search few decoders by default. put: as setattr."""
-    from merino_edge.design import pareto, recommend, space
+    """`recommend` of this process searches few decoders by default. put: as setattr."""
+    from merino_edge.design import recommend, space
 
     less = dataclasses.replace(
         space.SPACE, depths=(3, 4, 8, 16), widths=(64, 128, 256, 512, 1024), ffn_ratios=(1.0, 2.0, 4.0),
         kv_heads=(1, 4, None),
     )  # fmt: skip
-    for search in (recommend.recommend, pareto.front):
-        put(search, "__kwdefaults__", {**search.__kwdefaults__, "space": less})
+    search = recommend.recommend
+    put(search, "__kwdefaults__", {**search.__kwdefaults__, "space": less})
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
     python bench/experiments/bars.py --cache DIR -o bench/results/bars-x86-2cores.json
     python bench/experiments/bars.py --cache DIR -o bench/results/real-model-speed-x86-2cores.json --model FILE.gguf
 
-Needs the extra `peers`, `make peers-native`, and a machine on which nothing else runs. Bundles are for it (`--for
+Needs the extra `peers`, `make peers-native`, and a machine on which nothing else runs. Bundles are for it (`--board
 host`). DIR keeps bundles and the records of each section (12 GB); what is there is not made or measured again. Weights
 are random, but for those of a file: it is measured in each format beside llama.cpp on the same weights (a copy of the
 file in F32 or Q8_0, the file as it is for int4). Where several rows of an engine match, as with llama.cpp's caches of
@@ -43,7 +43,7 @@ OPT = "opt-350m"
 VOCAB_PREFERRED = 16384  # what the search takes for a Pi 4
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
-DESIGN = ("--device", "jetson-nano", "--backend", "onnxruntime", "--params-m", "60.2", "--flops-g", "110")
+DESIGN = ("--board", "jetson-nano", "--backend", "onnxruntime", "--budget", "params-m=60.2", "--budget", "flops-g=110")
 TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
 CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
@@ -225,8 +225,8 @@ def for_the_time(precision: str) -> tuple[str, ...]:
     """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
     costs = cost_model(board("host"), InferenceShape(precision, CONTEXT, PROMPT))
     opt_ms = costs.predict(model(OPT).geometry.operators).decode_ms
-    return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
-            "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
+    return ("--board", "host", "--precision", precision, "--budget", "params-m=60.2",
+            "--decode-ms", f"{opt_ms / FASTER:.4g}", "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
 
 
 def measured(name: str, section: Section, cache: Path) -> list[Record]:

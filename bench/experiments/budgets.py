@@ -1,6 +1,6 @@
 """Designs for 20 random decode budgets on this machine, measured: are the budgets kept, and are they used?
 
-    merino-edge calibrate --device host
+    merino-edge calibrate --board host
     python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-x86-2cores.json
     python bench/experiments/budgets.py --score measured -o bench/results/budgets-x86-2cores.json
 

@@ -1,6 +1,6 @@
 """Predicted against measured: random designs never used in fitting, each in three weight formats, on this machine.
 
-    merino-edge calibrate --device host
+    merino-edge calibrate --board host
     python bench/experiments/predictions.py -o bench/results/predictions-x86-2cores.json
 
 Resumable: what was measured stays in RECORD.measured, which is not committed. Each measurement runs in fresh processes
@@ -43,7 +43,7 @@ def arguments(
     """more: further options, each with its keywords."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {default_out}")
-    parser.add_argument("--device", default="host", help="a calibrated profile; default: this machine's own")
+    parser.add_argument("--board", default="host", help="a calibrated profile; default: this machine's own")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
     for option, keywords in (more or {}).items():
         parser.add_argument(option, **keywords)
@@ -59,7 +59,7 @@ def take_turns(
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> quantities; `row_of(task, quantities)` -> a row."""
-    coefficients = board(options.device).performance.onnxruntime.coefficients
+    coefficients = board(options.board).performance.onnxruntime.coefficients
     kept = options.out.with_suffix(".measured")
     measured = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,7 +71,7 @@ def take_turns(
     rows = [{"name": name, **row_of(task, measured[name])} for name, task in tasks.items() if name in measured]
     record = {"calibration": coefficients.source if coefficients else None, "summary": summary(rows), "rows": rows}
     script = f"python bench/experiments/{Path(sys.argv[0]).name}"
-    write_record(options.out, record, claim, f"merino-edge calibrate --device {options.device}; {script}")
+    write_record(options.out, record, claim, f"merino-edge calibrate --board {options.board}; {script}")
     return rows
 
 
@@ -157,7 +157,7 @@ def summary(rows):
 
 def main():
     options = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
-    profile = board(options.device)
+    profile = board(options.board)
     tasks = [(arch, form) for arch in random_designs(DESIGNS, SEED) for form in FORMATS]
     order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}

@@ -27,7 +27,7 @@ done
 
 # 2. Training, within 7 ms a token, 150 ms for 128 tokens of prompt and 80 MB.
 decoder=$here/architecture.json
-merino score "$decoder" --device raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
+merino recommend "$decoder" --board raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume=
 for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
     [ ! -e "$saved" ] || resume=--resume
@@ -41,7 +41,7 @@ merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.js
 # 3. Bundles, and their evaluation.
 for precision in fp32 int8 int4; do
     set -- --precision "$precision"
-    [ "$precision" = fp32 ] || set -- "$@" --calibrate "$out/calibrate.txt"
+    [ "$precision" = fp32 ] || set -- "$@" --text "$out/calibrate.txt"
     [ -e "$out/house-$precision" ] || merino export "$out/checkpoint" "$@" -o "$out/house-$precision"
 done
 set --
@@ -50,7 +50,7 @@ for name in small 20 60 150 300; do
 done
 "$python" "$here/evaluate.py" "$out/house-int8" "$@" --negatives "$out/negatives.txt" -o "$out/int8.json" --wrong "$out/int8-wrong.jsonl"
 "$python" "$here/evaluate.py" "$out/house-int8" --templates first "$@" --negatives "$out/negatives.txt" -o "$out/templates-first.json"
-[ -e "$out/house-board" ] || merino export "$out/checkpoint" --precision int8 --calibrate "$out/calibrate.txt" \
-    --for raspberry-pi-zero-2w -o "$out/house-board"
-[ -e "$out/house.merino" ] || merino pack "$out/house-board" --device raspberry-pi-zero-2w -o "$out/house.merino"
+[ -e "$out/house-board" ] || merino export "$out/checkpoint" --precision int8 --text "$out/calibrate.txt" \
+    --board raspberry-pi-zero-2w -o "$out/house-board"
+[ -e "$out/house.merino" ] || merino pack "$out/house-board" --board raspberry-pi-zero-2w -o "$out/house.merino"
 echo "$out/house.merino is for the board; here: merino-edge house 'it is dark in here' --devices $here/house.json --bundle $out/house-int8"

@@ -100,7 +100,7 @@ def check(house: House, call: Call) -> None:
 
 
 def document(row: dict[str, Any]) -> str:
-    """A sample of several sentences as text, such as `merino-edge export --calibrate` reads."""
+    """A sample of several sentences as text, such as `merino-edge export --text` reads."""
     return "".join(map(add, row["prompt"], row["completion"])) + "<|endoftext|>\n"
 
 

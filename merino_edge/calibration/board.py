@@ -1,4 +1,4 @@
-"""The board that `--device` names: a shipped profile, a TOML file, or `host`, this machine."""
+"""The board that `--board` names: a shipped profile, a TOML file, or `host`, this machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from merino_runtime.errors import MerinoError
 def board(
     id_or_path: str | Path, say: Callable[[str], None] = lambda _: None, backend: str | None = None
 ) -> DeviceProfile:
-    """Return the profile of `--device`, with predictions of `--backend`, by default the board's own. `host` without a
+    """Return the profile of `--board`, with predictions of `--backend`, by default the board's own. `host` without a
     stored probe is measured first, which takes a minute; `say` reports it.
 
     Raise MerinoError if there is no such board or it has no such backend, or its file is not valid.

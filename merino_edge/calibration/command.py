@@ -37,14 +37,14 @@ def recalibrate(
     if device == "host":
         if probes or out or probe_board or backend not in (None, "onnxruntime"):
             raise MerinoError(
-                "--device host takes no --probe, --ssh, -o or --backend tensorrt: leave them out, it measures this"
+                "--board host takes no --probe, --ssh, -o or --backend tensorrt: leave them out, it measures this"
                 " machine's CPU and keeps the result"
             )
         return recalibrate_host(say, choose)
     collected = [] if probes or probe_board else collected_probes(device)
     if not (probes or probe_board or collected) or out is None:
         raise MerinoError(
-            f"--device {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE: add"
+            f"--board {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE: add"
             " what is missing"
         )
     if probes and probe_board:

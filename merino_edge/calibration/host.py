@@ -60,7 +60,7 @@ def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
     if more:
         probe = more(probe)
     elif probe.flags:
-        say("so this run uses the probe and does not keep it; `merino-edge calibrate --device host` makes one to keep")
+        say("so this run uses the probe and does not keep it; `merino-edge calibrate --board host` makes one to keep")
         return probe
     write_text(path, probe.model_dump_json(by_alias=True, indent=1) + "\n")
     undo = f" all the same: to undo, remove {path} and calibrate again while nothing else runs" if probe.flags else ""

@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `choose`,
-`records`, `deliver`, and `board_verbs` for those that the board has too.
+The commands are registered here, in the order of the help. Each has a module, or shares one with its group: `records`,
+`deliver`, and `board_verbs` for those that the board has too.
 
 Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the request cannot be met, 2 wrong usage. Modules that
 load torch are imported inside the commands, so that the others start at once.
@@ -20,16 +20,15 @@ from typer.core import TyperGroup
 
 from merino_edge import __version__
 from merino_edge.cli.board_verbs import add_to
-from merino_edge.cli.choose import pareto, recommend
 from merino_edge.cli.deliver import check, flash, keygen, pack
 from merino_edge.cli.deploy import deploy
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.house import house
 from merino_edge.cli.job import job
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Board, Json, Root, Ssh
+from merino_edge.cli.recommend import recommend
 from merino_edge.cli.records import compare, evaluate, report
-from merino_edge.cli.score import score
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_edge.storage.extras import not_installed
@@ -51,7 +50,7 @@ class Commands(TyperGroup):
             sys.exit(CLOSED_PIPE)
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def show_version(requested: bool) -> None:
@@ -76,8 +75,8 @@ def devices(
     as_json: Json = False,
 ) -> None:
     """List the boards, or print every figure of one board with its source: of one backend, with --json of all."""
-    from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
+    from merino_edge.cli.over_ssh import board
     from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 
@@ -91,18 +90,18 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
-for command in (deploy, recommend, pareto, design):
+for command in (deploy, recommend, design):
     app.command()(command)
 
 
 @app.command()
 def calibrate(
-    device: Device,
+    board_name: Board,
     probe: Annotated[
         list[Path] | None, typer.Option(help="probe.json, made by `merino probe`; repeat to use the per-row median")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", help="output path of the calibrated profile; --device accepts it")
+        Path | None, typer.Option("-o", help="output path of the calibrated profile; --board accepts it")
     ] = None,
     ssh: Annotated[
         str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
@@ -112,7 +111,7 @@ def calibrate(
         str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
     ] = None,
 ) -> None:
-    """Fit a board's profile to its measurements. `--device host` measures this machine and stores the result."""
+    """Fit a board's profile to its measurements. `--board host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.over_ssh import choose_and_measure, probe_there, refuse_remote
     from merino_edge.cli.tables import interval_table, residual_table, show
@@ -123,7 +122,7 @@ def calibrate(
     measure = None if ssh is None else partial(probe_there, ssh, accept_new)
     measure_designs = partial(choose_and_measure, ssh, accept_new)
     calibrated = recalibrate(
-        device, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
+        board_name, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
     )
     if out is not None and is_stdout(str(out)):
         return
@@ -218,13 +217,12 @@ def bench(
     raise typer.Exit(code)
 
 
-for command in (flash, check, score):
+for command in (flash, check):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (compare, report, keygen, pack):
     app.command()(command)
 add_to(app, "info")
-add_to(app, "verify")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that the board has too: `generate`, `chat`, `serve`, `info` and `verify`. The board's parser reads their
+"""The commands that the board has too: `generate`, `chat`, `serve` and `info`. The board's parser reads their
 arguments, and the board's functions run them.
 
 Here BUNDLE may also be `embedded`, and `generate` and `chat` take --ssh to run on a board.
@@ -15,7 +15,7 @@ from merino_edge.cli.options import ACCEPT_NEW, HOST, ROOT, SSH
 from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
 from merino_runtime.io.streams import Verb
 
-NAMES = ("generate", "chat", "serve", "info", "verify")
+NAMES = ("generate", "chat", "serve", "info")
 VERBS = {verb.name: verb for verb in (*RUNTIME_VERBS, *BENCH_VERBS) if verb.name in NAMES}
 OVER_SSH = ("generate", "chat")
 LOCAL_OPTIONS = ("cache", "json_schema", "tools")  # files of this machine

@@ -38,9 +38,9 @@ def pack(
         list[str], typer.Argument(metavar="BUNDLE", help="one model in one or more formats, the preferred one first")
     ],
     out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="output path of the package")],
-    device: Annotated[
-        list[str] | None, typer.Option(help="board id or profile that may install it; repeat for more; default: any")
-    ] = None,
+    boards: Annotated[list[str] | None, typer.Option(
+        "--board", metavar="BOARD", help="board or profile that may install it; repeat for more; default: any"
+    )] = None,
     wheels: Annotated[
         bool, typer.Option("--wheels", help="include the Python wheels, so that boards need no network")
     ] = False,
@@ -53,26 +53,26 @@ def pack(
         list[Path] | None, typer.Option(metavar="NAME.pub", help="boards stop trusting this key; repeat for more")
     ] = None,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Pack bundles into one package, which a board verifies and installs."""
-    from merino_edge.calibration.board import board
+    from merino_edge.cli.over_ssh import board
     from merino_edge.delivery.pack import pack as run
     from merino_edge.families.names import bundle_path
 
     folders = [Path(bundle_path(name)) for name in bundles]
-    devices = [board(name, say) for name in dict.fromkeys(device or ())]
+    profiles = [board(name, say) for name in dict.fromkeys(boards or ())]
     with working(f"packing {out.name}"):
         packed = run(
-            folders, out, devices, wheels, key=sign, say=say, counter=counter, withdraw=withdraw or ()
+            folders, out, profiles, wheels, key=sign, say=say, counter=counter, withdraw=withdraw or ()
         )
     if as_json:
         print(json.dumps({"path": str(out), "id": packed.id, "bytes": packed.size_bytes, "signed": packed.signed,
                           "counter": packed.manifest.counter}))  # fmt: skip
         return
-    boards = ", ".join(need.id for need in packed.manifest.boards) or "any board"
+    names = ", ".join(need.id for need in packed.manifest.boards) or "any board"
     pythons = ", ".join(f"Python {wheels.python} ({wheels.architecture})" for wheels in packed.manifest.wheels)
     size_mb = packed.size_bytes / 2**20
-    put(f"{out}: release {packed.id}, {size_mb:.1f} MB, for {boards}; packages for {pythons or 'none'}")
+    put(f"{out}: release {packed.id}, {size_mb:.1f} MB, for {names}; packages for {pythons or 'none'}")
     if not packed.signed:
         say("it is not signed: boards install it with --allow-unsigned only")
 

@@ -56,6 +56,7 @@ def run_demo(out: Path) -> None:
     print_design(designed, profile)
     # 2. Export. Random weights do, because speed does not depend on their values.
     heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
+    say("exporting the design, and comparing it with torch at every step")
     bundle = out / "pi4-design"
     done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), bundle, last_use=True)
     print(f"{bundle}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")

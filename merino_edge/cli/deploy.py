@@ -43,8 +43,8 @@ def deploy(
     ssh: Annotated[str | None, WhereOption(metavar=HOST, help="running board to install on")] = None,
     image: Annotated[Path | None, WhereOption(help="disk image of a system: FILE.img or FILE.img.xz")] = None,
     rootfs: Annotated[Path | None, WhereOption(help="root file system of a board, mounted or staged")] = None,
-    device: Annotated[str | None, WhereOption(
-        help="board id or profile; needed without --ssh, and for a board that no profile names"
+    board_name: Annotated[str | None, WhereOption(
+        "--board", help="board id or profile; needed without --ssh, and for a board that no profile names"
     )] = None,
     accept_new: Annotated[bool, WhereOption("--accept-new", help=ACCEPT_NEW)] = False,
     root: Annotated[str | None, WhereOption(help="with --ssh: folder of releases on the board")] = None,
@@ -80,7 +80,7 @@ def deploy(
         raise MerinoError(f"deploy has {' and '.join(given) or 'no place'}: give one of {', '.join(places)}")
     if not ssh and (chat or serve or accept_new or root):
         raise MerinoError(f"--accept-new, --root, --chat and --serve go with --ssh, not {given[0]}: leave them out")
-    target = target_of(ssh, device, accept_new, root)
+    target = target_of(ssh, board_name, accept_new, root)
     # 2. The key, before minutes of work.
     signer, public = sign, trust
     if signer is None:
@@ -105,14 +105,14 @@ def deploy(
     put(f"{file.name} is in {place}; the board that starts from it installs it. There: merino chat, or merino generate")
 
 
-def target_of(ssh: str | None, device: str | None, accept_new: bool, root: str | None) -> Target:
-    """Ask a running board what it is. Raise MerinoError if no profile names it and no --device does."""
+def target_of(ssh: str | None, board_name: str | None, accept_new: bool, root: str | None) -> Target:
+    """Ask a running board what it is. Raise MerinoError if no profile names it and no --board does."""
     from merino_edge.calibration.board import board as named
 
     if ssh is None:
-        if device is None:
-            raise MerinoError("--device is missing: name the board that will start from it (`merino-edge devices`)")
-        return Target(named(device, say))
+        if board_name is None:
+            raise MerinoError("--board is missing: name the board that will start from it (`merino-edge devices`)")
+        return Target(named(board_name, say))
     from merino_edge.cli.over_ssh import on_board
     from merino_edge.delivery.ssh.board import PYTHON, facts_of, profile_of, python_with
 
@@ -122,7 +122,7 @@ def target_of(ssh: str | None, device: str | None, accept_new: bool, root: str |
 
     with working(f"asking {ssh} what it is"):
         facts, ready = on_board(ssh, accept_new, look)
-    profile = named(device, say) if device else profile_of(ssh, facts)
+    profile = named(board_name, say) if board_name else profile_of(ssh, facts)
     say(f"{ssh} is a {facts.model}: planned as {profile.name}")
     return Target(profile, facts, ready)
 
@@ -204,7 +204,7 @@ def budgeted(decoder: "Geometry", profile: "DeviceProfile", context: int) -> "di
         verdict = f"too large: {free_mb:,.0f} MB are free" if refused[name] else speed
         say(f"{name} on {profile.name}, predicted: {cost.memory_mb:,.0f} MB, {verdict}")
     if all(refused.values()):
-        raise MerinoError(f"no format fits: `merino-edge recommend --device {profile.id}` lists models that do")
+        raise MerinoError(f"no format fits: `merino-edge recommend --board {profile.id}` lists models that do")
     return {name: cost for name, cost in costs.items() if not refused[name]}
 
 

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,9 +13,9 @@ from merino_edge.cli.options import (
     CONFIDENCE,
     PAPER,
     Backend,
+    Board,
     Confidence,
     Context,
-    Device,
     Json,
     OpenKv,
     Precision,
@@ -26,14 +27,15 @@ from merino_edge.cli.options import (
 )
 from merino_runtime.errors import MerinoError
 
-if TYPE_CHECKING:
+TRAINING = {
+    "tokens": "tokens of your training text",
+    "train_hours": "training time on this machine's CPU, which `train` keeps to",
+}
 
-    pass
 
-
-@with_budgets
+@partial(with_budgets, more=TRAINING)
 def design(
-    device: Device,
+    board_name: Board,
     limits: dict[str, float],
     backend: Backend = None,
     context: Context = None,
@@ -41,39 +43,25 @@ def design(
     vocab: Vocab = None,
     precision: Precision = None,
     kv: OpenKv = None,
-    tokens: Annotated[
-        float | None, typer.Option(help="tokens of your training text, which bound the size", rich_help_panel=CHOICES)
-    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(
             metavar="PATH", rich_help_panel=CHOICES,
             help="training text, as for `train`: bounds the size by its tokens and the vocabulary; repeat for more",
         )
     ] = None,
-    train_hours: Annotated[
-        float | None, typer.Option(
-            help="training time on this machine's CPU, which bounds the size too; `train` keeps to it",
-            rich_help_panel=CHOICES,
-        )
-    ] = None,
-    preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
+    score: Annotated[str | None, typer.Option(
         metavar="NAME", rich_help_panel=PAPER,
-        help="the paper's FLOPs budget: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
+        help="measured (law of published losses, the default); merino: the paper's space and entropy; or with the"
+        " paper's FLOPs: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
     )] = None,
-    score: Annotated[
-        str | None, typer.Option(
-            help="measured (law of published losses), or merino: the paper's space and entropy; default: measured; with"
-            " --preset: merino", rich_help_panel=PAPER,
-        )
-    ] = None,
     confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
-    from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import training_flops_per_s
     from merino_edge.cli.design_tables import print_design
+    from merino_edge.cli.over_ssh import board, is_address
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.axes.tokens import count
     from merino_edge.design.axes.vocabulary import VOCABS
@@ -88,23 +76,23 @@ def design(
     from merino_edge.training.sources import check_vocabulary, most_entries, read_sources, text_bytes
 
     # 1. Check the options, before the board `host` is measured.
-    if preset is not None and limits:
-        raise MerinoError(f"--preset {preset} is a budget of its own: leave the others out")
-    scoring = score_named(score or ("merino" if preset else DEFAULT.name))
-    if preset is not None and scoring != MERINO:
-        raise MerinoError(f"--preset {preset} is the paper's: leave --score {scoring.name} out")
+    tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
+    preset = PRESETS.get(score or "")
+    if preset and limits:
+        raise MerinoError(f"--score {score} has a budget of its own: leave the others out")
+    scoring = MERINO if preset else score_named(score or DEFAULT.name)
     if tokens is not None and data:
-        raise MerinoError(f"--tokens {tokens:g} and --data are two numbers of tokens: give one of them")
+        raise MerinoError(f"--budget tokens={tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):
-        raise MerinoError("the paper's score ignores the training text: leave --tokens and --data out")
+        raise MerinoError("the paper's score ignores the training text: leave --budget tokens and --data out")
     choices = parse_choices(vocab, precision, kv)
     for option, values in zip(("--vocab", "--precision", "--kv"), choices.values(), strict=True):
         if scoring == MERINO and values and len(values) > 1:
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
     if train_hours is not None and not (tokens or data):
-        raise MerinoError("--train-hours goes with a text: give --data FILE too, or --tokens N")
+        raise MerinoError("--budget train-hours goes with a text: give --data FILE too, or --budget tokens=N")
     if train_hours is not None and not 0 < train_hours < math.inf:
-        raise MerinoError(f"--train-hours {train_hours:g} is not allowed: give a number of hours above 0, such as 1")
+        raise MerinoError(f"--budget train-hours={train_hours:g} is not allowed: give hours above 0, such as 1")
     most_vocab = None
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
@@ -116,13 +104,13 @@ def design(
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
     level = parse_confidence(confidence)
     if out:
-        check_keeps(out, [Path(device), *map(Path, data or [])])
+        check_keeps(out, [Path(board_name), *map(Path, data or [])])
         check_file(out)
 
     # 2. Load or measure the board, and take its defaults for what is not given.
-    profile = board(device, say, backend)
+    profile = board(board_name, say, backend)
     slots, prompt_tokens = default_lengths(profile, context, prompt)
-    limits = with_board_defaults(limits, profile) if preset is None else PRESETS[preset]
+    limits = with_board_defaults(limits, profile) if preset is None else preset
 
     # 3. Search, write the design, print it.
     with working(f"searching for {profile.name}"):
@@ -142,4 +130,4 @@ def design(
     if as_json and stdout_is_free:
         print(best.to_json(), end="")
     elif stdout_is_free:
-        print_design(best, profile, device)
+        print_design(best, profile, None if is_address(board_name) else board_name)

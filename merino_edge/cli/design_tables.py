@@ -1,4 +1,4 @@
-"""What `design` and `pareto` print: budgets, the design beside OPT-350M, the front. `recommended` uses parts of it."""
+"""What `design` prints: budgets, and the design beside OPT-350M. `recommended` uses parts of it."""
 
 import shlex
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Training
 from merino_edge.design.existing import existing_score
-from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Recommendation
 from merino_edge.design.score import MeasuredScoring
 from merino_edge.families.operators import FORMATS
@@ -74,7 +73,7 @@ def graph_options(profile: DeviceProfile, named: str) -> str:
     """Options of `export` where the board needs another graph than the default one."""
     if profile.backend == "tensorrt":
         return " --dialect portable"
-    return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
+    return "" if graph_dialect(profile) == "fused" else f" --board {shlex.quote(named)}"
 
 
 def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
@@ -141,7 +140,7 @@ def training_line(text: Training) -> str:
     size = number_of(text.right_tokens * text.bytes_per_token)
     right = f"{number_of(text.right_tokens)} tokens, {size}B of English text"
     if text.tokens is None or text.most_weights is None or text.most_weights_interval is None:
-        return f"right for about {right}; less text wants a smaller decoder: give --tokens N or --data FILE"
+        return f"right for about {right}; less text wants a smaller decoder: give --budget tokens=N or --data FILE"
     low, high = map(number_of, text.most_weights_interval)
     return (
         f"{number_of(text.tokens)} tokens train at most {number_of(text.most_weights)} parameters well [{low}, {high}],"
@@ -181,42 +180,9 @@ def solver_line(design: Design) -> str:
 
 
 def intervals_of(
-    profile: DeviceProfile, result: Recommendation | Front, predicted: Sequence[tuple[str, Predicted]]
+    profile: DeviceProfile, result: Recommendation, predicted: Sequence[tuple[str, Predicted]]
 ) -> str:
     """predicted: one prediction in each format."""
     confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
     shapes = [InferenceShape(precision, result.context, result.prompt, result.kv) for precision, _ in predicted]
     return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
-
-
-def front_table(front: Front, profile: DeviceProfile) -> Table:
-    """A row per point of the front, then the models that exist."""
-    axis, provenance = BUDGETS_BY_NAME[front.against], front.points[0].predicted.provenance
-    board = on_backend(profile, front.device_name)
-    points = [
-        [
-            f"{point.architecture.shape()}, {point.architecture.vocab}, {formats_line(point)}",
-            f"{point.budget[front.against]:,g}", *cost_cells(point.predicted), f"{point.entropy / 1e6:,.1f}",
-        ]
-        for point in front.points
-    ]  # fmt: skip
-    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy / 1e6:,.1f}"] for mark in front.models]
-    return Table(
-        columns=[
-            Column("decoder", left=True, wraps=True), Column(f"limit, {axis.title} {axis.unit}"),
-            Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column(EFFECTIVE),
-        ],
-        rows=[*points, *models],
-        title=f"Most effective weights for {board} against {axis.option}, predicted from {provenance} coefficients",
-        below=[
-            f"{lengths_words(front.context, front.prompt, None)}; a decoder's shape, vocabulary and formats; models in"
-            f" {front.precision}",
-            "no decoder of the space scores more within a point's limit", SHAPE, f"{EFFECTIVE}: {LAW}",
-        ],
-        lines_after=[len(points) - 1],
-    )  # fmt: skip
-
-
-def cost_cells(cost: Predicted) -> list[str]:
-    decode = f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}"
-    return [decode, f"{cost.memory_mb:,.1f}", f"{cost.params / 1e6:,.1f}"]

@@ -32,10 +32,10 @@ def export(
     )] = None,
     precision: Annotated[str | None, FormatOption(
         help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto: the fastest on the board"
-        " of --for that keeps 95 % of the model's answers; mixed: int4, with 8 bits for the most sensitive matrices",
+        " of --board that keeps 95 % of the model's answers; mixed: int4, with 8 bits for the most sensitive matrices",
     )] = None,
     board_name: Annotated[str | None, FormatOption(
-        "--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for its kind of core"
+        "--board", metavar="BOARD", help="target board: sets the dialect, and the kernels for its kind of core"
     )] = None,
     dialect: Annotated[str | None, FormatOption(
         help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT; default: the board's or the"
@@ -53,13 +53,13 @@ def export(
         metavar="MB", help="limit of all weights in MB; default: the mean of int4 and int8"
     )] = None,
     decode_ms: Annotated[float | None, MixedOption(
-        metavar="MS", help="limit of the predicted decode latency on the board of --for, in ms"
+        metavar="MS", help="limit of the predicted decode latency on the board of --board, in ms"
     )] = None,
     weights: Annotated[Path | None, ModelOption(
         help="weights for a catalog name: a Hugging Face folder, or random; default: the published ones"
     )] = None,
-    calibrate: Annotated[Path | None, ModelOption(
-        metavar="TEXT", help="calibration text for GPTQ, SmoothQuant and the scales of --kv"
+    text: Annotated[Path | None, ModelOption(
+        metavar="FILE", help="text for quantization: GPTQ, SmoothQuant and the scales of --kv"
     )] = None,
     no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
     overwrite: Annotated[bool, typer.Option(
@@ -67,7 +67,7 @@ def export(
     )] = False,
 ) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
-    from merino_edge.calibration.board import board
+    from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import working
     from merino_edge.export.named import export_named
     from merino_edge.export.request import ExportRequest
@@ -75,7 +75,7 @@ def export(
     random = weights == Path("random")
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
-        context=context, calibration=calibrate, chat=not no_chat, overwrite=overwrite,
+        context=context, calibration=text, chat=not no_chat, overwrite=overwrite,
         random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms, name=name,
     )  # fmt: skip
     with working(f"exporting {source}") as progress:
@@ -90,14 +90,14 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
     bundle = done.bundle
     put(summary_line(done))
     for slower in bundle.slower_on:
-        put(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
+        put(f"on {slower.board} {slower.times:g} times slower than an export with --board {slower.board}")
     print_calibration(done, request)
     if done.divergence:
         put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
         if not keeps(done.divergence):
             lost = done.divergence.answers - done.divergence.kept
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
-                f" {done.bundle.name}. Choose a larger format, or let --precision auto --for BOARD choose")  # fmt: skip
+                f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
     if bundle.kernels and (done.folder / "genai_config.json").is_file():
         say("for other programs: copy kernels-MACHINE.so of merino_runtime/bundle/native into the bundle for"
             " onnxruntime-genai; plain ONNX Runtime loads it by register_custom_ops_library (Python),"

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,8 @@ from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Device = Annotated[str, typer.Option(help="board id, `host` for this machine, or path of a profile")]
+BOARD = "a board's name, a profile's file, `host` for this machine, or USER@HOST, which is asked over ssh"
+Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
@@ -66,29 +67,59 @@ def integers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error
 
 
-def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with an option per budget instead of its parameter `limits`, which maps the given ones."""
+def with_budgets(command: Callable[..., None], more: Mapping[str, str] | None = None) -> Callable[..., None]:
+    """Return the command with the options of budgets instead of its parameter `limits`, which maps the given ones.
+
+    A budget on which boards have a limit has an option of its own; the others share `--budget`. more: help by name of
+    further values of `--budget`.
+    """
+    own = [budget for budget in BUDGETS_BY_NAME.values() if budget.default]
+    rare = [budget for budget in BUDGETS_BY_NAME.values() if not budget.default]
+    others = {**{budget.name: f"{budget.label}, in {budget.unit}" for budget in rare}, **(more or {})}
+    listed = "; ".join(f"{name.replace('_', '-')} ({words})" for name, words in others.items())
+    options: dict[str, Any] = {
+        budget.name: Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)]
+        for budget in own
+    }
+    options["budget"] = Annotated[list[str] | None, typer.Option(
+        metavar="NAME=VALUE", help=f"another budget, repeat for more: {listed}", rich_help_panel=BUDGETS
+    )]  # fmt: skip
     added = [
-        inspect.Parameter(
-            budget.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-            annotation=Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)],
-        )
-        for budget in BUDGETS_BY_NAME.values()
-    ]  # fmt: skip
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in options.items()
+    ]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in BUDGETS_BY_NAME}
-        command(limits={name: limit for name, limit in given.items() if limit is not None}, **values)
+        limits = {budget.name: values.pop(budget.name) for budget in own}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
+        command(limits=limits | parse_budgets(values.pop("budget") or (), list(others)), **values)
 
     signature = inspect.signature(command)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters += added if parameter.name == "limits" else [own]
+        keyword = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        parameters += added if parameter.name == "limits" else [keyword]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """["file-mb=3"] -> {"file_mb": 3.0}. Raise typer.BadParameter for another name, or for what is no number."""
+    limits: dict[str, float] = {}
+    for text in given:
+        shown, _, value = text.partition("=")
+        name = shown.replace("-", "_")
+        try:
+            if name not in names:
+                raise ValueError
+            limits[name] = float(value)
+        except ValueError:
+            allowed = ", ".join(name.replace("_", "-") for name in names)
+            message = f"{text!r} is not allowed: give NAME=VALUE, a number for one of {allowed}"
+            raise typer.BadParameter(message, param_hint="--budget") from None
+    return limits
 
 
 def parse_confidence(text: str) -> float:

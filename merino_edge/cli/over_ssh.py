@@ -1,11 +1,10 @@
-"""Runs commands on a board over ssh: the `--ssh` of generate, chat, bench, calibrate and recommend."""
+"""What runs on a board over ssh: the `--ssh` of generate, chat, bench and calibrate, and `--board USER@HOST`."""
 
 import asyncio
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import typer
 
 from merino_runtime.errors import MerinoError
 
@@ -157,25 +156,32 @@ def choose_and_measure(
         return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, copied), say)
 
 
-def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
-    """Return the device id of `--device` or of the board behind `--ssh`; exactly one is required."""
-    if ssh is not None and device is not None:
-        raise typer.BadParameter("the board reports its model: give one of --ssh and --device", param_hint="--device")
-    if ssh is not None:
-        from merino_edge.cli.terminal import say, working
-        from merino_edge.delivery.ssh.board import facts_of
+def board(
+    name: str | Path, say: Callable[[str], None], backend: str | None = None, accept_new: bool = False
+) -> "DeviceProfile":
+    """Return the profile that `--board` names. A running board, USER@HOST, is asked over ssh what it is.
 
-        with working(f"asking {ssh} what it is"):
-            facts = on_board(ssh, accept_new, facts_of)
-        from merino_edge.delivery.ssh.board import profile_of
+    Raise MerinoError as `calibration.board.board` does, or if no shipped profile names the board's model.
+    """
+    from merino_edge.calibration.board import board as named
 
-        profile = profile_of(ssh, facts)
-        say(f"{ssh} is a {profile.name}: --device {profile.id}")
-        return profile.id
-    refuse_remote(accept_new=accept_new)
-    if device is None:
-        raise typer.BadParameter("give a board: --device ID, or --ssh HOST to query it", param_hint="--device")
-    return device
+    if not is_address(name):
+        if accept_new:
+            raise MerinoError(f"--accept-new goes with --board USER@HOST, not with {name}: leave it out")
+        return named(name, say, backend)
+    from merino_edge.cli.terminal import working
+    from merino_edge.delivery.ssh.board import facts_of, profile_of
+
+    with working(f"asking {name} what it is"):
+        facts = on_board(str(name), accept_new, facts_of)
+    profile = profile_of(str(name), facts)
+    say(f"{name} is a {profile.name}: --board {profile.id}")
+    return named(profile.id, say, backend)
+
+
+def is_address(name: str | Path) -> bool:
+    """Return whether `--board` is USER@HOST. A profile's file may have an @ in its name."""
+    return "@" in str(name) and not Path(name).is_file() and not str(name).endswith(".toml")
 
 
 def refuse_local(**options: Any) -> None:

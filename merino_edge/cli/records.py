@@ -38,10 +38,12 @@ def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="records of `bench` or `eval`")],
     out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML file")] = None,
     md: Annotated[bool, typer.Option("--md", help="print a Markdown summary, for a pull request")] = False,
-    device: Annotated[str | None, typer.Option(help="board to show predictions for, beside the measurements")] = None,
+    board_name: Annotated[str | None, typer.Option(
+        "--board", metavar="BOARD", help="board to show predictions for, beside the measurements"
+    )] = None,
 ) -> None:
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
-    from merino_edge.calibration.board import board
+    from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_all
     from merino_edge.report.page import markdown, page
@@ -51,10 +53,10 @@ def report(
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
     if out is not None:
-        check_keeps(out, [*results, *([Path(device)] if device else [])])
+        check_keeps(out, [*results, *([Path(board_name)] if board_name else [])])
         check_file(out)
     records, evaluations = read_all(results, say)
-    summary = summarize(records, board(device, say) if device else None, evaluations)
+    summary = summarize(records, board(board_name, say) if board_name else None, evaluations)
     free = save(out, page(summary)) if out else True
     if md and free:
         print(markdown(summary), end="")
@@ -73,7 +75,7 @@ def evaluate(
                                   " documents")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/benchmark.md); default: the hub")
+        Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/evaluate.md); default: the hub")
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder of your own task files, in lm-evaluation-harness's form")

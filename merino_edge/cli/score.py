@@ -1,15 +1,12 @@
-"""`merino-edge score`: every score of any decoder, and its predicted costs on a board."""
+"""What `recommend SOURCE` prints: every score of any decoder, and its predicted costs on a board."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
-from merino_edge.cli.options import Backend, Context, Json, Prompt
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merino_edge.cli.tables import Table
+    from merino_edge.export.named import Described
     from merino_edge.families.geometry import Geometry
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
@@ -22,31 +19,18 @@ MEANING = (
 )
 
 
-def score(
-    sources: Annotated[list[str], typer.Argument(
-        metavar="SOURCE", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalog name"
-    )],
-    device: Annotated[
-        str | None, typer.Option(help="also predict the costs on this board: id, `host` or path of a profile")
-    ] = None,
-    backend: Backend = None,
-    context: Context = None,
-    prompt: Prompt = None,
-    as_json: Json = False,
+def print_scores(
+    sources: Sequence[str], decoders: "Sequence[Described]", profile: "DeviceProfile | None", context: int | None,
+    prompt: int | None, kv: str | None, confidence: float, *, as_json: bool,
 ) -> None:  # fmt: skip
-    """Scores of decoders, and with --device their predicted costs. Reads no weights."""
-    from merino_edge.calibration.board import board
+    """Print the scores of decoders, and their predicted costs on a board. No weights are read."""
     from merino_edge.cli.tables import show
-    from merino_edge.cli.terminal import say
     from merino_edge.design.existing import existing_score, layers_weights
     from merino_edge.design.score import SCORES
-    from merino_edge.export.named import describe
-    from merino_edge.prediction.shape import check_lengths
 
-    check_lengths(context, prompt)
-    decoders = [describe(source) for source in sources]
-    profile = board(device, say, backend) if device else None
-    costs = [costs_of(profile, decoder.geometry, context, prompt) if profile else {} for decoder in decoders]
+    costs = [
+        costs_of(profile, decoder.geometry, context, prompt, kv, confidence) if profile else {} for decoder in decoders
+    ]
     rows = []
     for source, decoder, cost in zip(sources, decoders, costs, strict=True):
         scores = {name: existing_score(decoder.geometry, scoring) for name, scoring in SCORES.items()}
@@ -67,11 +51,13 @@ def score(
 
 
 def costs_of(
-    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
-) -> "dict[str, Predicted]":
+    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
+    kv: str | None = None, confidence: float | None = None,
+) -> "dict[str, Predicted]":  # fmt: skip
     """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
+    from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
     from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
     from merino_runtime.errors import MerinoError
 
@@ -81,7 +67,9 @@ def costs_of(
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
     check_lengths(longest, tokens)
     return {
-        precision: cost_model(profile, InferenceShape(precision, longest, tokens)).predict(decoder.operators)
+        precision: cost_model(
+            profile, InferenceShape(precision, longest, tokens, kv), confidence or DEFAULT_CONFIDENCE
+        ).predict(decoder.operators)
         for precision in formats_of(profile)
     }
 
@@ -106,7 +94,7 @@ def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Tab
              *(cell(name, row["scores"][name]["value"]) for name in names)]
             for row in rows
         ],
-        title="Scores, higher is better: what they are stands in docs/search.md",
+        title="Scores, higher is better; docs/search.md defines them",
         below=[*MEANING, *sorted(reasons)],
     )  # fmt: skip
 
@@ -122,7 +110,7 @@ def cost_table(
     budgets = [budget for budget in BUDGETS_BY_NAME.values() if all(budget.of(cost) is not None for cost in predicted)]
     return Table(
         columns=[Column("source", left=True, wraps=True), Column("format", left=True),
-                 *(Column(budget.option.removeprefix("--"), wraps=True) for budget in budgets)],
+                 *(Column(budget.name.replace("_", "-"), wraps=True) for budget in budgets)],
         rows=[
             [name, precision, *(number(budget.of(cost)) for budget in budgets)]
             for name, by_format in zip(names, costs, strict=True) for precision, cost in by_format.items()

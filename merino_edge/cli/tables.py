@@ -243,7 +243,7 @@ def measured_by(profile: DeviceProfile) -> list[str]:
     """Return a line if people sent probes of the board."""
     count = len(collected_probes(profile.id))
     many = "1 probe" if count == 1 else f"{count} probes"
-    line = f"{profile.id}: measured by {many}; `calibrate --device {profile.id} -o FILE` fits to them"
+    line = f"{profile.id}: measured by {many}; `calibrate --board {profile.id} -o FILE` fits to them"
     return [line] if count else []
 
 

@@ -1,5 +1,6 @@
 """The command `merino-edge train`. A wrong path or value is reported before torch is loaded."""
 
+import tomllib
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from merino_edge.families.hugging_face import Checkpoint
     from merino_edge.training.distill import Teacher
 
-DataOption, RecipeOption, TuningOption, MachineOption, RunOption = (
+DataOption, RecipeOption, TuningOption, RunOption = (
     partial(typer.Option, rich_help_panel=panel)
-    for panel in ("Data", "Recipe", "Fine-tuning and distillation", "Machine", "Run")
+    for panel in ("Data", "Recipe", "Fine-tuning and distillation", "Run")
 )
 
 
@@ -28,6 +29,31 @@ class InitialModel(NamedTuple):
     architecture: Any  # a Geometry
     design: Any = None  # a Design
     pretrained: "Checkpoint | None" = None
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the options in a TOML file the defaults of this call. Raise MerinoError for an unknown one."""
+    if path is None:
+        return None
+    from merino_edge.text.documents import check_files
+
+    check_files([path], "--config")
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MerinoError(f"--config {path} is not TOML: {error}") from error
+    options = {option.opts[-1].lstrip("-"): option for option in context.command.params if option.opts[0] != "source"}
+    options = {"out" if name == "o" else name: option for name, option in options.items()}
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        option = options.get(name.replace("_", "-"))
+        if option is None or name in ("config", "help"):
+            raise MerinoError(f"--config {path}: {name} is not known: choose from {', '.join(sorted(options))}")
+        if name == "set" and isinstance(value, dict):
+            value = [f"{setting}={chosen}" for setting, chosen in value.items()]
+        values[str(option.name)] = [value] if option.multiple and not isinstance(value, list) else value
+    context.default_map = values
+    return path
 
 
 def train(
@@ -48,27 +74,22 @@ def train(
     length: Annotated[int | None, DataOption(
         help="sequence length in tokens; default: the context, in fine-tuning at most 1024"
     )] = None,
-    cut_long: Annotated[bool | None, DataOption(
-        "--cut-long", help="truncate samples longer than --length; default: refuse them"
-    )] = None,
     preset: Annotated[str | None, RecipeOption(
         help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence"
     )] = None,
     steps: Annotated[int | None, RecipeOption(
-        help="number of optimizer steps; default: 1000, or as many as the design's --train-hours allow"
+        help="number of optimizer steps; default: 1000, or as many as the design's training time allows"
     )] = None,
     batch: Annotated[int | None, RecipeOption(help="batch size, in sequences; default: 16")] = None,
     learning_rate: Annotated[float | None, RecipeOption(
         help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
     )] = None,
-    patience: Annotated[int | None, RecipeOption(
-        help="early stopping: evaluations without a lower held-out loss; keeps the best weights"
-    )] = None,
     seed: Annotated[int | None, RecipeOption(help="random seed; default: 0")] = None,
     settings: Annotated[list[str] | None, RecipeOption(
         "--set", metavar="NAME=VALUE",
-        help="another hyperparameter: optimizer, weight_decay, warmup_share, evaluations, prompt_weight, teacher_weight"
-        " or temperature; repeat for more",
+        help="another setting, repeat for more: optimizer, weight_decay, warmup_share, evaluations, patience (number of"
+        " evaluations without a lower held-out loss), prompt_weight, teacher_weight, temperature, table_rate, cut_long"
+        " (truncate long samples), bf16, compile, accumulate (micro-batches of a step), threads, ignore_memory",
     )] = None,
     lora: Annotated[int | None, TuningOption(
         metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"
@@ -76,21 +97,10 @@ def train(
     teacher: Annotated[str | None, TuningOption(
         metavar="SOURCE", help="distill from this model's logits; it must have the same tokenizer"
     )] = None,
-    bf16: Annotated[bool | None, MachineOption(
-        help="train in bfloat16; default: if the GPU or CPU is faster in it"
+    _config: Annotated[Path | None, RunOption(
+        "--config", is_eager=True, callback=read_config,
+        help="TOML file of these options, such as steps = 500, and [set] for --set; the command line takes precedence",
     )] = None,
-    compile_model: Annotated[bool | None, MachineOption(
-        "--compile", help="use torch.compile: a shorter step after a minute's compilation, needs g++"
-    )] = None,
-    accumulate: Annotated[int | None, MachineOption(
-        metavar="N", min=1, help="gradient accumulation: micro-batches per step, to save memory; default: 1"
-    )] = None,
-    threads: Annotated[int | None, MachineOption(
-        "-t", "--threads", min=1, help="number of threads; default: torch's choice"
-    )] = None,
-    ignore_memory: Annotated[bool, MachineOption(
-        "--ignore-memory", help="start even if the memory estimate exceeds the free memory"
-    )] = False,
     resume: Annotated[bool, RunOption(
         "--resume", help="resume the run in -o; options default to those of the run"
     )] = False,
@@ -98,7 +108,7 @@ def train(
     """Train a design, or fine-tune a model, on text or samples; prints the held-out loss."""
     from merino_edge.text.documents import check_files
     from merino_edge.training.checkpoint import check_folder, is_finished, read_run
-    from merino_edge.training.recipe import Recipe, new_recipe, read_preset, read_settings
+    from merino_edge.training.recipe import MACHINE, Machine, Recipe, new_recipe, read_preset, read_settings
     from merino_edge.training.sources import read_sources
 
     # 1. Check paths and values.
@@ -108,10 +118,10 @@ def train(
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     chosen: dict[str, Any] = read_preset(preset) if preset else {"recipe": {}, "accumulate": 1}
     typed = {
-        "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
-        "seed": seed, "bf16": bf16, "compile": compile_model, "lora": lora, "patience": patience,
+        "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "seed": seed, "lora": lora,
     }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
+    machine = Machine(**{name: options.pop(name) for name in MACHINE if name in options})
     if options.keys() & {"teacher_weight", "temperature"} and not teacher:
         raise MerinoError("--set teacher_weight and temperature go with a --teacher: give one, or leave them out")
     if not is_finished(out):
@@ -137,11 +147,11 @@ def train(
     if not kept:
         recipe = new_recipe(
             options, chosen["recipe"], fine_tuned=start.pretrained is not None, context=start.architecture.context,
-            bf16=bf16_is_faster() if bf16 is None else bf16,
+            bf16="bf16" not in options and bf16_is_faster(),
         )  # fmt: skip
         hours = start.design and start.design.training.hours
         if hours and steps is None and not preset:
-            counted = steps_within(start.design.training, start.architecture, recipe, accumulate or 1)
+            counted = steps_within(start.design.training, start.architecture, recipe, machine.accumulate or 1)
             recipe = new_recipe(
                 {**options, "steps": counted}, {}, fine_tuned=False, context=start.architecture.context,
                 bf16=recipe.bf16,
@@ -155,8 +165,8 @@ def train(
         record = run(
             start.architecture, data, out, recipe=recipe, name=start.name, design=start.design,
             pretrained=start.pretrained, teacher=load_teacher(teacher) if teacher else None, tokenizer_file=tokenizer,
-            held_out=held_out or (), resume=resume, threads=threads, accumulate=accumulate or chosen["accumulate"],
-            ignore_memory=ignore_memory, say=say, progress=progress,
+            held_out=held_out or (), resume=resume, threads=machine.threads, say=say, progress=progress,
+            accumulate=machine.accumulate or chosen["accumulate"], ignore_memory=machine.ignore_memory,
         )  # fmt: skip
     if is_first():
         loss, perplexity = record["held_out_loss"], record["held_out_perplexity"]

@@ -95,7 +95,7 @@ def pack(
     if is_stdout(str(out)):
         raise MerinoError(f"-o {out} is stdout, which a packed file is not written to: name a file")
     if with_wheels and not devices:
-        raise MerinoError("--wheels needs to know for which board: name it with --device, which may be repeated")
+        raise MerinoError("--wheels needs to know for which board: name it with --board, which may be repeated")
     check_keeps(out, [*bundles, *([key] if key else [])])
     check_file(out)
     private = read_private_key(key) if key else None

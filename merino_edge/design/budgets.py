@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the command line imports the table at its start, without nu
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
 
-# `pareto` and `recommend` print this too, and lack some of these options.
+# `recommend` prints this too, and lacks some of these options.
 OTHERWISE = "or `design` with a smaller --vocab or a shorter --context"
 NOISE = 0.1  # of an estimate without an interval; four of five published decode speeds are within 11 % of theirs
 
@@ -41,7 +41,13 @@ class Budget:
 
     @property
     def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        """`--decode-ms`; a budget on which boards have no limit of their own is a value of `--budget`."""
+        name = self.name.replace("_", "-")
+        return f"--{name}" if self.default else f"--budget {name}"
+
+    def given(self, limit: float) -> str:
+        """Return the words that give this limit: `--decode-ms 20`, `--budget file-mb=3`."""
+        return f"{self.option}{' ' if self.default else '='}{limit:g}"
 
     @property
     def help(self) -> str:
@@ -88,7 +94,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
 def requested(limits: Mapping[str, float]) -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
     ordered = known(limits)
-    bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in ordered.items() if not positive(limit)]
+    bad = [BUDGETS_BY_NAME[name].given(limit) for name, limit in ordered.items() if not positive(limit)]
     if bad:
         listed = ", ".join(bad)
         raise MerinoError(f"a budget must be a positive number, not {listed}: give a larger value or leave it out")
@@ -103,25 +109,22 @@ def known(limits: Mapping[str, float]) -> dict[str, float]:
     return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
 
 
-def with_board_defaults(
-    limits: Mapping[str, float], profile: "DeviceProfile", axis: Budget | None = None
-) -> dict[str, float]:
-    """The board's own limits where the user gave none, and its memory where the user gave no limit on memory. `axis`:
-    the budget that a front varies; it gets no limit, and no other limit but memory is the board's.
+def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
+    """Return the limits, with the board's own if there are none, and with its memory if there is no limit on memory.
 
     Raises MerinoError for a limit above the board's maximum, and as `predictable` does.
     """
     own = {
         budget.name: budget.default(profile)
         for budget in BUDGETS_BY_NAME.values()
-        if budget.default and budget != axis and (budget.most or not (limits or axis))
+        if budget.default and (budget.most or not limits)
     }
     filled = known({**own, **limits})
     for name, limit in filled.items():
         budget = BUDGETS_BY_NAME[name]
         if budget.most and positive(limit) and limit > budget.most(profile):
             raise MerinoError(
-                f"{budget.option} {limit:g} is more than a {profile.name} has free, {budget.most(profile):g}:"
+                f"{budget.given(limit)} is more than a {profile.name} has free, {budget.most(profile):g}:"
                 " give at most that"
             )
     return predictable(filled, profile)
@@ -136,7 +139,7 @@ def predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[s
         if needed and profile.figure(needed) is None:
             raise MerinoError(
                 f"{budget.option} needs {needed} in the profile, and a {profile.name}'s has none: leave it out,"
-                " or copy the profile to a TOML file, add that figure and give its path as --device"
+                " or copy the profile to a TOML file, add that figure and give its path as --board"
             )
     return ordered
 
@@ -167,8 +170,8 @@ def surely_over(limits: Mapping[str, float], predicted: "Predicted") -> bool:
 
 
 def options_line(limits: Mapping[str, float]) -> str:
-    """The limits as options: `--decode-ms 20, --memory-mb 512`."""
-    return ", ".join(f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in limits.items())
+    """The limits as options: `--decode-ms 20, --memory-mb 512, --budget file-mb=3`."""
+    return ", ".join(BUDGETS_BY_NAME[name].given(limit) for name, limit in limits.items())
 
 
 def refusal(
@@ -192,7 +195,7 @@ def refusal(
         own = "the board's own " if profile and budget.default and budget.default(profile) == limit else ""
         fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
         need = f"{ceil_digits(float(needs[row, candidate])):g}, {which} ({budget.label}, in {budget.unit})"
-        return f"{own}{budget.option} {limit:g} {fault} {need}"
+        return f"{own}{budget.given(limit)} {fault} {need}"
 
     rows, only = range(len(names)), over & (over.sum(axis=0) == 1)
     # Of each limit that is the only one in the way, the candidate that needs least of it.

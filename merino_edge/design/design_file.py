@@ -101,7 +101,7 @@ def load_design(path: Path) -> Design:
     """Raises MerinoError with all faults of the file at once, or only for its schema where that is another."""
     content, text = read_json_and_text(str(path), "`merino-edge design -o design.json` writes one.")
     device = content.get("device", "ID") if isinstance(content, dict) else "ID"
-    refuse_other_schema(content, SCHEMA, str(path), "merino-edge", "design", "--device", str(device), "-o", str(path))
+    refuse_other_schema(content, SCHEMA, str(path), "merino-edge", "design", "--board", str(device), "-o", str(path))
     try:
         return Design.model_validate_json(text)
     except ValidationError as error:

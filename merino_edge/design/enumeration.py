@@ -223,16 +223,6 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 
-def least_need(
-    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float], name: str
-) -> float:
-    """Return the smallest value of budget `name` at which a decoder keeps the other limits; infinite if none does."""
-    others = {**limits, name: np.inf}
-    needs, _ = shallowest(space, models, vocabs, others)
-    kept = (needs <= most_within(np.array(list(others.values())))[:, None]).all(axis=0)
-    return float(np.where(kept, needs[list(others).index(name)], np.inf).min())
-
-
 def shallowest(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
 ) -> tuple[np.ndarray, list[tuple[int, CostModel]]]:

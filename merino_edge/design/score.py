@@ -39,7 +39,7 @@ class MeasuredScoring(BaseModel):
 
 MEASURED = MeasuredScoring()
 Scoring = MeasuredScoring | MerinoScoring
-DEFAULT = MEASURED  # what `design` maximizes unless --score or --preset is given
+DEFAULT = MEASURED  # what `design` maximizes unless --score is given
 SCORES: dict[str, Scoring] = {scoring.name: scoring for scoring in (MEASURED, MERINO)}
 
 

@@ -91,7 +91,7 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
     """Return the file of each task. Raise MerinoError for a task that has no local form, and for a file that is missing
     or lacks a field, with its line."""
     if not folder.is_dir():
-        raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/benchmark.md)")
+        raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/evaluate.md)")
     for name in names:
         if name not in LOCAL_TASKS:
             raise MerinoError(

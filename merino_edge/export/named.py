@@ -77,8 +77,8 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
         raise MerinoError(f"--name {request.name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
     text = request.calibration
     if text:
-        check_files([text], "--calibrate")
-        read_documents([text], "--calibrate")
+        check_files([text], "--text")
+        read_documents([text], "--text")
     inputs = (weights, text, resolve(what))
     check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
     check_folder(out, is_bundle_alone)

@@ -152,10 +152,10 @@ def in_one_format(request: ExportRequest) -> ExportRequest:
             raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
     if request.precision == "auto":
         if request.board is None:
-            raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+            raise MerinoError("--precision auto takes the fastest format on a board: name it with --board")
         return request._replace(precision="fp32", calibration=None)
     if request.decode_ms is not None and request.board is None:
-        raise MerinoError("--decode-ms is predicted for a board: name it with --for")
+        raise MerinoError("--decode-ms is predicted for a board: name it with --board")
     return request._replace(precision="int4") if request.precision == "mixed" else request
 
 
@@ -218,6 +218,6 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
     """Raises MerinoError for a calibration text if neither weights nor the cache are quantized to integers."""
     if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
-            f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
-            " cache is not quantized: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
+            f"--text {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
+            " cache is not quantized: give --precision int4 or int8, or --kv int8, or leave --text out"
         )

@@ -258,8 +258,8 @@ def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Ten
     """Return rows of ids [n, length], `tokens` ids at most, sampled evenly from the text. Raises MerinoError if the
     text cannot be read or is too short, or if the source has no tokenizer."""
     if source.tokenizer is None:
-        raise MerinoError(f"--calibrate {text}: {source.name} has no tokenizer. Export without --calibrate")
-    return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
+        raise MerinoError(f"--text {text}: {source.name} has no tokenizer. Export without --text")
+    return spread_rows(text, tokenizer_of(source), length, tokens, "--text")
 
 
 def tokenizer_of(source: Source) -> Tokenizer:

@@ -36,7 +36,7 @@ POSITION_FILE_BYTES = 256  # of the context: cosines and sines of rotary positio
 
 
 class Predicted(BaseModel):
-    """The predicted costs of one decoder on one board, as in design.json, pareto.json and `recommend --json`.
+    """The predicted costs of one decoder on one board, as in design.json and `recommend --json`.
 
     Decode latency is at a full KV cache; prefill latency is that of the whole prompt. MB are 2^20 bytes, GFLOPs are at
     1024 tokens. `j_per_token` is None if the profile has no watts of the busy board. `provenance` is the kind of the

@@ -80,7 +80,7 @@ def parse_profile_text(text: str, origin: str) -> DeviceProfile:
 def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
     """Return the profile with a TOML's keys and values. Raise one MerinoError that names every fault; `origin`: the
     file."""
-    command = ("merino-edge", "calibrate", "--probe", "probe.json", "--device", "ID", "-o", origin)
+    command = ("merino-edge", "calibrate", "--probe", "probe.json", "--board", "ID", "-o", origin)
     refuse_other_schema(raw, SCHEMA, origin, *command)
     faults: list[str] = []
     profile = None

@@ -58,7 +58,7 @@ class PackedRows:
             raise MerinoError(
                 f"{len(long):,} of {len(starts):,} samples are longer than a row of {length} tokens, the longest"
                 f" {int((stops - starts).max()):,}, the first is sample {number:,} of {shard.source.what}: give"
-                " --cut-long, which cuts their ends off, a --length of up to the model's context, or shorter samples"
+                " --set cut_long=true, which cuts off their ends, a longer --length, or shorter samples"
             )
         kept = [(self.samples[shard_of[sample]].learned, starts[sample]) for sample in long]
         lost = long[[not learned[start : start + length].any() for learned, start in kept]]

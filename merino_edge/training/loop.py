@@ -125,7 +125,7 @@ def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
     if not math.isfinite(value):
         options = f"a --learning-rate below {recipe.learning_rate:g}"
         if step == 1 and (recipe.bf16 or recipe.compile):  # no weight has changed yet: the arithmetic is at fault
-            options = "--no-bf16" if recipe.bf16 else "no --compile"
+            options = "--set bf16=false" if recipe.bf16 else "--set compile=false"
         raise MerinoError(
             f"the {what} is {value} at step {step}: training diverged. Start a new run, with another -o and {options}"
         )

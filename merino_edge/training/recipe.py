@@ -14,8 +14,9 @@ BETA2 = 0.95  # of AdamW
 # Hyperparameters without an option of their own: `--set NAME=VALUE`.
 SETTINGS = (
     "optimizer", "weight_decay", "warmup_share", "evaluations", "prompt_weight", "teacher_weight", "temperature",
-    "table_rate",
+    "table_rate", "patience", "cut_long", "bf16", "compile",
 )  # fmt: skip
+MACHINE = ("accumulate", "threads", "ignore_memory")  # by `--set` too, of the machine and not of the run
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
 TUNING_LENGTH = 1024  # tokens of a row in fine-tuning, if the context is not shorter
@@ -24,10 +25,30 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Recipe(BaseModel):
-    """Hyperparameters."""
+class Checked(BaseModel):
+    """Values of options. Strings, as `--set` gives them, are parsed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any):
+        """Raises MerinoError for values that are not allowed."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+            raise MerinoError("; ".join(fault_words(str(fault["loc"][0]), fault) for fault in faults)) from None
+
+
+class Machine(Checked):
+    """What one machine computes with. None: torch's number of threads, and the preset's number of micro-batches."""
+
+    accumulate: Count | None = None  # micro-batches of a step
+    threads: Count | None = None
+    ignore_memory: bool = False  # start even if the estimate exceeds the free memory
+
+
+class Recipe(Checked):
+    """Hyperparameters."""
 
     steps: Count = 1000  # of the optimizer
     batch: Count = 16  # rows of a step
@@ -49,33 +70,26 @@ class Recipe(BaseModel):
     table_rate: Positive = 1.0  # of n-gram tables, relative to an embedding's
     prompt_weight: Share = 0.0  # of prompt tokens in the loss; completion tokens have 1
 
-    def __init__(self, **values: Any):
-        """Raises MerinoError for values that are not allowed; strings, as `--set` gives them, are parsed."""
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            faults = error.errors(include_url=False)
-            raise MerinoError("; ".join(fault_words(str(fault["loc"][0]), fault) for fault in faults)) from None
-
 
 def fault_words(name: str, fault: Mapping[str, Any]) -> str:
     value = fault["input"]
     shown = f"{value:g}" if isinstance(value, float) else value
-    return f"{option_of(name)}{'=' if name in SETTINGS else ' '}{shown} {in_words(fault['msg'])}"
+    return f"{option_of(name)}{'=' if name in (*SETTINGS, *MACHINE) else ' '}{shown} {in_words(fault['msg'])}"
 
 
 def option_of(name: str) -> str:
     """Return the words that set a hyperparameter on the command line."""
-    return f"--set {name}" if name in SETTINGS else f"--{name.replace('_', '-')}"
+    return f"--set {name}" if name in (*SETTINGS, *MACHINE) else f"--{name.replace('_', '-')}"
 
 
 def read_settings(given: Sequence[str]) -> dict[str, Any]:
     """Read `--set NAME=VALUE`. Raises MerinoError for an unknown name."""
     pairs = [text.partition("=") for text in given]
     for name, equals, value in pairs:
-        if name not in SETTINGS or not value:
+        if name not in (*SETTINGS, *MACHINE) or not value:
             raise MerinoError(
-                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of {', '.join(SETTINGS)}"
+                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of"
+                f" {', '.join((*SETTINGS, *MACHINE))}"
             )
     return {name: value for name, _, value in pairs}
 

@@ -96,8 +96,8 @@ def check_memory(
     )
     if need > available and not ignore:
         raise MerinoError(
-            f"{line}. {largest_batch(arch, recipe, available, trained)}; --accumulate computes a batch in parts. A"
-            " smaller --length or vocabulary (`design --vocab`) needs less too. --ignore-memory starts anyway"
+            f"{line}. {largest_batch(arch, recipe, available, trained)}; --set accumulate=N computes a batch in parts."
+            " A smaller --length or vocabulary (`design --vocab`) needs less. --set ignore_memory=true starts anyway"
         )
     return line
 

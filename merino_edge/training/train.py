@@ -168,15 +168,15 @@ def check_options(request: Request) -> None:
         raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give less, such as 16")
     if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
         raise MerinoError(
-            f"--compile needs a C++ compiler, and there is no {compiler}: install one (on Debian by apt install g++),"
-            " or leave --compile out"
+            f"--set compile=true needs a C++ compiler, and there is no {compiler}: install one (on Debian by"
+            " apt install g++), or leave it out"
         )
     if request.length > context:
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
     if recipe.batch % divided:
         of = f"{processes.count()} processes and " if processes.count() > 1 else ""
         raise MerinoError(
-            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--accumulate {request.accumulate}: give"
+            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--set accumulate={request.accumulate}: give"
             f" --batch {-(-recipe.batch // divided) * divided}"
         )
 

@@ -109,7 +109,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     state = f" The machine was {' and '.join(probe['flags'])} meanwhile: measure again." if probe["flags"] else ""
     left = f" {len(probe['left_out'])} graphs were left out, since the time was up." if probe["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (
-        f" On the workstation: merino-edge calibrate --probe {arguments.path} --device ID -o profile.toml")
+        f" On the workstation: merino-edge calibrate --probe {arguments.path} --board ID -o profile.toml")
     say(f"wrote {arguments.path} after {probe['seconds']:.0f} s.{state}{left}{next_step}")
     return 0
 

@@ -107,19 +107,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    _add_bundle_or_file(parser)
-    parser.add_argument("--json", action="store_true", help="print bundle.json or the manifest, and this machine")
-
-
-def _add_verify(parser: argparse.ArgumentParser) -> None:
-    _add_bundle_or_file(parser)
-    parser.add_argument("--trust", action="append", default=[], metavar="KEY.pub",
-                        help="public key that must have signed the package; repeat for more")
-    parser.add_argument("--json", action="store_true", help="print what was verified as one JSON object")
-
-
-def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="PATH", help="bundle folder, or package (NAME.merino)")
+    parser.add_argument("--check", action="store_true",
+                        help="verify the hash of each file, and the signature of a package, instead of describing them")
+    parser.add_argument("--trust", action="append", default=[], metavar="KEY.pub",
+                        help="as --check, and this public key must have signed the package; repeat for more")
+    parser.add_argument("--json", action="store_true",
+                        help="print bundle.json or the manifest, and this machine; with --check what was verified")
 
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
@@ -138,9 +132,8 @@ def _add_build_engine(parser: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb("generate", "continue a prompt", _add_generate, commands.run_generate),
     Verb("chat", "chat with an instruction-tuned model", _add_chat, commands.run_chat),
-    Verb("info", "describe a bundle or a package, and whether it fits this machine", _add_info,
+    Verb("info", "describe a bundle or a package, and whether it fits this machine; or verify it", _add_info,
          commands.run_info),
-    Verb("verify", "verify the hashes of a bundle or a package", _add_verify, commands.run_verify),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest, commands.run_selftest),
     Verb("build-engine", "build the bundle's TensorRT engine for this GPU, once; other commands then load it",
          _add_build_engine, commands.run_build_engine),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STDIN = "-"  # as PROMPT: read stdin
 PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native code, zip applications
 
-# numpy is imported inside the functions, so that `info` and `verify` work without it; delivery too, so that `generate`
+# numpy is imported inside the functions, so that `info` works without it; delivery too, so that `generate`
 # starts sooner.
 
 
@@ -182,8 +182,11 @@ def run_verify(arguments: Namespace) -> int:
 
 
 def run_info(arguments: Namespace) -> int:
-    """Describe a bundle or a package. As JSON: the keys of bundle.json, its `code`, and this machine as `board`."""
+    """Describe a bundle or a package, or verify it (`--check`). As JSON: the keys of bundle.json, its `code`, and this
+    machine as `board`."""
     path = arguments.bundle
+    if arguments.check or arguments.trust:
+        return run_verify(arguments)
     if os.path.exists(path) and not os.path.isdir(path):  # a package; bundles are folders
         from merino_runtime.delivery import packed
 

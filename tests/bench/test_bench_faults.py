@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="devices of Linux")]
 CALL = [sys.executable, "-c", "import sys; from merino_bench.start import main; sys.exit(main())"]
 BENCH = ["bench", "BUNDLE", "-p", "8", "-n", "0", "-r", "1", "-t", "1"]
-VERBS = [["generate", "BUNDLE", "the", "-n", "3"], ["info", "BUNDLE", "--json"], ["verify", "BUNDLE"],
+VERBS = [["generate", "BUNDLE", "the", "-n", "3"], ["info", "BUNDLE", "--json"], ["info", "--check", "BUNDLE"],
          [*BENCH, "-o", "kept.json"], ["--help"]]
 # (redirections, whether stdout has a reader, exit code)
 STREAMS = [(">/dev/full", True, 1), ("", False, 141), (">&-", True, 1), ("2>/dev/full", True, 0), ("2>&-", True, 0)]
@@ -89,13 +89,15 @@ def test_a_disk_that_takes_nothing(words, no_room, bundle, tmp_path):
 def test_a_terminal_that_takes_ascii_alone(variables, bundle, tmp_path):
     absent = "n\u00e9ant \u65e5\u672c"
     for words, expected in ((["info", absent], 1), (["bench", absent, "-r", "1", "-n", "0"], 1), (["--help"], 0),
-                            (["generate", "BUNDLE", "na\u00efve \u20ac", "-n", "3"], 0), (["verify", "BUNDLE"], 0)):
+                            (["generate", "BUNDLE", "na\u00efve \u20ac", "-n", "3"], 0),
+                            (["info", "--check", "BUNDLE"], 0)):
         assert run(words, bundle, tmp_path, **variables)[0] == expected, words
 
 
 BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
-VERBS_HERE = [("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), ("info", "."), ("verify", "."), ("selftest", "."),
-              ("info", "beside.merino"), ("verify", "beside.merino"), ("status", "--root", "ROOT"), BENCH_HERE,
+VERBS_HERE = [("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), ("info", "."), ("info", "--check", "."),
+              ("selftest", "."), ("info", "beside.merino"), ("info", "--check", "beside.merino"),
+              ("status", "--root", "ROOT"), BENCH_HERE,
               ("install", "beside.merino", "--allow-unsigned", "--root", "ROOT"),
               pytest.param(("probe", "-o", "ROOT"), marks=pytest.mark.nightly)]
 

@@ -1,4 +1,4 @@
-"""The measured score: its law, each axis's term against the records of its constants, and `merino-edge score`. The
+"""The measured score: its law, each axis's term against the records of its constants, and `recommend SOURCE`. The
 paper's search against the enumeration of small spaces, and its entropy against sampled matrices."""
 
 import itertools
@@ -100,7 +100,7 @@ def test_the_tokens_of_a_text_are_counted_by_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
 def test_a_number_of_tokens_that_no_text_has_is_refused(wrong):
-    with pytest.raises(MerinoError, match="--tokens .* is not allowed"):
+    with pytest.raises(MerinoError, match="--budget tokens=.* is not allowed"):
         design(load_profile("raspberry-pi-4"), {"decode_ms": 50}, context=64, prompt=32, tokens=wrong)
 
 
@@ -123,7 +123,7 @@ ARCH = Architecture(blocks=BLOCKS, vocab=300, head_size=32, context=64)
 
 
 def scored(*arguments):
-    result = CliRunner().invoke(app, ["score", "--json", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["recommend", "--json", *map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return json.loads(result.output)
@@ -135,7 +135,7 @@ def test_a_source_scores_the_same_in_each_form_and_no_weights_are_read(tmp_path)
     torch.manual_seed(0)
     save_model(build_model(ARCH), folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    result = scored(plan, folder, "--device", "raspberry-pi-4")
+    result = scored(plan, folder, "--board", "raspberry-pi-4")
     one, other = result["sources"]
     assert one["scores"] == other["scores"] and list(one["scores"]) == list(SCORES)
     assert one["weights"] == other["weights"] == 2 * 2 * 64 * 192 + 2 * 128 * (128 + 128 + 256)
@@ -154,7 +154,7 @@ def test_a_gated_ffn_has_weights_and_no_entropy():
 @pytest.mark.parametrize(("arguments", "message"), [
     (("nothing-here",), "'nothing-here' names no model"),
     (("someone/something",), "not in the hub's cache here, so its config.json with the geometry is missing"),
-    (("opt-125m", "--device", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),
+    (("opt-125m", "--board", "raspberry-pi-4", "--context", "4096"), "takes 2 to 2048 tokens"),
 ])  # fmt: skip
 def test_what_cannot_be_scored_says_why(arguments, message):
     with pytest.raises(MerinoError) as refused:

@@ -213,10 +213,10 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
 
 
 FAULTS = {
-    "missing": (["embedded", "--precision", "int4"], None, r"--calibrate .* does not exist"),
-    "bytes": (["embedded", "--precision", "int4"], b"\xff\xfe", r"--calibrate .* is not UTF-8 text"),
-    "empty": (["embedded", "--precision", "int4"], b" ", r"no text in .*: --calibrate"),
-    "short": (["embedded", "--precision", "int4"], b"Once", r"--calibrate .* gives \d+ tokens"),
+    "missing": (["embedded", "--precision", "int4"], None, r"--text .* does not exist"),
+    "bytes": (["embedded", "--precision", "int4"], b"\xff\xfe", r"--text .* is not UTF-8 text"),
+    "empty": (["embedded", "--precision", "int4"], b" ", r"no text in .*: --text"),
+    "short": (["embedded", "--precision", "int4"], b"Once", r"--text .* gives \d+ tokens"),
     "fp32": (["embedded"], b"Once upon", r"the weights are fp32 .*: give --precision int4 or int8"),
     "random": (["design.json", "--precision", "int4"], b"Once upon", r"has no tokenizer"),
 }
@@ -233,7 +233,7 @@ def test_a_text_that_cannot_be_used_is_told_and_nothing_written(fault, tmp_path,
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(MerinoError, match=message):
-        app(["export", *call, "--calibrate", "text.txt", "-o", "bundle"], standalone_mode=False)
+        app(["export", *call, "--text", "text.txt", "-o", "bundle"], standalone_mode=False)
     assert not (tmp_path / "bundle").exists()
 
 
@@ -330,12 +330,12 @@ def test_the_choice_saves_as_much_as_the_best_subset(values, most_bytes, most_ms
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--precision", "int4", "--file-mb", "3"], "--file-mb is a limit of --precision mixed"),
-    (["--precision", "auto", "--for", "raspberry-pi-5", "--decode-ms", "3"], "is a limit of --precision mixed"),
-    (["--precision", "mixed", "--decode-ms", "3"], "name it with --for"),
+    (["--precision", "auto", "--board", "raspberry-pi-5", "--decode-ms", "3"], "is a limit of --precision mixed"),
+    (["--precision", "mixed", "--decode-ms", "3"], "name it with --board"),
     (["--precision", "mixed", "--file-mb", "-1"], "--file-mb -1 is not allowed"),
     (["--precision", "mixed", "--file-mb", "0.1"], "--file-mb 0.1 is less than"),
     (["--precision", "mixed", "--file-mb", "0.1"], "take in int4: give more"),
-    (["--precision", "mixed", "--for", "raspberry-pi-5", "--decode-ms", "0.001"], "predicted in int4: give more"),
+    (["--precision", "mixed", "--board", "raspberry-pi-5", "--decode-ms", "0.001"], "predicted in int4: give more"),
 ])  # fmt: skip
 def test_limits_that_are_not_possible_are_refused(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):

@@ -227,7 +227,7 @@ def test_a_probe_of_a_busy_machine_is_used_once_and_not_kept(recorded, tmp_path)
     recorded([busy, timed(1.0)])
     messages = []
     assert host.host_probes(messages.append) == [busy] and kept(tmp_path) == []
-    assert "busy" in messages[-2] and "does not keep it" in messages[-1] and "calibrate --device host" in messages[-1]
+    assert "busy" in messages[-2] and "does not keep it" in messages[-1] and "calibrate --board host" in messages[-1]
     assert host.host_probes() == [timed(1.0)] and len(kept(tmp_path)) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == kept(tmp_path), "nothing else is left behind"
 

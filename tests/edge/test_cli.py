@@ -63,7 +63,7 @@ def test_devices_json_lists_every_board_with_its_budget():
 @pytest.fixture(scope="module")
 def design_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("design") / "design.json"
-    arguments = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
+    arguments = ["--board", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
     code, out, err = run("design", *arguments, "--json", "-o", path)
     assert code == 0, err
     assert json.loads(out) == json.loads(path.read_text())
@@ -123,10 +123,10 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
 
 MISTAKES = [
     (["devices", "raspberry-pi-9"], "raspberry-pi-5"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that any decoder needs"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "20", "-o", "/proc/no/design.json"], "cannot write"),
+    (["design", "--board", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that any decoder needs"),
+    (["design", "--board", "raspberry-pi-4", "--decode-ms", "20", "-o", "/proc/no/design.json"], "cannot write"),
     (["train", "nothing.json", "--data", "nothing.txt", "-o", "out"], "nothing.json"),
-    (["export", "embedded", "--calibrate", "/proc/self/comm", "--kv", "int8", "-o", "out"], "/proc/self/comm gives"),
+    (["export", "embedded", "--text", "/proc/self/comm", "--kv", "int8", "-o", "out"], "/proc/self/comm gives"),
     (["generate", "nothing", "Once"], "no such bundle"),
     (["generate", "embedded", ""], "empty"),
     (["generate", "embedded", "Once " * 600], "context"),
@@ -142,10 +142,8 @@ def test_a_users_mistake_is_one_message_and_exit_1(arguments, message, here, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["design", "pareto"])
-def test_a_refused_budget_names_options_that_exist(command, here):
-    """An option of `design` alone was once named by `pareto`."""
-    code, out, err = here(command, "--device", "raspberry-pi-4", "--memory-mb", "1")
+def test_a_refused_budget_names_options_that_exist(here):
+    code, out, err = here("design", "--board", "raspberry-pi-4", "--memory-mb", "1")
     assert (code, out) == (1, "")
     other, options = re.search(r"or `(\w+)` with (.*)", err).groups()
     there = {option for parameter in get_command(app).commands[other].params for option in parameter.opts}
@@ -155,13 +153,13 @@ def test_a_refused_budget_names_options_that_exist(command, here):
 
 REFUSED_WITHOUT_TORCH = [
     (["export", "embedded", "--name", "../x", "-o", "out"], "--name '../x' is not allowed"),
-    (["export", "embedded", "--precision", "fp16", "--for", "raspberry-pi-4", "-o", "out"], "fp16 is for GPUs"),
+    (["export", "embedded", "--precision", "fp16", "--board", "raspberry-pi-4", "-o", "out"], "fp16 is for GPUs"),
     (["export", "nothing", "-o", "out"], "'nothing' names no model: give"),
     (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
     (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not known: choose one"),
-    (["export", "embedded", "--calibrate", "nope.txt", "-o", "out"], "--calibrate nope.txt does not exist"),
+    (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
     (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads is "),
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
@@ -169,7 +167,7 @@ REFUSED_WITHOUT_TORCH = [
     (["bench", "embedded", "--baseline-precision", "int8"], "is of a baseline by name: give --baseline opt-350m"),
     (["bench", "embedded", "--baseline", "embedded", "--baseline-precision", "int8"], "with a model of the catalog"),
     (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
+    (["design", "--board", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
     (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),
     (["bench", "embedded", "--baseline", "opt-350m", "--timeout", "0"], "timeout is 0 s, allowed: more than 0"),
     (["bench", "embedded", "--peers", "all", "--peers-file", "x"], "--peers-file x is no file"),
@@ -247,7 +245,7 @@ def test_what_computes_nothing_loads_nothing_that_computes(arguments):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["design"], ["design", "--device", "host", "--speed", "9"], ["bench"]])
+@pytest.mark.parametrize("arguments", [["fly"], ["design"], ["design", "--board", "host", "--speed", "9"], ["bench"]])
 def test_wrong_usage_is_exit_2(arguments, here):
     assert here(*arguments)[0] == 2
 
@@ -274,10 +272,10 @@ def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_kee
         for day in range(3000)
     ]
     text.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
-    request = ("design", "--device", "raspberry-pi-4", "--data", text, "--context", "64", "--prompt", "32")
+    request = ("design", "--board", "raspberry-pi-4", "--data", text, "--context", "64", "--prompt", "32")
     code, _, err = here(*request, "--vocab", "50257")
     assert code == 1 and "a vocabulary of 50257 was requested, and the text" in err and "entries at most" in err
-    code, out, err = here(*request, "--train-hours", "0.001", "-o", design)
+    code, out, err = here(*request, "--budget", "train-hours=0.001", "-o", design)
     assert code == 0 and "in 0.001 h here" in out, err
     made = json.loads(design.read_text())
     assert made["training"]["hours"] == 0.001 and max(made["considered"]["vocab"]) < 8192
@@ -291,8 +289,8 @@ def test_a_small_text_and_a_training_time_are_budgets_of_a_design_that_train_kee
 
 def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
-        "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
-        "--file-mb", "3", "--j-per-token", "0.02", "--kv", "fp32,int8", "--tokens", "1e7",
+        "--board", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
+        "--budget", "file-mb=3", "--budget", "j-per-token=0.02", "--kv", "fp32,int8", "--budget", "tokens=1e7",
     ]  # fmt: skip
     path = tmp_path / "design.json"
     code, out, err = here("design", *arguments, "-o", path)
@@ -308,7 +306,7 @@ def test_design_takes_every_option_of_the_search(here, tmp_path):
 
 
 def test_design_takes_the_papers_score_with_budgets(here):
-    words = ("--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--score", "merino")
+    words = ("--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--score", "merino")
     code, out, err = here("design", *words, "--decode-ms", "2", "--json")
     assert code == 0, err
     design = json.loads(out)
@@ -343,7 +341,7 @@ def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
     for words in (
         ["compare", "r.json", "r.json"], ["report", "r.json", "--md"], ["report", "r.json", "-o", "out.html"],
         ["devices", "p.toml"],
-        ["design", "--device", "p.toml", "--vocab", "300", "--context", "64"],
+        ["design", "--board", "p.toml", "--vocab", "300", "--context", "64"],
     ):  # fmt: skip
         code, out, err = here(*words, cwd=tmp_path)
         assert code == 0, err
@@ -354,26 +352,26 @@ def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else(here):
-    code, out, err = here("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
+    code, out, err = here("design", "--board", "raspberry-pi-zero-2w", "--score", "merino-52m", "--json")
     assert code == 0, err
     assert json.loads(out)["budget"] == {"flops_g": 60}
-    code, _, err = here("design", "--device", "host", "--preset", "merino-52m", "--decode-ms", "5")
-    assert code == 1 and "--preset merino-52m is a budget of its own" in err
+    code, _, err = here("design", "--board", "host", "--score", "merino-52m", "--decode-ms", "5")
+    assert code == 1 and "--score merino-52m has a budget of its own" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
         (("--score", "best"), 1, "--score best is not known: choose one of measured, merino"),
-        (("--preset", "merino-52m", "--score", "measured"), 1, "leave --score measured out"),
-        (("--score", "merino", "--tokens", "1e9"), 1, "leave --tokens and --data out"),
+        (("--budget", "kv-mb=3"), 2, "give NAME=VALUE"), (("--budget", "file-mb"), 2, "give NAME=VALUE"),
+        (("--score", "merino", "--budget", "tokens=1e9"), 1, "leave --budget tokens and --data out"),
         (("--score", "merino", "--vocab", "300,400"), 1, "--vocab is a list"),
-        (("--tokens", "0"), 1, "--tokens 0 is not allowed"),
-        (("--tokens", "-5"), 1, "--tokens -5 is not allowed"),
-        (("--tokens", "1e9", "--data", "text.txt"), 1, "give one of them"),
+        (("--budget", "tokens=0"), 1, "--budget tokens=0 is not allowed"),
+        (("--budget", "tokens=-5"), 1, "--budget tokens=-5 is not allowed"),
+        (("--budget", "tokens=1e9", "--data", "text.txt"), 1, "give one of them"),
         (("--data", "missing.txt"), 1, "--data missing.txt does not exist"),
-        (("--train-hours", "1"), 1, "--train-hours goes with a text"),
-        (("--tokens", "1e9", "--train-hours", "0"), 1, "--train-hours 0 is not allowed"),
+        (("--budget", "train-hours=1"), 1, "--budget train-hours goes with a text"),
+        (("--budget", "tokens=1e9", "--budget", "train-hours=0"), 1, "train-hours=0 is not allowed"),
         (("--vocab", "1000000", "--context", "131072", "--precision", "fp32", "--kv", "fp32"), 1,
          "the board's own --decode-ms 50 is below"),
         (("--vocab", "256,50257"), 1, "--vocab 256 is not allowed: choose 257"),
@@ -384,7 +382,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
     ],
 )
 def test_a_design_that_cannot_be_is_refused(arguments, exit_code, message, here):
-    code, out, err = here("design", "--device", "raspberry-pi-4", *arguments)
+    code, out, err = here("design", "--board", "raspberry-pi-4", *arguments)
     assert (code, out) == (exit_code, "")
     assert message in " ".join(err.replace("│", " ").split())
 

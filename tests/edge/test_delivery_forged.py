@@ -167,10 +167,10 @@ def test_by_a_boards_installed_application_and_by_the_one_that_is_sent(forged, t
 
 def test_on_ansibles_controller(forged):
     """With `merino_trust`; with `merino_allow_unsigned`, where the role compares the signer with the board's keys."""
-    forged.by_application("verify", None, "--json", "--trust", forged.pub, or_refusal="is not signed")
+    forged.by_application("info", "--check", None, "--json", "--trust", forged.pub, or_refusal="is not signed")
     others = {path: refusal for path, refusal in forged.refusal.items() if "not trusted here" not in refusal}
     assert len(others) == len(forged.refusal) - 1
-    forged._replace(refusal=others).by_application("verify", None, "--json")
+    forged._replace(refusal=others).by_application("info", "--check", None, "--json")
 
 
 @AS_ROOT

@@ -2,6 +2,7 @@
 What is said of flashed boards: tables, JSON, the missing extra."""
 
 import asyncio
+import getpass
 import json
 import platform
 import random
@@ -313,7 +314,7 @@ def base(place):
 def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(board, place, base):
     kept = sorted((board.cache / "bundles").glob("*"))
     code, out, err = run(
-        "calibrate", "--ssh", board.address, "--device", base, "--backend", "onnxruntime", "-o", place / "my.toml",
+        "calibrate", "--ssh", board.address, "--board", base, "--backend", "onnxruntime", "-o", place / "my.toml",
         first=QUICK_BENCH + SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err
@@ -329,27 +330,27 @@ def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(boar
 
 def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):
     for arguments, output in (
-        (["--device", "raspberry-pi-5"], "-o FILE"),
-        (["--device", "host"], "--device host"),
-        (["--device", "raspberry-pi-5", "-o", place], "it is a folder"),
+        (["--board", "raspberry-pi-5"], "-o FILE"),
+        (["--board", "host"], "--board host"),
+        (["--board", "raspberry-pi-5", "-o", place], "it is a folder"),
     ):
         code, _, err = run("calibrate", "--ssh", board.address, *arguments)
         assert code == 1 and output in err.splitlines()[-1], err
         assert "measures itself" not in err
     if platform.machine() == "aarch64":
         return  # the profile's board and this one are alike
-    code, _, err = run("calibrate", "--ssh", board.address, "--device", "raspberry-pi-5", "-o", place / "x.toml")
+    code, _, err = run("calibrate", "--ssh", board.address, "--board", "raspberry-pi-5", "-o", place / "x.toml")
     assert code == 1 and f"the probed machine is {platform.machine()}, the profile is of aarch64" in err
     assert "measures itself" not in err
 
 
 def test_a_board_that_no_profile_names_is_told_so(board):
-    code, _, err = run("recommend", "--ssh", board.address)
-    assert code == 1 and "which no profile names" in err and "Raspberry Pi 5" in err and "--device" in err
-    code, _, err = run("recommend", "--ssh", board.address, "--device", "raspberry-pi-5")
-    assert code == 2 and "one of" in err
+    code, _, err = run("recommend", "--board", f"{getpass.getuser()}@{board.address}")
+    assert code == 1 and "which no profile names" in err and "Raspberry Pi 5" in err and "--board" in err
+    code, _, err = run("recommend", "--board", "raspberry-pi-5", "--accept-new")
+    assert code == 1 and "--accept-new goes with" in err
     code, _, err = run("recommend")
-    assert code == 2 and "--ssh" in err
+    assert code == 2 and "--board" in err
 
 
 def test_a_board_without_the_packages_is_told_how_to_get_them(place, workstation):
@@ -403,7 +404,7 @@ def test_nothing_that_a_board_says_steers_the_terminal():
 def test_the_profile_of_a_board_is_that_which_names_its_model():
     assert profile_of("pi", facts("NVIDIA Jetson Nano Developer Kit")).id == "jetson-nano"
     for model in ("", "Another\x1b board"):
-        with pytest.raises(MerinoError, match="no profile names.*--device") as caught:
+        with pytest.raises(MerinoError, match="no profile names.*--board") as caught:
             profile_of("pi", facts(model))
         assert str(caught.value).isprintable()
 

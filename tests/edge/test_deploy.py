@@ -16,7 +16,7 @@ from merino_runtime.delivery.fit import packed_bundle
 from merino_runtime.delivery.keys import read_public_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
-LIKE = ("--device", "raspberry-pi-4", "--precision", "int8")  # a PC has no model that a profile names
+LIKE = ("--board", "raspberry-pi-4", "--precision", "int8")  # a PC has no model that a profile names
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_what_is_refused_says_what_to_do(tmp_path):
     for words, said in {
         (): "give one of --ssh, --image, --rootfs",
         ("--rootfs", tmp_path, "--image", tmp_path / "a.img"): "has --image and --rootfs",
-        ("--rootfs", tmp_path): "--device is missing",
+        ("--rootfs", tmp_path): "--board is missing",
         ("--rootfs", tmp_path, "--serve"): "go with --ssh, not --rootfs",
         ("--rootfs", tmp_path, "--chat"): "go with --ssh, not --rootfs",
-        ("--rootfs", tmp_path, "--device", "raspberry-pi-4", "--precision", "int3"): "choose auto",
+        ("--rootfs", tmp_path, "--board", "raspberry-pi-4", "--precision", "int3"): "choose auto",
     }.items():
         code, _, err = run("deploy", "embedded", *words)
         assert code == 1 and said in err, err
-    code, _, err = run("deploy", "opt-350m", "--rootfs", tmp_path, "--device", "raspberry-pi-9")
+    code, _, err = run("deploy", "opt-350m", "--rootfs", tmp_path, "--board", "raspberry-pi-9")
     assert code == 1 and "raspberry-pi-9" in err

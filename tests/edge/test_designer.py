@@ -63,9 +63,9 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize(("read", "name", "content", "command"), [
     (read_plan, "my design.json", {"schema": 3, "device": "raspberry-pi-4"},
-     "merino-edge design --device raspberry-pi-4 -o 'PATH'"),
+     "merino-edge design --board raspberry-pi-4 -o 'PATH'"),
     (read_probe, "probe.json", {"schema": 5}, "python3 merino.pyz probe -o probe.json"),
-    (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --device ID -o PATH"),
+    (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --board ID -o PATH"),
 ])  # fmt: skip
 def test_another_schema_is_refused_with_the_command_that_makes_the_file_again(read, name, content, command, tmp_path):
     path = tmp_path / name
@@ -250,9 +250,9 @@ def test_no_decoder_within_the_limits_is_better(problem):
         if needs:
             alone[name] = min(needs)
     for name, need in alone.items():
-        option, words = BUDGETS_BY_NAME[name].option, str(refused.value)
-        assert f"{option} {limits[name]:g} is below" in words
-        told = float(words.split(f"{option} {limits[name]:g} is below ")[1].split(",")[0])
+        given, words = BUDGETS_BY_NAME[name].given(limits[name]), str(refused.value)
+        assert f"{given} is below" in words
+        told = float(words.split(f"{given} is below ")[1].split(",")[0])
         assert need <= told * (1 + 1e-9) <= need * 1.002
     assert any(member.arch.shape() in str(refused.value) for member in members)
 

@@ -37,7 +37,7 @@ def described(folder):
     ("jetson-nano", "portable", None),
 ])  # fmt: skip
 def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
-    exported("embedded", "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
+    exported("embedded", "--precision", "int8", "--board", board, "-o", tmp_path / "bundle")
     result = described(tmp_path / "bundle")
     assert (result["dialect"], result["core"]) == (dialect, core) and board in result["boards"]
     assert board not in [each["board"] for each in result["slower_on"]]
@@ -48,13 +48,13 @@ def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
     slower = {each["board"]: each["times"] for each in described(tmp_path / "bundle")["slower_on"]}
     assert set(slower) == {"raspberry-pi-4", "raspberry-pi-zero-2w", "jetson-nano"}
     for board, times in slower.items():
-        assert f"on {board} {times:g} times slower than an export with --for {board}" in output
+        assert f"on {board} {times:g} times slower than an export with --board {board}" in output
 
 
 def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
     calls = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
     place = str(tmp_path / "tiny.json")
-    done = CliRunner().invoke(app, ["design", "--device", "raspberry-pi-4", *calls, "-o", place])
+    done = CliRunner().invoke(app, ["design", "--board", "raspberry-pi-4", *calls, "-o", place])
     assert done.exit_code == 0, (done.output, done.exception)
     [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
     exported(place, *options.split(), "-o", tmp_path / "bundle")
@@ -126,13 +126,13 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer
     assert (made.bundle.precision, quantized_cache(made.bundle)) == ("int4", "int8")
     assert len(output) == 1 and output[0].endswith("raspberry-pi-5: taken")
     drawn = source._replace(weights="random", tokenizer=None)
-    with pytest.raises(MerinoError, match="has no tokenizer. Export without --calibrate"):
+    with pytest.raises(MerinoError, match="has no tokenizer. Export without --text"):
         export(drawn, tmp_path / "unread", FOR_PI_5._replace(calibration=text))
     assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="no tokenizer, .*raspberry-pi-5 it would be int4"):
         export(source._replace(tokenizer=None), out, FOR_PI_5, say=output.append)
     done = CliRunner().invoke(app, ["export", str(wide["even"]), "--precision", "auto", "-o", str(tmp_path / "b")])
-    assert done.exit_code and "name it with --for" in str(done.exception)
+    assert done.exit_code and "name it with --board" in str(done.exception)
 
 
 def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
@@ -152,14 +152,14 @@ def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp
     (("--dialect", "onnx"), "--dialect onnx is not known"),
     (("--kv", "int2"), "--kv int2 is not known"),
     (("--kv", "int8", "--dialect", "portable"), "not possible in dialect portable"),
-    (("--kv", "int8", "--for", "jetson-orin-nano"), "has 1.23.2: give --kv fp32"),
+    (("--kv", "int8", "--board", "jetson-orin-nano"), "has 1.23.2: give --kv fp32"),
     (("--context", "65"), "--context 65 is not allowed"),
-    (("--calibrate", "short.txt"), "--calibrate short.txt"),
+    (("--text", "short.txt"), "--text short.txt"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_is_refused_before_a_format_is_tried(words, message, wide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("The river.")
-    usual = {"--precision": "auto", "--for": "raspberry-pi-4"}
+    usual = {"--precision": "auto", "--board": "raspberry-pi-4"}
     given = {**usual, **dict(zip(words[::2], words[1::2], strict=True))}
     requested = [word for pair in given.items() for word in pair]
     done = CliRunner().invoke(app, ["export", str(wide["even"]), *requested, "-o", "bundle"])

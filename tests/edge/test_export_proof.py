@@ -348,8 +348,8 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
 
 def test_a_design_with_grouped_heads_and_a_gated_ffn_is_trained_and_exported(tmp_path):
     path = tmp_path / "design.json"
-    words = ["--device", "raspberry-pi-4", "--vocab", "300", "--context", "64", "--decode-ms", "0.7", "--kv", "fp32",
-             "--params-m", "0.4", "--precision", "fp32"]  # fmt: skip
+    words = ["--board", "raspberry-pi-4", "--vocab", "300", "--context", "64", "--decode-ms", "0.7", "--kv", "fp32",
+             "--budget", "params-m=0.4", "--precision", "fp32"]  # fmt: skip
     done = CliRunner().invoke(app, ["design", *words, "-o", str(path)])
     assert done.exit_code == 0, done.output
     plan = load_design(path)

@@ -318,7 +318,7 @@ def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantized_again(tmp
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_for_a_core_without_dotprod_blocks_are_taken_over_too(tmp_path, precision):
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
-    words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]
+    words = ["export", tmp_path / "model.gguf", "--board", "raspberry-pi-4", "--precision", precision]
     done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "Q4_0: 7 matrices taken over exactly" in done.stderr and "Q8_0: 1 matrices taken over exactly" in done.stderr

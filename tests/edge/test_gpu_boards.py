@@ -139,7 +139,7 @@ GOLDEN = {
 ])  # fmt: skip
 def test_the_design_for_a_jetsons_own_budget(board, requested):
     words = () if requested is None else ("--backend", requested)
-    result = Design.model_validate_json(run("design", "--device", board, *words, "--json"))
+    result = Design.model_validate_json(run("design", "--board", board, *words, "--json"))
     cost = result.predicted
     assert (
         result.backend, result.precision, result.architecture.shape(),
@@ -149,14 +149,14 @@ def test_the_design_for_a_jetsons_own_budget(board, requested):
 
 
 def test_what_the_commands_say_of_a_boards_backends():
-    output = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64")
+    output = run("design", "--board", "jetson-nano", "--vocab", "2000", "--context", "64")
     assert "budgets for jetson-nano on tensorrt (--backend onnxruntime for the other): --decode-ms 50" in output
     assert "Design for NVIDIA Jetson Nano (4 GB) on tensorrt, predicted from estimated coefficients" in output
     assert "no interval: the errors of predictions for TensorRT were not measured yet" in output
-    on_cpu = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64",
+    on_cpu = run("design", "--board", "jetson-nano", "--vocab", "2000", "--context", "64",
                  "--backend", "onnxruntime")  # fmt: skip
     assert "budgets for jetson-nano on onnxruntime (--backend tensorrt for the other)" in on_cpu
-    pi = run("design", "--device", "raspberry-pi-4", "--vocab", "2000", "--context", "64")
+    pi = run("design", "--board", "raspberry-pi-4", "--vocab", "2000", "--context", "64")
     assert "budgets for raspberry-pi-4: --decode-ms 50" in pi and "onnxruntime" not in pi
 
 
@@ -319,7 +319,7 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
         with pytest.raises(MerinoError, match=text):
             recalibrate(device, [path], out, backend=backend)
         assert not out.exists()
-    with pytest.raises(MerinoError, match="--device host takes no .*--backend tensorrt"):
+    with pytest.raises(MerinoError, match="--board host takes no .*--backend tensorrt"):
         recalibrate("host", [], None, backend="tensorrt")
 
 

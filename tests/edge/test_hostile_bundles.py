@@ -140,7 +140,7 @@ def test_no_verb_reads_weights_that_are_not_listed_as_they_are(attack, folder, h
             os.utime(path, (1_000_000_000, 1_000_000_000))
         assert here("selftest", folder)[0] == 0
     attack(folder)
-    verbs = [("selftest", folder), ("generate", folder, "hello"), ("bench", folder), ("verify", folder)]
+    verbs = [("selftest", folder), ("generate", folder, "hello"), ("bench", folder), ("info", "--check", folder)]
     verbs += [("generate", folder, "hello", "--no-verify")] if attack is not changed else []
     for words in verbs:
         code, output = here(*words)
@@ -387,12 +387,12 @@ def test_an_install_does_not_load_it(strange, mark, tmp_path):
 
 
 @of_operators
-def test_info_and_verify_name_it(strange, mark, here):
+def test_info_names_it(strange, mark, here):
     note = f"{LIBRARY} (never loaded from a bundle; runs only if you start it)"
     (strange / "merino.pyz").unlink()
     printed = here("info", strange)[1]
     assert "code in it" in printed and note in printed
-    assert f"code: {note}; kernels: GroupAttention, MatMul4" in here("verify", strange)[1]
-    for verb in ("info", "verify"):
-        assert json.loads(here(verb, strange, "--json")[1])["code"] == [LIBRARY]
+    assert f"code: {note}; kernels: GroupAttention, MatMul4" in here("info", "--check", strange)[1]
+    for words in (["info"], ["info", "--check"]):
+        assert json.loads(here(*words, strange, "--json")[1])["code"] == [LIBRARY]
     assert not mark.exists()

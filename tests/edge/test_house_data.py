@@ -284,8 +284,8 @@ def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_p
 
 def test_the_decoder_is_within_the_budgets_that_its_page_states():
     source = str(ROOT / "examples" / "house" / "architecture.json")
-    shape = ["--device", "raspberry-pi-zero-2w", "--backend", "onnxruntime", "--context", "256", "--prompt", "128"]
-    command = [sys.executable, "-m", "merino_edge", "score", source, *shape, "--json"]
+    shape = ["--board", "raspberry-pi-zero-2w", "--backend", "onnxruntime", "--context", "256", "--prompt", "128"]
+    command = [sys.executable, "-m", "merino_edge", "recommend", source, *shape, "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
     costs = printed["sources"][0]["predicted"]["int8"]
     assert costs["decode_ms"] <= 7 and costs["prefill_ms"] <= 150 and costs["memory_mb"] <= 80

@@ -72,7 +72,7 @@ def test_a_robot_is_made_in_one_command_goes_on_where_it_was_stopped_and_answers
             assert answer.arguments.get("thing", "lamp") in ("lamp", "green tray")
             assert answer.sure == (answer.name == "refuse" or answer.probability >= job.threshold)
         assert job.answer({}, "grab the lamp").name != "pick"
-    assert command("verify", out / "bundle") == 0
+    assert command("info", "--check", out / "bundle") == 0
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"sentence": "hi", "items": {}, "call": {"name": "refuse", "arguments": {}}}) + "\n")
     assert command("job", "eval", out / "bundle", rows) == 0

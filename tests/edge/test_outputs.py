@@ -25,7 +25,7 @@ from merino_edge.export.source import random_source
 from merino_edge.profiles.reading import profile_ids, profile_text
 from merino_runtime.errors import MerinoError
 
-SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
+SMALL = ["--board", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
 DESIGN = ["design", *SMALL]
 BY_NIGHT = pytest.mark.nightly
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
@@ -53,15 +53,13 @@ def apart(*arguments, cwd, **streams):
     return done.returncode, done.stdout, done.stderr
 
 
-IMPOSSIBLE = ["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"]  # refused by the search
+IMPOSSIBLE = ["design", "--board", "raspberry-pi-4", "--decode-ms", "0.1"]  # refused by the search
 
 
 @pytest.mark.parametrize("words", [
     [*IMPOSSIBLE, "-o"],
-    ["pareto", "--device", "raspberry-pi-4", "--memory-mb", "1", "-o"],
-    ["pareto", "--device", "raspberry-pi-4", "--memory-mb", "1", "--plot"],
     ["report", "missing.json", "-o"],
-    ["calibrate", "--probe", "missing.json", "--device", "raspberry-pi-4", "-o"],
+    ["calibrate", "--probe", "missing.json", "--board", "raspberry-pi-4", "-o"],
 ])  # fmt: skip
 def test_a_folder_is_refused_before_the_work(words, run, tmp_path):
     (tmp_path / "folder.svg").mkdir()
@@ -146,7 +144,7 @@ def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
         "by a link": ["bundle", "-o", "link"],
         "a file in it": [inside, "-o", "bundle"],
         "as weights": ["opt-350m", "--weights", "bundle", "-o", "bundle"],
-        "as text": ["embedded", "--calibrate", inside, "-o", "bundle"],
+        "as text": ["embedded", "--text", inside, "-o", "bundle"],
     }[way]  # fmt: skip
     code, out, err = run("export", *words)
     assert (code, out) == (1, "") and "would replace the input" in err and "choose another -o" in err
@@ -161,16 +159,14 @@ def test_a_file_never_replaces_its_input(run, tmp_path):
     (tmp_path / "probe.json").write_text("{}")
     for words in (
         ["report", "r.json", "-o", "r.json"], ["report", "r.json", "-o", "./same.json"],
-        ["report", "r.json", "--device", "my.toml", "-o", "my.toml"],
-        ["calibrate", "--probe", "probe.json", "--device", "raspberry-pi-4", "-o", "probe.json"],
-        ["calibrate", "--probe", "probe.json", "--device", "my.toml", "-o", "my.toml"],
-        ["design", "--device", "my.toml", "-o", "my.toml"], ["pareto", "--device", "my.toml", "-o", "my.toml"],
+        ["report", "r.json", "--board", "my.toml", "-o", "my.toml"],
+        ["calibrate", "--probe", "probe.json", "--board", "raspberry-pi-4", "-o", "probe.json"],
+        ["calibrate", "--probe", "probe.json", "--board", "my.toml", "-o", "my.toml"],
+        ["design", "--board", "my.toml", "-o", "my.toml"],
     ):  # fmt: skip
         code, out, err = run(*words)
         assert (code, out) == (1, "") and err.count("\n") == 1, words
         assert f"-o {words[-1].removeprefix('./')} would replace the input" in err, err
-    code, _, err = run("pareto", "--device", "raspberry-pi-4", "-o", "a.svg", "--plot", "./a.svg")
-    assert code == 1 and "are one file" in err
     assert (tmp_path / "r.json").read_text() == records and (tmp_path / "my.toml").read_text() == profile
     assert run("report", "r.json", "-o", "r.html")[0] == 0
 
@@ -242,9 +238,8 @@ def test_devices_shows_every_id_whole(width):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("arguments", [
-    ["devices", "raspberry-pi-4"], ["recommend", "--device", "raspberry-pi-zero-2w"],
-    ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
-    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
+    ["devices", "raspberry-pi-4"], ["recommend", "--board", "raspberry-pi-zero-2w"],
+    ["design", "--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
 ])  # fmt: skip
 def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
     code, shown = command_on_a_terminal(arguments, width, both=False)

@@ -80,7 +80,7 @@ def test_graphs_for_a_named_board_with_dotprod_attend_by_groups(precision, kv, d
     assert (count(own), count("GroupQueryAttention")) == ((3, 0) if kv else (2, 1))
     assert made.bundle.kernels == (own,)
     old = this_board()._replace(architecture="x86_64", isa=frozenset(["avx", "avx2"]))
-    with pytest.raises(MerinoError, match=r"kernels that use f16c, fma, which this CPU lacks\. .*without --for"):
+    with pytest.raises(MerinoError, match=r"kernels that use f16c, fma, which this CPU lacks\. .*without --board"):
         check_bundle_fits(made.bundle, old)
     anywhere = export(source, tmp_path / "anywhere", request._replace(board=None))
     assert not anywhere.bundle.kernels and "GroupAttention" not in "".join(kinds(anywhere.folder))
@@ -123,7 +123,7 @@ def test_a_bundle_for_a_later_library_names_what_it_lacks(folder, capsys):
         out, err = capsys.readouterr()
         assert code == 1 and re.search(r"newer library of kernels: .* lacks MatMul3\. Update", out + err), verb
         assert verb != "info" or "MatMul3, MatMul4 (this release lacks MatMul3)" in out
-    assert main(["verify", str(folder)]) == 0 and "this release lacks MatMul3" in capsys.readouterr().out
+    assert main(["info", "--check", str(folder)]) == 0 and "this release lacks MatMul3" in capsys.readouterr().out
 
 
 IN_MEMORY = """

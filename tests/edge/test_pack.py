@@ -72,7 +72,7 @@ import os, sys
 from pathlib import Path
 os.umask(0o077)
 from merino_edge.cli.app import main
-main(["pack", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--device", "raspberry-pi-5", "--sign", sys.argv[4]])
+main(["pack", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--board", "raspberry-pi-5", "--sign", sys.argv[4]])
 """
 
 
@@ -242,8 +242,8 @@ def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(format
 
 
 @pytest.mark.parametrize("words, reason", [
-    (["-o", "-"], "stdout"), (["-o", "a.merino", "--wheels"], "--device"), (["-o", "."], "a folder"),
-    (["-o", "a.merino", "--device", "raspberry-pi-6"], "raspberry-pi-5"),
+    (["-o", "-"], "stdout"), (["-o", "a.merino", "--wheels"], "--board"), (["-o", "."], "a folder"),
+    (["-o", "a.merino", "--board", "raspberry-pi-6"], "raspberry-pi-5"),
     (["-o", "a.merino", "--sign", "no.key"], "no.key"),
 ])  # fmt: skip
 def test_a_request_that_cannot_be_met_is_one_line(words, reason, tmp_path):
@@ -260,19 +260,19 @@ def test_the_commands_from_a_key_to_a_verified_file(tmp_path):
 
     run("keygen", "-o", "fleet")
     run("keygen", "-o", "other")
-    options = ("--device", "raspberry-pi-5", "--sign", "fleet.key", "--json")
+    options = ("--board", "raspberry-pi-5", "--sign", "fleet.key", "--json")
     made = json.loads(run("pack", "embedded", "-o", "a.merino", *options))
-    verified = json.loads(run("verify", "a.merino", "--trust", "other.pub", "--trust", "fleet.pub", "--json"))
+    verified = json.loads(run("info", "--check", "a.merino", "--trust", "other.pub", "--trust", "fleet.pub", "--json"))
     data = json.loads(run("info", "a.merino", "--json"))
     assert made["id"] == verified["id"] == data["id"] and data["bundles"][0]["precision"] == "fp32"
     assert data["signature"]["key"] in (tmp_path / "fleet.pub").read_text()
     assert data["takes"] is None and "raspberry-pi-5" in data["refusal"]
     assert f"release         {made['id']}" in run("info", "a.merino")
-    done = forked.run(["verify", "a.merino", "--trust", "other.pub"], cwd=tmp_path)
+    done = forked.run(["info", "--check", "a.merino", "--trust", "other.pub"], cwd=tmp_path)
     assert done.returncode == 1 and "not trusted here" in done.stderr
     run("pack", "embedded", "-o", "u.merino")
-    assert "not signed" in run("verify", "u.merino")
-    done = forked.run(["verify", "u.merino", "--trust", "fleet.pub"], cwd=tmp_path)
+    assert "not signed" in run("info", "--check", "u.merino")
+    done = forked.run(["info", "--check", "u.merino", "--trust", "fleet.pub"], cwd=tmp_path)
     assert done.returncode == 1 and "not signed" in done.stderr
 
 

@@ -214,10 +214,10 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     Path("text.txt").write_text("The river runs past the old mill. " * 40)
 
     def exported(*words):
-        return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
+        return CliRunner().invoke(app, ["export", "checkpoint", "--text", "text.txt", "-o", "bundle", *words])
 
     assert "KV cache in int8" in exported().output and quantized_cache(load_bundle("bundle")) == "int8"
-    assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
+    assert "the design's cache, int8, needs" in str(exported("--board", "jetson-orin-nano").exception)
     assert "cache is not quantized" in str(exported("--kv", "fp32").exception)
     Path("checkpoint/design.json").write_text(designed.to_json().replace('"kv": "int8"', '"kv": "int2"'))
     assert "must be int8 or int4" in str(exported().exception)

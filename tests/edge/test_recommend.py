@@ -1,4 +1,4 @@
-"""Verdicts on existing models against direct predictions, and the front against the search at each of its limits."""
+"""Verdicts on existing models against direct predictions, and what `recommend` prints."""
 
 import json
 import shlex
@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 from merino_edge.cli.app import app
 from merino_edge.cli.recommended import first_command, reasons, recommendation_json
 from merino_edge.design.budgets import NOISE, shares_over, surely_over, with_board_defaults
-from merino_edge.design.designer import design
-from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
@@ -19,7 +17,6 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import refused_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_text
-from merino_edge.report.front import front_svg
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -129,9 +126,9 @@ def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
 
 
 @pytest.mark.parametrize(("board", "graph", "core"), [
-    (ZERO, " --for raspberry-pi-zero-2w", "no-dotprod"),
+    (ZERO, " --board raspberry-pi-zero-2w", "no-dotprod"),
     (load_profile("jetson-orin-nano"), " --dialect portable", None),
-    pytest.param(NANO, " --for jetson-nano", None, marks=pytest.mark.nightly),
+    pytest.param(NANO, " --board jetson-nano", None, marks=pytest.mark.nightly),
     pytest.param(PI5, "", "dotprod", marks=pytest.mark.nightly),
 ])  # fmt: skip
 def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, graph, core, tmp_path, monkeypatch):
@@ -155,52 +152,10 @@ def test_a_board_of_a_file_is_exported_for_by_the_file(tmp_path):
     budgets = with_board_defaults({}, load_profile(path))
     recommendation = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL)
     command = first_command(recommendation, load_profile(path), str(path))
-    assert shlex.split(command)[5:7] == ["--for", str(path)]
+    assert shlex.split(command)[5:7] == ["--board", str(path)]
     assert first_command(recommended(decode_ms=0.01), PI5, PI5.id) is None
 
 
-@pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
-def computed_front(request):
-    return front(ZERO, {}, request.param, 6, space=SMALL, context=256, prompt=128)
-
-
-def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(computed_front):
-    axis, points = computed_front.against, computed_front.points
-    limits = [point.budget[axis] for point in points]
-    assert limits == sorted(set(limits)) and len(limits) == 6
-    entropies = [point.entropy for point in points]
-    assert entropies == sorted(entropies) and entropies[0] < entropies[-1]
-    for point in points:
-        assert getattr(point.predicted, axis) <= point.budget[axis]
-        assert point.budget == {**computed_front.budget, axis: point.budget[axis]}
-        assert point.solver.gap == 0 and point.solver.name == "enumeration"
-    again = design(ZERO, points[2].budget, space=SMALL, context=256, prompt=128)
-    assert again.architecture == points[2].architecture and again.entropy == points[2].entropy
-    ratios = [after / before for before, after in zip(limits, limits[1:], strict=False)]
-    assert max(ratios) / min(ratios) < 1.02  # log-spaced, to four digits
-
-
-def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(computed_front):
-    axis, first, last = computed_front.against, computed_front.points[0], computed_front.points[-1]
-    assert first.architecture.blocks[0].width == 64
-    with pytest.raises(MerinoError, match="the smallest that any decoder needs"):
-        least = getattr(first.predicted, axis) * 0.99
-        design(ZERO, {**first.budget, axis: least}, space=SMALL, context=256, prompt=128)
-    free = {"memory_mb": ZERO.memory.free_mb.value}
-    assert last.entropy == design(ZERO, free, space=SMALL, context=256, prompt=128).entropy
-
-
-def test_pareto_json_is_read_as_it_was_written(computed_front):
-    assert Front.model_validate_json(computed_front.to_json()) == computed_front
-    content = json.loads(computed_front.to_json())
-    assert set(content) == {
-        "schema", "device", "device_name", "backend", "against", "precision", "kv", "context", "prompt", "considered",
-        "budget", "default_limit", "points", "models",
-    }  # fmt: skip
-    assert [mark["id"] for mark in content["models"]] == list(MARKED)
-    for mark in computed_front.models:
-        shape = InferenceShape(computed_front.precision, 256, 128, computed_front.kv)
-        assert mark.predicted == cost_model(ZERO, shape).predict(model(mark.id).geometry.operators)
 
 
 def run(*words):
@@ -210,7 +165,7 @@ def run(*words):
 
 @pytest.mark.usefixtures("small_space")
 def test_recommend_prints_json_with_sources_and_verdicts():
-    code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
+    code, out, _ = run("recommend", "--board", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     printed = json.loads(out)
     assert code == 0 and (printed["schema"], printed["backend"]) == (6, "onnxruntime")
     assert printed["budget"] == {"decode_ms": 20, "memory_mb": 1024}
@@ -225,39 +180,26 @@ def test_recommend_prints_json_with_sources_and_verdicts():
 
 
 @pytest.mark.usefixtures("small_space")
-def test_pareto_writes_json_and_svg(tmp_path):
-    out, plot = tmp_path / "pareto.json", tmp_path / "front.svg"
-    words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")
-    words += ("--kv", "int8")
-    code, shown, _ = run("pareto", *words, "-o", str(out), "--plot", str(plot))
-    pareto = Front.model_validate_json(out.read_text())
-    assert code == 0 and len(pareto.points) > 3 and plot.read_text() == front_svg(pareto)
-    assert (pareto.against, pareto.considered.vocab, pareto.kv) == ("memory_mb", [2000], "int8")
-    assert (pareto.context, pareto.prompt) == (128, 64)
-    assert "no decoder of the space scores more within a point's limit" in shown and "Pythia-160M" in shown
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("recommend", "--device", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
-        (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
-        (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
-        (("recommend", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
-        (("recommend", "--device", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
-        (("pareto", "--device", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
-        (("pareto", "--device", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
-        (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
-        (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
-        (("pareto", "--device", "raspberry-pi-4", "--kv", "int2"), "--kv int2 is not known: choose one of fp32, int8"),
-        (("pareto", "--device", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
-        (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is the axis of the front"),
-        (("pareto", "--device", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
-        (("pareto", "--device", "raspberry-pi-4", "--plot", "front.png"), "such as --plot front.svg"),
-        (("pareto", "--device", "raspberry-pi-4", "--plot", "front"), "such as --plot front.svg"),
-        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "-o", "/proc/no/p.json"), "write"),
-        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--plot", "/proc/a.svg"), "write"),
+        (("recommend", "--board", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
+        (("recommend", "--board", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
+        (("recommend", "--board", "raspberry-pi-4", "--context", "1"), "--context 1 "),
+        (("recommend", "--board", "jetson-nano", *ON_CPU, "--budget", "j-per-token=1"), "power.stress_w"),
+        (("design", "--board", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
+        (("recommend", "--board", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
+        (("design", "--board", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
+        (("design", "--board", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
+        (("design", "--board", "raspberry-pi-4", "--budget", "file-mb=0.001"), "--budget file-mb=0.001 is below"),
+        (("recommend", "smollm2-135m", "--board", "raspberry-pi-4", "--decode-ms", "9"), "not for SOURCE"),
+        (("design", "--board", "raspberry-pi-9"), "No device profile"),
+        (("design", "--board", "raspberry-pi-4", "--kv", "int2"), "--kv int2 is not known: choose one of fp32, int8"),
+        (("design", "--board", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
+        (("design", "--board", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
+        (("design", "--board", "raspberry-pi-4", "--vocab", "300", "-o", "/proc/no/p.json"), "write"),
     ],
 )
 def test_a_users_mistake_is_one_clear_error(words, message):

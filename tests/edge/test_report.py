@@ -1,14 +1,12 @@
-"""The report of records: its claims, its two kinds of ratio, that no text in it runs; and the drawing of a front. Both
-are opened in a real browser: they load nothing, fit a phone and turn dark."""
+"""The report of records: its claims, its two kinds of ratio, that no text in it runs. It
+is opened in a real browser: it loads nothing, fits a phone and turns dark."""
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
-import forked
 import numpy as np
 import pytest
 from local_programs import headless
@@ -16,7 +14,6 @@ from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 
 from merino_edge.cli.app import main
-from merino_edge.design.pareto import front
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
@@ -26,11 +23,9 @@ from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report import tables as words
 from merino_edge.report.charts import cache_points, charts_of
-from merino_edge.report.front import check_plot, front_svg
 from merino_edge.report.page import markdown, page
 from merino_edge.report.summary import summarize
 from merino_edge.report.tables import number
-from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "demo-x86-2cores.json"
@@ -278,62 +273,16 @@ def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
     results, out = tmp_path / "r.json", tmp_path / "deep" / "report.html"
     results.write_text(json.dumps(many()))
     with pytest.raises(SystemExit) as done:
-        main(["report", str(results), "-o", str(out), "--md", "--device", "raspberry-pi-5"])
+        main(["report", str(results), "-o", str(out), "--md", "--board", "raspberry-pi-5"])
     assert done.value.code == 0
     output = capsys.readouterr()
     assert output.out.startswith("### 6.8×") and f"wrote {out}" in output.err
     assert "Raspberry Pi 5" in out.read_text(encoding="utf-8")
     for wrong, code in ((["report", str(results)], 2), (["report", str(tmp_path / "no.json"), "--md"], 1),
-                        (["report", str(results), "--md", "--device", "pi"], 1)):  # fmt: skip
+                        (["report", str(results), "--md", "--board", "pi"], 1)):  # fmt: skip
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == code
-
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
-def pareto(request):
-    board = load_profile("raspberry-pi-zero-2w")
-    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128, vocabs=[2000])
-
-
-def test_it_names_every_model_the_axes_and_the_default_budget(pareto):
-    texts = [text.text for text in ElementTree.fromstring(front_svg(pareto)).iter(f"{SVG}text")]
-    for model in pareto.models:
-        assert texts.count(model.name) == 1
-    unit = "ms" if pareto.against == "decode_ms" else "MB"
-    (limit,) = [text for text in texts if text.startswith("the board's default budget")]
-    assert limit.endswith(f"{number(pareto.default_limit)} {unit}")
-    assert any(text.endswith(f"{unit} (log scale)") for text in texts)
-    assert "effective weights, millions" in texts
-
-
-def test_it_is_one_file_that_loads_nothing_and_the_same_each_time(pareto):
-    text = front_svg(pareto)
-    svg = ElementTree.fromstring(text)
-    assert svg.tag == f"{SVG}svg" and (svg.get("width"), svg.get("height")) == ("800px", "600px")
-    assert text == front_svg(pareto) and "<dc:date" not in text
-    assert not re.search(r"@import|url\((?!#)|<script|<image|href=\"(?!#)|var\(", text)
-
-
-@pytest.mark.parametrize("name", ["front.png", "front", "front.svg.pdf"])
-def test_another_suffix_is_refused_with_what_to_do(tmp_path, name):
-    with pytest.raises(MerinoError, match=r"SVG only.*such as --plot front"):
-        check_plot(tmp_path / name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), [("front.svg", 0), ("front.SVG", 0), ("front.png", 1), ("front", 1)])
-def test_the_command_draws_an_svg_and_refuses_another_name_before_it_solves(name, code, tmp_path):
-    small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
-    done = forked.run(["pareto", *small, "--plot", name, "-o", "front.json"], cwd=tmp_path, first=forked.SMALL)
-    assert done.returncode == code, done.stderr
-    if code:
-        assert "drawn as SVG only" in done.stderr and done.stdout == "" and list(tmp_path.iterdir()) == []
-    else:
-        assert ElementTree.parse(tmp_path / name).getroot().tag == f"{SVG}svg"
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +305,7 @@ def reports(tmp_path_factory):
     (folders["many"] / "many.json").write_text(json.dumps(many()))
     return {
         "committed": written(folders["committed"], RESULTS),
-        "many": written(folders["many"], folders["many"] / "many.json", "--device", "raspberry-pi-4"),
+        "many": written(folders["many"], folders["many"] / "many.json", "--board", "raspberry-pi-4"),
     }
 
 

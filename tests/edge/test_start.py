@@ -34,7 +34,7 @@ pytestmark = [
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
 CALL = [sys.executable, "-c", "from merino_edge.cli.start import main; main()"]
-SMALL = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
+SMALL = ["--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
 # Runs a file with a signal to itself when the named module is about to be imported.
 INTERRUPTED = """
 import os, runpy, signal, sys
@@ -102,7 +102,7 @@ def test_characters_that_stdout_lacks_are_spelled_out(programs, tmp_path, variab
     shown = b""
     for arguments in (
         ["devices", profile], ["devices", profile, "--json"], ["report", records, "--md"], ["--help"],
-        ["compare", records, records], ["design", "--device", profile], ["devices", "\u00e9"],
+        ["compare", records, records], ["design", "--board", profile], ["devices", "\u00e9"],
     ):  # fmt: skip
         code, out, err = run_bounded([sys.executable, programs["merino-edge"], *arguments], **variables)
         assert "Traceback" not in err and code == (1 if arguments[-1] == "\u00e9" else 0), err
@@ -147,11 +147,12 @@ def edge(tmp_path_factory):
 
 def test_the_base_runs_these_commands_without_any_extra(edge):
     for words in (
-        ["devices"], ["recommend", "--device", "raspberry-pi-4"], ["design", *SMALL, "-o", "design.json"],
-        ["pareto", *SMALL, "--plot", "front.svg"], ["generate", "embedded", "Once", "-n", "3"],
+        ["devices"], ["recommend", "--board", "raspberry-pi-4"], ["design", *SMALL, "-o", "design.json"],
+        ["generate", "embedded", "Once", "-n", "3"],
         ["bench", "embedded", "-p", "8", "-n", "4", "-r", "1"], ["pack", "embedded", "-o", "p.merino"],
-        ["info", "p.merino"], ["verify", "p.merino"], ["score", "opt-125m"], ["compare", "r.json", "r.json"],
-        ["report", "r.json", "-o", "r.html", "--device", "raspberry-pi-4"],
+        ["info", "p.merino"], ["info", "--check", "p.merino"], ["recommend", "opt-125m"],
+        ["compare", "r.json", "r.json"],
+        ["report", "r.json", "-o", "r.html", "--board", "raspberry-pi-4"],
         ["eval", "embedded", "--perplexity", "t.txt"],
     ):  # fmt: skip
         done = edge(*words)
@@ -187,11 +188,12 @@ PROGRAM = "import sys\nfrom merino_edge.cli.start import main\nsys.exit(main())\
 BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to a board's root")
 VERBS = [
-    ("devices",), ("info", "."), ("verify", "."), ("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), BENCH_HERE,
+    ("devices",), ("info", "."), ("info", "--check", "."), ("generate", ".", "the", "-n", "2"),
+    ("chat", "CHAT"), BENCH_HERE,
     ("compare", "records.json", "records.json"), ("report", "records.json", "--md"), ("pack", ".", "-o", "OUT"),
     ("eval", ".", "--perplexity", "text.txt"),
-    ("design", "--device", "raspberry-pi-4", "-o", "OUT"), ("export", "embedded", "-o", "OUT"),
-    ("calibrate", "--device", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
+    ("design", "--board", "raspberry-pi-4", "-o", "OUT"), ("export", "embedded", "-o", "OUT"),
+    ("calibrate", "--board", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
     ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
     pytest.param(("flash", "beside.merino", "--allow-unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
     pytest.param((*BENCH_HERE, "--peers", "transformers"), marks=pytest.mark.nightly),
@@ -238,7 +240,7 @@ def test_python_m_does_not_either(merino_edge):
 
 
 def test_pip_is_the_installed_one(merino_edge, tmp_path):
-    words = ["pack", ".", "--device", "raspberry-pi-4", "--wheels", "-o", tmp_path / "out"]
+    words = ["pack", ".", "--board", "raspberry-pi-4", "--wheels", "-o", tmp_path / "out"]
     assert "pip finds no set of wheels" in merino_edge(words, code=1, PIP_NO_INDEX="1")
 
 
@@ -260,13 +262,12 @@ def test_every_call_of_python_leaves_the_current_folder_out():
 
 STREAMS = {"full": (">/dev/full", True, 1), "pipe": ("", False, 141), "closed": (">&- 2>&-", True, 1)}
 TRAIN = ["train", "arch.json", "--data", "text.txt", "--steps", "1", "--batch", "1", "-o"]
-PROBE = ["--probe", "probe.json", "--device", "raspberry-pi-5"]
+PROBE = ["--probe", "probe.json", "--board", "raspberry-pi-5"]
 BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
 # (command, what it leaves, which streams); those of BY_NIGHT, which compute more, in `make test-nightly`
 PRINTS = [
-    (["devices"], [], STREAMS), (["recommend", "--device", "raspberry-pi-4", "--json"], [], ["full"]),
-    (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
-    (["pareto", *SMALL, "-o", "out.json", "--plot", "out.svg"], ["out.json", "out.svg"], STREAMS),
+    (["devices"], [], STREAMS), (["recommend", "--board", "raspberry-pi-4", "--json"], [], ["full"]),
+    (["design", *SMALL, "-o", "out.json"], ["out.json"], STREAMS),
     (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
     (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
     (["compare", "records.json", "records.json"], [], ["pipe"]),
@@ -277,7 +278,6 @@ PRINTS = [
 ]  # fmt: skip
 WRITES = [
     ["design", *SMALL, "-o", "disk/out/far/away.json"],
-    ["pareto", *SMALL, "--plot", "disk/out.svg"],
     ["report", "records.json", "-o", "disk/out.html"],
     ["calibrate", *PROBE, "-o", "disk/out.toml"],
     ["generate", FOLDER, "Once", "-n", "2", "--cache", "disk/out"], ["export", "arch.json", "-o", "disk/out"],
@@ -285,7 +285,7 @@ WRITES = [
 ]  # fmt: skip
 
 
-BY_NIGHT = ("recommend", "pareto", "train", "export", "calibrate", "demo")
+BY_NIGHT = ("recommend", "train", "export", "calibrate", "demo")
 ALIKE = ("devices, closed", "generate, closed", "generate, full")  # as another command by day
 
 

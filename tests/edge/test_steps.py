@@ -99,7 +99,7 @@ def test_the_package_for_a_board_is_made_and_verified(pasted, shell):
     (block,) = [block for block in blocks("docs/start.md") if "merino-edge pack " in block]
     here = "\n".join(line for line in block.splitlines() if "--ssh" not in line and "my-zero.toml" not in line)
     folder, _ = pasted
-    verify = "merino-edge verify zero.merino --trust fleet.pub"
+    verify = "merino-edge info --check zero.merino --trust fleet.pub"
     printed = shell(f"{shortened(here, {' --wheels': ''})}\n{verify}", folder)
     assert "every sha256 as expected; signed by " in printed
 

@@ -67,7 +67,7 @@ def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
     assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0])
-    with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --accumulate 3: give --batch 6"):
+    with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --set accumulate=3: give --batch 6"):
         train(ARCH, [text], tmp_path / "other", recipe=RECIPE, accumulate=3)
 
 
@@ -157,7 +157,8 @@ def test_prompts_count_by_their_weight(tmp_path):
 @pytest.mark.parametrize(("name", "value", "what"), [
     ("steps", 0, "--steps 0 must be at least 1"), ("batch", 0, "--batch 0 must be"),
     ("learning_rate", 0.0, "--learning-rate 0 must be greater than 0"), ("learning_rate", math.nan, "-rate nan must"),
-    ("optimizer", "sgd", "--set optimizer=sgd must be 'adamw' or 'muon'"), ("patience", -1, "--patience -1 must be"),
+    ("optimizer", "sgd", "--set optimizer=sgd must be 'adamw' or 'muon'"),
+    ("patience", -1, "--set patience=-1 must be"),
     ("prompt_weight", 2.0, "--set prompt_weight=2 must be at most 1"), ("weight_decay", -0.1, "must be at least 0"),
 ])  # fmt: skip
 def test_a_recipe_that_cannot_be_is_refused(name, value, what):
@@ -192,8 +193,8 @@ def torchrun(words, port, **keys):
 def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1"]
-    recipe = ["--preset", "gpu-day", "--accumulate", 1, "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
-              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--no-bf16"]
+    recipe = ["--preset", "gpu-day", "--set", "accumulate=1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
+              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--set", "bf16=false"]
     return [tmp_path / "arch.json", *data, *recipe, "-o", out, *more]
 
 
@@ -216,8 +217,9 @@ def test_two_processes_compile_a_design_of_several_gradient_buckets(text, tmp_pa
     """In bfloat16, parts of a graph that torch.compile cut at the buckets had gradients that were not finite."""
     arch = ARCH.model_copy(update={"blocks": tuple(Block(width=width, ffn_ratio=2, depth=1) for width in (192, 256))})
     (tmp_path / "arch.json").write_text(arch.model_dump_json())
-    words = [tmp_path / "arch.json", "--data", text, "--steps", 3, "--batch", 4, "--set", "evaluations=1", "--bf16"]
-    process = torchrun([*words, "--compile", "-o", tmp_path / "two"], free_port())
+    words = [tmp_path / "arch.json", "--data", text, "--steps", 3, "--batch", 4, "--set", "evaluations=1",
+             "--set", "bf16=true"]
+    process = torchrun([*words, "--set", "compile=true", "-o", tmp_path / "two"], free_port())
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
     main_ends(0, "train", *words, "-o", tmp_path / "one")
@@ -377,7 +379,7 @@ def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text
     """The batch that the refusal names fits, and one more does not."""
     large = Architecture(blocks=[{"width": 512, "ffn_ratio": 2.0, "depth": 8}], vocab=300, context=1024)
     huge = Recipe(batch=1_000_000)
-    with pytest.raises(MerinoError, match=r"about .* GB: .*GB are available.*--ignore-memory"):
+    with pytest.raises(MerinoError, match=r"about .* GB: .*GB are available.*--set ignore_memory=true"):
         train(large, [text], tmp_path / "out", recipe=huge)
     assert not (tmp_path / "out").exists()
     there = available_bytes()
@@ -464,7 +466,7 @@ def test_memory_that_runs_out_all_the_same_is_a_message_with_the_figures(tmp_pat
     text = write_stories(tmp_path / "many.txt", range(600))
     arguments = ["train", "tiny.json", "--data", text, "--batch", "1000", "--steps", "3", "-o", "out"]
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, *arguments, "--threads", "1"], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", STARVED, *arguments, "--set", "threads=1"], capture_output=True, text=True, check=False,
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr

@@ -196,8 +196,8 @@ CHANGES = {
     "--learning-rate": lambda _: {"recipe": RECIPE.model_copy(update={"learning_rate": 1e-3})},
     "--set weight_decay": lambda _: {"recipe": RECIPE.model_copy(update={"weight_decay": 0.3})},
     "--seed": lambda _: {"recipe": RECIPE.model_copy(update={"seed": 1})},
-    "--compile": lambda _: {"recipe": RECIPE.model_copy(update={"compile": True})},
-    "--bf16": lambda _: {"recipe": RECIPE.model_copy(update={"bf16": True})},
+    "--set compile": lambda _: {"recipe": RECIPE.model_copy(update={"compile": True})},
+    "--set bf16": lambda _: {"recipe": RECIPE.model_copy(update={"bf16": True})},
     "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
     "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
     "--tokenizer": lambda tmp_path: {"tokenizer_file": other_tokenizer(tmp_path)},
@@ -300,7 +300,7 @@ def started(*words):
 
 def start(plan, text, out, *more):
     """Once its first step is timed: (process, its stderr, the lines of that so far)."""
-    recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3", "--no-bf16"]
+    recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3", "--set", "bf16=false"]
     process, stderr = started(plan, "--data", text, "-o", out, *recipe, *more)
     lines = []
     for line in stderr:
@@ -344,7 +344,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(plan, te
     kills, out = 10, tmp_path / "out"
     moments = random.Random(kills)
     recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, weight_decay=0.5, evaluations=20 * kills)
-    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--no-bf16"]
+    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--set", "bf16=false"]
     options += ["--set", f"evaluations={recipe.evaluations}"]
     for _ in range(kills):
         whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]

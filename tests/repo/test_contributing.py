@@ -188,12 +188,12 @@ def test_collected_probes_calibrate_their_board_for_everyone(copy):
     """Of two revisions of the board; without -o's profile nothing is changed. `devices` counts them."""
     assert "measured by" not in copy.run("merino-edge devices")
     with pytest.raises(AssertionError, match="needs --probe FILE"):
-        copy.run("merino-edge calibrate --device raspberry-pi-4 -o mine.toml")
+        copy.run("merino-edge calibrate --board raspberry-pi-4 -o mine.toml")
     folder = copy.folder / "device_profiles" / "probes" / "raspberry-pi-4"
     for date, revision in (("2026-12-01", "1.4"), ("2026-12-02", "1.5")):
         board = f"Raspberry Pi 4 Model B Rev {revision}"
         sent(folder, date, machine={"board": board, "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}})
     assert "raspberry-pi-4: measured by 2 probes" in copy.run("COLUMNS=200 merino-edge devices")
-    copy.run("merino-edge calibrate --device raspberry-pi-4 -o device_profiles/raspberry-pi-4.toml")
+    copy.run("merino-edge calibrate --board raspberry-pi-4 -o device_profiles/raspberry-pi-4.toml")
     shown = copy.run("COLUMNS=200 merino-edge devices raspberry-pi-4")
     assert "calibrated" in shown and "probe of 2026-12-02" in shown and "measured by 2 probes" in shown

@@ -1,4 +1,4 @@
-"""`info` and `verify` of a packed file on a board, what of it a machine takes, and the verifier of its signature. Its
+"""`info` of a packed file on a board, what of it a machine takes, and the verifier of its signature. Its
 bytes, read back as they were written, by us and by `tar`; and the public keys that a board trusts."""
 import base64
 import collections
@@ -75,23 +75,24 @@ def packed(files, tmp_path):
 
 def test_verify_tells_who_signed_and_whether_that_was_asked_for(packed, files, tmp_path, capsys):
     good, other = str(tmp_path / "good.pub"), str(tmp_path / "other.pub")
-    assert main(["verify", packed(), "--trust", other, "--trust", good]) == 0
+    assert main(["info", "--check", packed(), "--trust", other, "--trust", good]) == 0
     assert f"{len(files)} files" in capsys.readouterr().out
-    assert main(["verify", packed(), "--json"]) == 0
+    assert main(["info", "--check", packed(), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["signature"] == {"algorithm": "ed25519", "key": text64(KEY)} and data["files"] == len(files)
-    assert main(["verify", packed()]) == 0 and "not compared with a trusted key" in capsys.readouterr().out
-    assert main(["verify", packed(None)]) == 0 and "not signed" in capsys.readouterr().out
+    assert main(["info", "--check", packed()]) == 0 and "not compared with a trusted key" in capsys.readouterr().out
+    assert main(["info", "--check", packed(None)]) == 0 and "not signed" in capsys.readouterr().out
     for seed, trust, reason in ((SEED, other, "not trusted here"), (None, good, "is not signed")):
-        assert main(["verify", packed(seed), "--trust", trust]) == 1
+        assert main(["info", "--check", packed(seed), "--trust", trust]) == 1
         output = capsys.readouterr()
         assert reason in output.err and output.out == "" and output.err.count("\n") == 1
 
 
 def test_verify_and_info_of_what_is_no_packed_file_are_one_line(bundle_dirs, tmp_path, capsys):
     (tmp_path / "text").write_text("x" * 2000)
-    for words in (["verify", str(tmp_path / "text")], ["info", str(tmp_path / "text")],
-                  ["verify", sorted(bundle_dirs.values())[-1], "--trust", "a.pub"], ["info", str(tmp_path / "absent")]):
+    for words in (["info", "--check", str(tmp_path / "text")], ["info", str(tmp_path / "text")],
+                  ["info", "--check", sorted(bundle_dirs.values())[-1], "--trust", "a.pub"],
+                  ["info", str(tmp_path / "absent")]):
         assert main(words) == 1
         output = capsys.readouterr()
         assert output.out == "" and output.err.count("\n") == 1
@@ -118,7 +119,7 @@ def test_a_bundle_that_is_not_what_its_description_lists_is_named(change, packed
         del files["bundles/0/tokenizer.json"]
     else:
         files["bundles/0/" + ("evil" if change == "more" else "tokenizer.json")] = b"{}"
-    assert main(["verify", packed()]) == 1
+    assert main(["info", "--check", packed()]) == 1
     output = capsys.readouterr().err
     assert "bundles/0/bundle.json does not list what is packed" in output
     assert ("bundles/0/evil" if change == "more" else "bundles/0/tokenizer.json") in output
@@ -146,7 +147,7 @@ def test_verify_names_the_file_that_was_damaged(packed, files, capsys):
         file.write(bytes([255 - files["bundles/0/model.onnx.data"][100]]))
     assert main(["info", path]) == 0, "info hashes nothing but what it reads"
     capsys.readouterr()
-    assert main(["verify", path]) == 1
+    assert main(["info", "--check", path]) == 1
     assert "bundles/0/model.onnx.data is damaged" in capsys.readouterr().err
 
 

@@ -89,7 +89,7 @@ def test_from_a_file_to_text(install, packs, root):
     assert result["root"] == str(root) and result["bundle"] == "old" and "no signature" in result["notes"][0]
     code, out, err = run([result["launcher"], "generate", "installed", "The river", "-n", "4", "--temperature", "0"])
     assert code == 0 and len(out) > 1, err
-    code, out, _ = run([result["launcher"], "verify", "installed"])
+    code, out, _ = run([result["launcher"], "info", "--check", "installed"])
     assert code == 0 and "every sha256 as expected" in out and sound(root, "current")
     assert sorted(os.listdir(str(root))) == ["current", "lock", "releases"]
     assert sorted(os.listdir(str(root / "current"))) == [

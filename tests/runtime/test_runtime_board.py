@@ -108,11 +108,11 @@ def test_a_graph_for_another_core_runs_and_its_cost_is_named():
     assert check_bundle_fits(FOR_DOTPROD, BOARD) == check_bundle_fits(FOR_NO_DOTPROD, NO_DOTPROD) == []
     assert check_bundle_fits(FOR_DOTPROD, NO_DOTPROD) == [
         "its matrix multiplications are for dotprod cores: 9.1 times slower here than "
-        "`--for raspberry-pi-4`, or 8 times slower here than `--for jetson-nano`"]
+        "`--board raspberry-pi-4`, or 8 times slower here than `--board jetson-nano`"]
     assert check_bundle_fits(FOR_NO_DOTPROD, BOARD) == [
-        "its matrix multiplications are for no-dotprod cores: 4.5 times slower here than `--for pi-5`"]
+        "its matrix multiplications are for no-dotprod cores: 4.5 times slower here than `--board pi-5`"]
     assert check_bundle_fits(FOR_NO_DOTPROD._replace(slower_on=()), BOARD) == []  # no slower there
-    assert "`--for BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), NO_DOTPROD)[0]
+    assert "`--board BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), NO_DOTPROD)[0]
 
 
 @pytest.mark.parametrize("where", ["avx2", "avx2 avx512f"])

@@ -130,18 +130,18 @@ def test_wrong_usage_is_exit_2(arguments):
 
 def test_help_and_version_are_exit_0():
     code, out, _ = run("--help")
-    assert code == 0 and all(verb in out for verb in ("generate", "info", "verify", "selftest"))
+    assert code == 0 and all(verb in out for verb in ("generate", "info", "selftest"))
     assert run("--version")[:2] == (0, "merino " + merino_runtime.__version__ + "\n")
 
 
-def test_info_verify_and_selftest_in_the_bundles_own_folder(folder):
+def test_info_and_selftest_in_the_bundles_own_folder(folder):
     code, out, _ = run("info", ".", "--json", cwd=folder)
     described = json.loads(out)
     assert code == 0 and described["dialect"] == "portable" and described["board"]["pointer_bits"] == 64
     code, out, _ = run("info", ".", cwd=folder)
     assert code == 0 and described["name"] in out
-    for verb in ("verify", "selftest"):
-        code, out, _ = run(verb, ".", cwd=folder)
+    for words in (["info", "--check"], ["selftest"]):
+        code, out, _ = run(*words, ".", cwd=folder)
         assert code == 0 and out.startswith("ok: ")
 
 
@@ -159,7 +159,7 @@ def test_damage_is_found_by_every_verb_that_runs_the_model(copy):
     data[len(data) // 2] ^= 0x40
     with open(path, "wb") as file:
         file.write(bytes(data))
-    for verb in (["verify", copy], ["selftest", copy], ["generate", copy, "x"]):
+    for verb in (["info", "--check", copy], ["selftest", copy], ["generate", copy, "x"]):
         code, out, err = run(*verb)
         assert code == 1 and out == "" and "model.onnx.data has sha256" in err
     assert run("generate", copy, "x", "-n", "2", "--no-verify")[0] == 0
@@ -254,11 +254,11 @@ def test_ctrl_c_in_generate_prints_what_was_measured(folder, as_json):
         assert 0 <= last["tokens"] - len(tokens) <= 1
 
 
-def test_info_and_verify_need_no_numpy_and_no_backend(folder):
+def test_info_and_its_check_need_no_numpy_and_no_backend(folder):
     script = ("import sys; sys.modules.update(numpy=None, onnxruntime=None, tokenizers=None)\n"
               "from merino_runtime.__main__ import main; sys.exit(main(sys.argv[1:]))")
-    for verb in ("info", "verify"):
-        assert run(verb, folder, call=[sys.executable, "-c", script])[0] == 0
+    for words in (["info"], ["info", "--check"]):
+        assert run(*words, folder, call=[sys.executable, "-c", script])[0] == 0
 
 
 def test_it_runs_as_one_zip_file(folder, tmp_path):
@@ -273,4 +273,4 @@ def test_it_runs_as_one_zip_file(folder, tmp_path):
     code, out, err = run("generate", ".", "the", "-n", "3", "--ignore-eos", call=call, cwd=folder)
     assert code == 0 and out.endswith("\n") and "3 tokens" in err
     assert run("selftest", ".", call=call, cwd=folder)[0] == 0
-    assert run("verify", "nowhere", call=call)[0] == 1
+    assert run("info", "--check", "nowhere", call=call)[0] == 1

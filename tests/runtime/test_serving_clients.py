@@ -16,7 +16,7 @@ from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "programs.md"
 MESSAGES = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}

@@ -138,7 +138,7 @@ def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
     assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
     slower = CPUS[cpu] in [each.board for each in bundle.slower_on]
     assert slower == (bundle.core == "dotprod" and not dotprod)  # the other graphs are about as fast with dotprod
-    assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == slower
+    assert (f"times slower here than `--board {CPUS[cpu]}`" in done.stderr) == slower
 
 
 @pytest.mark.nightly

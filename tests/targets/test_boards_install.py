@@ -74,7 +74,7 @@ def packed(formats, tmp_path_factory):
     # Beside the root file system the wheels are kept for the next time, as that is.
     command = ["env", f"XDG_CACHE_HOME={BOARD_ROOT.parent}", merino_edge]
     output(run(*command, "keygen", "-o", "fleet", cwd=folder))
-    devices = [word for device in CPUS.values() for word in ("--device", device)]
+    devices = [word for device in CPUS.values() for word in ("--board", device)]
     options = [*devices, "--wheels", "--sign", "fleet.key", "-o", "story.merino"]
     done = run(*command, "pack", *formats, *options, cwd=folder)
     if "pip finds no set of wheels" in done.stderr:

@@ -244,7 +244,7 @@ GENERATE = ["merino.pyz", "generate", ".", "The capital of France is", "-n", 2, 
 
 @pytest.fixture(scope="module", params=["no-dotprod", "dotprod"])
 def of_a_core(request, tmp_path_factory):
-    """int4 for each kind of core, as `--for raspberry-pi-4` and `--for raspberry-pi-5` write it."""
+    """int4 for each kind of core, as `--board raspberry-pi-4` and `--board raspberry-pi-5` write it."""
     folder = tmp_path_factory.mktemp("smollm2") / request.param
     int4 = ExportRequest("int4", core=request.param, context=BOARD_CONTEXT)
     export(load_source(str(GGUF)), folder, int4, last_use=True)
@@ -260,7 +260,7 @@ def test_int4_knows_a_capital_on_each_cpu(cpu, of_a_core):
     done = on_board(cpu, *GENERATE, cwd=of_a_core)
     *tokens, last = [json.loads(line) for line in output(done).splitlines()]
     assert last["done"] and last["tokens"] == len(tokens) and "Paris" in "".join(token["text"] for token in tokens)
-    assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == other
+    assert (f"times slower here than `--board {CPUS[cpu]}`" in done.stderr) == other
 
 
 # Items of four tasks of lm-evaluation-harness, written for this project.

@@ -66,7 +66,7 @@ def place(tmp_path_factory):
     edge_ok(None, "keygen", "-o", folder / "fleet")
     for name, context in (("first", 32), ("second", 40)):
         edge_ok(None, "export", "embedded", "-o", folder / name, "--context", context)
-        edge_ok(None, "pack", folder / name, "-o", folder / f"{name}.merino", "--device", BOARD, "--wheels",
+        edge_ok(None, "pack", folder / name, "-o", folder / f"{name}.merino", "--board", BOARD, "--wheels",
                 "--sign", folder / "fleet.key")  # fmt: skip
     return folder
 
@@ -113,7 +113,7 @@ def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expe
         out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
         rows = [json.loads(line) for line in out.splitlines()]
         assert rows and all(row["tok_s"] > 0 and row["environment"]["board"] == MODELS[CPU] for row in rows)
-        edge_ok(machine, "calibrate", "--ssh", "board", "--device", BOARD, "-o", tmp_path / "pi.toml")
+        edge_ok(machine, "calibrate", "--ssh", "board", "--board", BOARD, "-o", tmp_path / "pi.toml")
         assert tomllib.loads((tmp_path / "pi.toml").read_text())["performance"]["onnxruntime"]["coefficients"]
 
 
@@ -305,7 +305,7 @@ def test_the_page_leads_from_nothing_to_text_a_design_for_the_board_and_a_server
     release = open_archive(str(folder / "story.merino")).id
     before, _, after = outputs["On the board"].partition("ok: 16 greedy ids as expected\n")
     assert after, "the self-test"
-    answer = json.loads(outputs["A server at each start"].splitlines()[-1])["choices"][0]["text"]
+    answer = json.loads(outputs["Serve the model"].splitlines()[-1])["choices"][0]["text"]
     for text in (outputs["Onto the board"], before, answer):  # ends with a generated one
         assert len(" ".join(text.rstrip().splitlines()[-3:]).split()) >= 15
     assert re.search(rf"^current .*{release[:12]}", after, re.MULTILINE)

@@ -134,7 +134,7 @@ def profile_of(address: str, facts: Facts) -> DeviceProfile:
     if profile is None:
         raise MerinoError(
             f"{address} is {visible(repr(facts.model))}, which no profile names; named are {', '.join(known_models())}."
-            " Give --device in place of --ssh: the id of a board that is like it, or a profile of your own"
+            " Give --board the id of a board that is like it, or a profile of your own"
         )
     return profile
 

@@ -50,7 +50,7 @@ def size_interval(tokens: float) -> tuple[float, float]:
 
 def check(tokens: float) -> None:
     if not (math.isfinite(tokens) and tokens >= 1):
-        raise MerinoError(f"--tokens {tokens:g} is not allowed: give the number of tokens of your text, 1 or more")
+        raise MerinoError(f"--budget tokens={tokens:g} is not allowed: give the tokens of your text, 1 or more")
 
 
 def count(text_bytes: int, vocab: int) -> int:

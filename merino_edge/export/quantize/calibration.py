@@ -182,7 +182,7 @@ def calibrated_cache(
         raise MerinoError(
             f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'text that it generates'},"
             f" allowed is {MOST_RISE:.0%}: give {'--kv int8 or ' if kv == 'int4' else ''}--kv fp32"
-            f"{'' if text else ', or fit the scales to a text of yours with --calibrate TEXT'}"
+            f"{'' if text else ', or fit the scales to a text of yours with --text TEXT'}"
         )
     return scales, rise
 

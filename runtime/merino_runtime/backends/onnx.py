@@ -271,7 +271,7 @@ class OnnxBackend(Backend):
             if is_out_of_memory(error):
                 raise MerinoError(self._out_of_memory(count)) from error
             raise MerinoError(f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
-                              "Check the bundle with `verify` and `selftest`, or export it again.") from error
+                              "Check the bundle with `info --check` and `selftest`, or export it again.") from error
 
     def _out_of_memory(self, count: int) -> str:
         doing = "a decode step" if count == 1 else f"the prefill of {count} ids"

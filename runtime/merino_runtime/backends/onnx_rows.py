@@ -106,7 +106,7 @@ class Rows:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise MerinoError(f"onnxruntime failed on a step of {count} sequences: {first_line(error)}. Check the "
-                              "bundle with `verify` and `selftest`, or export it again.") from error
+                              "bundle with `info --check` and `selftest`, or export it again.") from error
         for row in range(first, end):
             # Where logits are not finite, the row's own `step` raises the error.
             if row in token_ids and np.isfinite(self._logits[row]).all():

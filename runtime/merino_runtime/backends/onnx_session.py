@@ -104,7 +104,7 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise MerinoError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {first_line(error)}. "
-                          "Check the bundle with `verify`, or export it again.") from error
+                          "Check the bundle with `info --check`, or export it again.") from error
     _check_ports(bundle.inputs, session.get_inputs(), "inputs")
     _check_ports(bundle.outputs, session.get_outputs(), "outputs")
     return session

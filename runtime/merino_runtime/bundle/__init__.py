@@ -210,7 +210,7 @@ def without_kernels(bundle: Bundle) -> str:
     kernels."""
     if bundle.dialect == "portable":
         return "with --precision int8"
-    return "with --dialect portable --precision int8" if bundle.core == "no-dotprod" else "without --for"
+    return "with --dialect portable --precision int8" if bundle.core == "no-dotprod" else "without --board"
 
 
 def cache_formats(bundle: Bundle) -> str:

@@ -101,7 +101,7 @@ def _check_overflow(bundle: Bundle, board: Board) -> None:
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
-                          f"Export {bundle.name!r} again with --precision fp32, or --dialect fused without --for.")
+                          f"Export {bundle.name!r} again with --precision fp32, or --dialect fused without --board.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
@@ -127,9 +127,9 @@ def _core_notes(bundle: Bundle, board: Board) -> List[str]:
     if not is_for_other_core(bundle, board):
         return []
     slowdowns = [other for other in bundle.slower_on if other.core == kind_of_core(board)]
-    costs = ", or ".join(f"{other.times:g} times slower here than `--for {other.board}`" for other in slowdowns)
+    costs = ", or ".join(f"{other.times:g} times slower here than `--board {other.board}`" for other in slowdowns)
     if not slowdowns and bundle.core == "dotprod":
-        costs = "an export with `--for BOARD` is faster here"
+        costs = "an export with `--board BOARD` is faster here"
     return [f"its matrix multiplications are for {bundle.core} cores: {costs}"] if costs else []
 
 

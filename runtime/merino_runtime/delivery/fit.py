@@ -92,7 +92,7 @@ def check_board(manifest: Manifest, machine: Machine) -> None:
     if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in models):
         here = repr(machine.model) if machine.model else f"a {machine.board.architecture} machine without a device tree"
         raise MerinoError(f"the file is for {', '.join(need.id for need in manifest.boards)}, this is {here}. Pack it "
-                          "for this board (`merino-edge pack --device`), or install it all the same with --force.")
+                          "for this board (`merino-edge pack --board`), or install it all the same with --force.")
 
 
 def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:

@@ -1,4 +1,4 @@
-"""`info` and `verify` of a packed file: its contents and the boards that it is for. Nothing is unpacked."""
+"""`info` of a packed file: its contents and boards, or with `--check` its hashes. Nothing is unpacked."""
 import json
 import os
 from typing import Any, Dict, List, Optional, Sequence
