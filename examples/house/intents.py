@@ -85,7 +85,7 @@ def bare(name: str) -> str:
 
 def timer(tool: str, slots: dict[str, Any]) -> Meaning:
     units = [(slots[f"start_{unit}s"], unit) for unit in ("hour", "minute", "second") if f"start_{unit}s" in slots]
-    name = slots.get("name") or slots.get("area") or " ".join(f"{count} {unit}" for count, unit in units)
+    name = slots.get("name") or slots.get("area") or " ".join(f"{count:g} {unit}" for count, unit in units)
     name = name[-1] if isinstance(name, list) else name  # a test's spellings
     seconds = round(3600 * slots.get("hours", 0) + 60 * slots.get("minutes", 0) + slots.get("seconds", 0))
     values = (("seconds", seconds),) if seconds % 60 else (("minutes", seconds // 60),)

@@ -46,10 +46,13 @@ def test_the_model_does_what_is_asked(model, home, sentence):
     assert not given.asks
 
 
-def test_an_unsure_answer_to_two_commands_is_asked_for(model, home):
-    given = answer(model, home, "turn off the tv and close the blinds")
-    assert [(call.tool, call.targets) for call in given.calls] == [("turn_off", ("tv",)), ("close", ("blinds",))]
-    assert given.asks and given.probability < 0.6
+def test_an_answer_to_two_commands_is_asked_for_if_it_is_less_sure_than_the_limit(model, home):
+    sentence = "turn off the tv and close the blinds"
+    sure, unsure = (answer(model, home, sentence, limit) for limit in (0.0, 1.0))
+    for given in (sure, unsure):
+        assert [(call.tool, call.targets) for call in given.calls] == [("turn_off", ("tv",)), ("close", ("blinds",))]
+        assert 0 < given.probability < 1
+    assert not sure.asks and unsure.asks
 
 
 def test_unlocking_is_asked_for(model, home):

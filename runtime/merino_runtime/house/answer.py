@@ -31,7 +31,7 @@ from merino_runtime.house.words import content_words, ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
-SURE = 0.7  # the least probability of calls that are carried out without a question
+SURE = 0.66  # the least probability of calls that are carried out without a question
 TOP = 12  # tokens that are looked at for other targets with the same effect
 IN_WORDS = re.compile(r'\["\w+","([^"\\]|\\.)*$')  # what is written up to a token of a call's words
 EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
