@@ -125,7 +125,7 @@ def test_a_budget_is_added_and_binds(copy):
     copy.run(command)
     design = json.loads((copy.folder / "small-cache.json").read_text())
     assert design["budget"]["kv_mb"] == 0.5 and design["predicted"]["kv_bytes"] <= 0.5 * 2**20
-    copy.run(command.replace("--kv-mb 0.5", "--kv-mb 500"))
+    copy.run(command.replace("kv-mb=0.5", "kv-mb=500"))
     free = json.loads((copy.folder / "small-cache.json").read_text())
     assert free["predicted"]["kv_bytes"] > design["predicted"]["kv_bytes"]
 
