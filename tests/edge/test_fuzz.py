@@ -68,7 +68,7 @@ def test_a_bundles_description(folder):
         bundle = taken(load_bundle, folder, False)
         if bundle:
             for as_json in (True, False):
-                taken(run_info, Namespace(bundle=str(folder), json=as_json))
+                taken(run_info, Namespace(bundle=str(folder), json=as_json, check=False, trust=None))
             taken(read_geometry, bundle.family, bundle.architecture)
             taken(two_tokens, folder)
         return bundle

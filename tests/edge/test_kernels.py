@@ -300,11 +300,11 @@ def test_wrong_shapes_are_an_error_and_no_crash(change, message):
     with pytest.raises(Exception, match=message):
         session.run(None, arrays | change)
     with pytest.raises(Exception, match="columns"):
-        matmul(np.zeros((1, 64), np.float32), np.zeros(144, np.uint8), 8, 32, False)
+        matmul(np.zeros((1, 64), np.float32), np.zeros(288, np.uint8), 8, 32, False)
     with pytest.raises(Exception, match="for each column"):
-        matmul(np.zeros((1, 32), np.float32), np.zeros(288, np.uint8), 8, 64, False, order=np.zeros(32, np.int32))
+        matmul(np.zeros((1, 32), np.float32), np.zeros(576, np.uint8), 8, 64, False, order=np.zeros(32, np.int32))
     with pytest.raises(Exception, match="another size"):
-        matmul(np.zeros((1, 32), np.float32), np.zeros(143, np.uint8), 8, 32, False)
+        matmul(np.zeros((1, 32), np.float32), np.zeros(287, np.uint8), 8, 32, False)
 
 
 def test_calls_at_once_on_one_session_and_on_two():

@@ -313,7 +313,7 @@ class Alive:
 def test_merino_holds_the_activations_that_are_counted(decoder, arch):
     """The largest tensors of a prefill of a real model, its attention scores among them."""
     model, alive = decoder(arch), Alive()
-    eager = designed_torch.eager_attention
+    eager = designed_torch.eager_attention_forward
     packed = {}
 
     def seen(module, query, *rest, **keys):
@@ -332,6 +332,6 @@ def test_merino_holds_the_activations_that_are_counted(decoder, arch):
             module.down.register_forward_pre_hook(lambda _, given: alive.at(packed["up"], given[0]))
     model.set_attn_implementation("eager")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(designed_torch, "eager_attention", seen)
+        patch.setattr(designed_torch, "eager_attention_forward", seen)
         model(input_ids=ids(arch), use_cache=False)
     assert operators.activation_bytes(arch.operators, TOKENS) == alive.worst

@@ -82,7 +82,7 @@ def pasted(shell, tmp_path_factory):
 def test_each_step_runs_and_writes_what_it_names(pasted):
     folder, _ = pasted
     named = outputs(steps())
-    assert len(named) >= 8 and [path for path in named if not (folder / path).exists()] == []
+    assert len(named) >= 7 and [path for path in named if not (folder / path).exists()] == []
 
 
 def test_the_steps_train_a_model_and_measure_that_one(pasted):

@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_found_and_the_file_named(folder, name, place):
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("info", "--check", [True, False])
+@pytest.mark.parametrize("verify", [True, False])
 def test_a_file_of_another_size_or_missing_is_found_without_hashing_too(folder, name, verify):
     (folder / name).write_bytes(FILES[name][:-1])
     message = refusal(folder, verify=verify)

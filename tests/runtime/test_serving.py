@@ -271,9 +271,11 @@ def test_a_client_that_ends_its_own_side_gets_its_answers(server):
     result = until_closed(server, post_of(dict(body, stream=True)), ends_own_side=True)
     assert result.count(b"HTTP/1.1 200") == 1 and b"data: [DONE]" in result
     cancelled = server.call("GET", "/v1/stats")[1]["requests_cancelled_total"]
-    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as left:  # it leaves altogether
-        left.sendall(post_of(dict(body, prompt=["x"] * 60, max_tokens=200), TEXTS))
-        left.shutdown(socket.SHUT_WR)
+    with contextlib.ExitStack() as opened:  # they leave altogether, long before the last one's answers are ready
+        for _ in range(8):
+            left = opened.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", server.port))))
+            left.sendall(post_of(dict(body, prompt=["x"] * 60, max_tokens=200), TEXTS))
+            left.shutdown(socket.SHUT_WR)
         time.sleep(0.2)
     while server.call("GET", "/v1/stats")[1]["requests_cancelled_total"] == cancelled:
         time.sleep(0.05)
