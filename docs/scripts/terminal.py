@@ -100,7 +100,8 @@ def drawn(cast: str) -> str:
     ]
     steps += [f"100% {{ transform: translateY({last}px) }}"]
     rules.append(f"@keyframes up {{ 0% {{ transform: none }} {' '.join(steps)} }}")
-    rules.append(f"#up {{ transform: translateY({last}px); animation: up {whole:.2f}s {FIRST_S - whole:.2f}s step-end infinite }}")
+    moving = f"animation: up {whole:.2f}s {FIRST_S - whole:.2f}s step-end infinite"
+    rules.append(f"#up {{ transform: translateY({last}px); {moving} }}")
     texts = [text_of(index, line) for index, (_, line) in enumerate(lines) if line]
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
