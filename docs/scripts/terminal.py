@@ -22,6 +22,7 @@ from merino_edge.storage.atomic import write_text
 COLUMNS, ROWS = 104, 22
 ADVANCE, LINE, MARGIN = 8, 17, 14  # of a character of 13 pixels; the font may differ, so lines have a textLength
 PAUSE_S, LAST_S, LEAST_S = 1.5, 8.0, 0.12
+FIRST_S = 3.0  # the end is shown this long before the first run, so that the picture does not begin empty
 DIM = ("no interval", "   exporting", "   removing", "in /", "in ~", "exporter", "shape:", "[low", "block's layers")
 
 STYLE = """
@@ -89,7 +90,7 @@ def drawn(cast: str) -> str:
     frames = [f"0% {{ opacity: 0 }} {100 * at / whole:.2f}% {{ opacity: 0 }}" for at in times]
     rules = [
         f"@keyframes l{index} {{ {frame} {100 * (at + 0.01) / whole:.2f}%, 100% {{ opacity: 1 }} }}"
-        f" #l{index} {{ animation: l{index} {whole:.2f}s step-end infinite }}"
+        f" #l{index} {{ animation: l{index} {whole:.2f}s {FIRST_S - whole:.2f}s step-end infinite }}"
         for index, (frame, at) in enumerate(zip(frames, times, strict=True))
     ]
     last = -(max(len(lines) - ROWS, 0)) * LINE
@@ -99,7 +100,8 @@ def drawn(cast: str) -> str:
     ]
     steps += [f"100% {{ transform: translateY({last}px) }}"]
     rules.append(f"@keyframes up {{ 0% {{ transform: none }} {' '.join(steps)} }}")
-    rules.append(f"#up {{ transform: translateY({last}px); animation: up {whole:.2f}s step-end infinite }}")
+    moving = f"animation: up {whole:.2f}s {FIRST_S - whole:.2f}s step-end infinite"
+    rules.append(f"#up {{ transform: translateY({last}px); {moving} }}")
     texts = [text_of(index, line) for index, (_, line) in enumerate(lines) if line]
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
