@@ -99,7 +99,7 @@ def train(
     )] = None,
     _config: Annotated[Path | None, RunOption(
         "--config", is_eager=True, callback=read_config,
-        help="TOML file of these options, such as steps = 500, with a table `set` for --set; the command line takes precedence",
+        help="TOML file of these options, such as steps = 500, with a table `set`; the command line comes first",
     )] = None,
     resume: Annotated[bool, RunOption(
         "--resume", help="resume the run in -o; options default to those of the run"
