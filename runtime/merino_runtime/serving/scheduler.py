@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
@@ -99,10 +99,12 @@ class Waiting:
     def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
         """Remove and return the first job that `starts`. Its client then comes last."""
         for background in (False, True):
+            firsts: Dict[Client, Any] = {}
+            for job in self.jobs:
+                if job.request.background == background:
+                    firsts.setdefault(job.request.client, job)
             for client in self._clients:
-                own = (job for job in self.jobs
-                       if job.request.client == client and job.request.background == background)
-                job = next(own, None)
+                job = firsts.get(client)
                 if job is not None and starts(job):
                     self._clients.remove(client)
                     self._clients.append(client)
