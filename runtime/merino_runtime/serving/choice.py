@@ -177,6 +177,7 @@ class ResponseOptions(NamedTuple):
 class Writer:
     """Writes the response to one request in one interface, whole or as a stream."""
     content_type = "text/event-stream"
+    gathers = False  # whether `written` also gathers what `whole` returns
 
     def __init__(self, options: ResponseOptions, count: int, tokenizer: Any) -> None:
         """count: of completions."""
@@ -189,10 +190,11 @@ class Writer:
         """Return the bytes that a stream writes for an event of the completion `index`."""
         if self.over:
             return b""
-        written = self.written(index, event, self.choices[index].take(event))
-        return written if self.stream else b""
+        deltas = self.choices[index].take(event)
+        return self.written(index, event, deltas) if self.stream or self.gathers else b""
 
     def written(self, index: int, event: Event, deltas: List[Delta]) -> bytes:
+        """Return the bytes for the pieces of an answer that an event added."""
         raise NotImplementedError
 
     def whole(self) -> Dict[str, Any]:

@@ -35,8 +35,6 @@ class ResponseWriter(Writer):
 
     def written(self, index: int, event: Event, deltas: List[Delta]) -> bytes:
         choice = self.choices[index]
-        if not self.stream:
-            return b""
         if choice.refusal:
             return b"".join([_data(error_of(choice.refusal)), DONE])
         if isinstance(event, Progress):

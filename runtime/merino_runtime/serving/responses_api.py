@@ -75,6 +75,7 @@ def _messages(body: Body) -> List[Json]:
 
 
 class ResponseWriter(Writer):
+    gathers = True
     error_of = staticmethod(error_of)
 
     def __init__(self, options: ResponseOptions, count: int, tokenizer: Tokenizer) -> None:
@@ -102,6 +103,8 @@ class ResponseWriter(Writer):
         for written in events:
             written["sequence_number"] = self._events
             self._events += 1
+        if not self.stream:
+            return b""
         return b"".join([b"event: %s\ndata: %s\n\n" % (written["type"].encode("ascii"), one_line(written))
                          for written in events]) + (comment_of(event) if isinstance(event, Progress) else b"")
 
