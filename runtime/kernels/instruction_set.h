@@ -4,7 +4,10 @@
  */
 #ifndef MERINO_INSTRUCTION_SET_H
 #define MERINO_INSTRUCTION_SET_H
+#include <string.h>
 #include "matmul.h"
+
+#define PART static inline __attribute__((always_inline))
 
 enum { KINDS = 10 };
 #define SMALLEST 1e-30f /* a group whose largest value is smaller counts as zeros: 127 / largest must be finite */
@@ -45,8 +48,15 @@ static inline int kind_of(int bits, int minimums) { return 2 * (bits - 4) + (min
 
 /* Codes are stored with an offset: 8 in 4 bits, 16 in 5, 32 in 6, 128 in 8. What it adds to the products with x's codes in
  * the columns that share a scale, negated: sums begin with it. `part` numbers these columns. */
-static inline int offset_sum(const rounded *x, int bits, int part) {
-    int sums = parts_of(bits) == 1 ? x->eight_sums : part ? x->eight_sums - x->eight_firsts : x->eight_firsts;
-    return sums * (1 << (bits - 4));
+static inline int offset_of(const rounded *x, int bits, int part) {
+    int offset = parts_of(bits) == 1 ? x->offset : part ? x->offset - x->first_offset : x->first_offset;
+    return offset * (1 << (bits - 4));
+}
+
+/* x's codes of columns 4 * quad to 4 * quad + 3. */
+PART int32_t four_codes(const rounded *x, int quad) {
+    int32_t four;
+    memcpy(&four, x->codes + 4 * quad, sizeof four);
+    return four;
 }
 #endif

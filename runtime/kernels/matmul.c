@@ -58,8 +58,8 @@ static void round_halves(const instruction_set *set, const float *x, rounded *ou
     set->round_group(room[1], &second);
     memcpy(out->codes + GROUP / 2, second.codes + GROUP / 2, GROUP / 2);
     out->scales[1] = second.scales[0];
-    out->eight_firsts = out->eight_sums;
-    out->eight_sums += second.eight_sums;
+    out->first_offset = out->offset;
+    out->offset += second.offset;
 }
 
 static void round_rows(void *given, size_t task) {

@@ -24,18 +24,11 @@ void round_group_avx2(const float *x, rounded *out) {
         _mm_storel_epi64((__m128i *)(out->codes + 8 * at), _mm_packs_epi16(words, words));
         for (int one = 0; one < 8; one++) total += out->codes[8 * at + one];
     }
-    out->eight_sums = -8 * total;
+    out->offset = -8 * total;
     out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum);
 }
 
 #define MOST_OF_SET SOME_ROWS
-#define PART static inline __attribute__((always_inline))
-
-PART __m256i four_codes(const rounded *x, int quad) {
-    int32_t four;
-    memcpy(&four, x->codes + 4 * quad, sizeof four);
-    return _mm256_set1_epi32(four);
-}
 
 /* Codes of eight rows in 4, 5 or 6 bits, columns 4 * quad to 4 * quad + 3; `half` numbers the rows of a tile. */
 PART __m256i quad256(const uint8_t *tile, int half, int quad, int bits) {
@@ -69,7 +62,7 @@ PART void add_words(const uint8_t *tile, int half, int part, const rounded *x, i
             __m256i codes = quad256(tile, half, quad, bits);
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++) {
-                __m256i products = _mm256_maddubs_epi16(codes, four_codes(x + row * groups, quad));
+                __m256i products = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four_codes(x + row * groups, quad)));
                 words[row] = quad == begin ? products : _mm256_add_epi16(words[row], products);
             }
         }
@@ -92,7 +85,7 @@ PART void add_bytes(const uint8_t *tile, int half, const rounded *x, int64_t gro
             __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++) {
-                __m256i values = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(four_codes(x + row * groups, quad)));
+                __m256i values = _mm256_cvtepi8_epi16(_mm_set1_epi32(four_codes(x + row * groups, quad)));
                 pairs[row][four] = _mm256_add_epi32(pairs[row][four], _mm256_madd_epi16(codes, values));
             }
         }
@@ -119,7 +112,7 @@ PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits,
                 __m256i codes[SOME_ROWS];
 #pragma GCC unroll 4
                 for (int row = 0; row < rows; row++)
-                    codes[row] = _mm256_set1_epi32(offset_sum(x + row * groups, bits, part));
+                    codes[row] = _mm256_set1_epi32(offset_of(x + row * groups, bits, part));
                 if (bits == 8)
                     add_bytes(w, half, x, groups, rows, codes);
                 else

@@ -6,13 +6,6 @@
 #include <immintrin.h>
 
 #define MOST_OF_SET MOST_ROWS
-#define PART static inline __attribute__((always_inline))
-
-PART __m512i four_codes(const rounded *x, int quad) {
-    int32_t four;
-    memcpy(&four, x->codes + 4 * quad, sizeof four);
-    return _mm512_set1_epi32(four);
-}
 
 PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
@@ -35,7 +28,7 @@ PART __m512i quad512(const uint8_t *tile, int quad, int bits) {
 
 /* Sixteen rows of W with `rows` rows of x, which lie `groups` apart. */
 PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
-                     float out[][TILE_ROWS]) {
+                   float out[][TILE_ROWS]) {
     __m512 sums[MOST_ROWS];
     int quads = GROUP / 4 / parts_of(bits);
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
@@ -45,13 +38,15 @@ PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits,
         for (int part = 0; part < parts_of(bits); part++, factors += FACTOR_BYTES) {
             __m512i codes[MOST_ROWS];
             __m512 scales = halves512(factors);
-            for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(offset_sum(x + row * groups, bits, part));
+            for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(offset_of(x + row * groups, bits, part));
 #pragma GCC unroll 8
             for (int quad = part * quads; quad < (part + 1) * quads; quad++) {
                 __m512i columns = quad512(w, quad, bits);
 #pragma GCC unroll 8
-                for (int row = 0; row < rows; row++)
-                    codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four_codes(x + row * groups, quad));
+                for (int row = 0; row < rows; row++) {
+                    __m512i four = _mm512_set1_epi32(four_codes(x + row * groups, quad));
+                    codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four);
+                }
             }
 #pragma GCC unroll 8
             for (int row = 0; row < rows; row++) {

@@ -6,19 +6,6 @@
 
 enum { HAS_DOTPROD = 1 << 20 }; /* HWCAP_ASIMDDP of Linux */
 
-/* Codes of four rows of W from `row` on in all columns, four columns each. In 4 bits they still have 8 too much. */
-PART void all_columns(const uint8_t *tile, int row, int bits, int8x16_t codes[GROUP / 4]) {
-#pragma GCC unroll 8
-    for (int quad = 0; quad < GROUP / 4; quad++)
-        if (bits != 4) codes[quad] = four_columns(tile, quad, row, bits);
-#pragma GCC unroll 8
-    for (int quad = 0; quad < GROUP / 8 && bits == 4; quad++) {
-        uint8x16_t packed = vld1q_u8(tile + 64 * quad + 4 * row);
-        codes[quad] = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15)));
-        codes[quad + 4] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 4));
-    }
-}
-
 /* The sums of four rows of W over the columns that share a scale. */
 PART int32x4_t four_sums(const int8x16_t codes[GROUP / 4], const rounded *x, float32x4_t numbers, int bits, int part) {
     int32x4_t sums = bits == 4 ? vdupq_laneq_s32(vreinterpretq_s32_f32(numbers), 3) : vdupq_n_s32(0);
@@ -46,7 +33,8 @@ PART void multiply_fours(const rounded *x, const uint8_t *w, int64_t groups, int
         for (int at = 0; at < fours; at++) {
             const uint8_t *factors = w + code_bytes(bits) + 8 * (four + at);
             int8x16_t codes[GROUP / 4];
-            all_columns(w, 4 * (four + at), bits, codes);
+#pragma GCC unroll 8
+            for (int quad = 0; quad < GROUP / 4; quad++) codes[quad] = four_columns(w, quad, 4 * (four + at), bits);
 #pragma GCC unroll 2
             for (int part = 0; part < parts_of(bits); part++, factors += FACTOR_BYTES) {
                 float32x4_t scales = four_halves(factors);

@@ -22,7 +22,7 @@ void round_group_neon(const float *x, rounded *out) {
         vst1_s8(out->codes + 4 * at, vqmovn_s16(both));
         total = vaddq_s16(total, both);
     }
-    out->eight_sums = -8 * vaddvq_s16(total);
+    out->offset = -8 * vaddvq_s16(total);
     out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum); /* not finite where a value is not */
 }
 
@@ -186,16 +186,12 @@ static __attribute__((noinline, noclone)) void some_rows8(const rounded *x, cons
     }
 }
 
-/* Eight rows of W in 4 bits: of columns 4 * quad and on, and in codes[quad + 4] of 16 + 4 * quad and on. */
+/* Codes of eight rows of W in 4 bits, whose codes begin at `w`. */
 PART void unpack(const uint8_t *w, int8x16_t codes[GROUP / 4][2]) {
-#pragma GCC unroll 4
-    for (int quad = 0; quad < GROUP / 8; quad++)
+#pragma GCC unroll 8
+    for (int quad = 0; quad < GROUP / 4; quad++)
 #pragma GCC unroll 2
-        for (int four = 0; four < 2; four++) {
-            uint8x16_t packed = vld1q_u8(w + 64 * quad + 16 * four);
-            codes[quad][four] = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15)));
-            codes[quad + 4][four] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 4));
-        }
+        for (int four = 0; four < 2; four++) codes[quad][four] = four_columns(w, quad, 4 * four, 4);
 }
 
 /* Products of columns 4 * quad and on of eight rows of W, four lanes for each row. */

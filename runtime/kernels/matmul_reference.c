@@ -53,7 +53,7 @@ SMALL static void round_group(const float *x, rounded *out) {
         out->codes[at] = (int8_t)(code != code ? 0.0f : code > 127 ? 127 : code < -128 ? -128 : code);
         total += out->codes[at];
     }
-    out->eight_sums = -8 * total;
+    out->offset = -8 * total;
     out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum); /* not finite where a value is not */
 }
 
