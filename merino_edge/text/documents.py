@@ -1,6 +1,7 @@
 """Read text files, and the documents in them. Loads no torch, so that a file's faults are reported at once."""
 
 import codecs
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -10,7 +11,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from merino_edge.storage.faults import shortened
-from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents in a file; in the token ids it precedes each document
@@ -58,9 +58,10 @@ def read_file(path: Path, option: str) -> tuple[str, TextFile]:
     """Return the text of a UTF-8 file. Raise MerinoError if it cannot be read or decoded."""
     try:
         text = "".join(read_chunks(path, f"{option} {path}"))
-        return text, TextFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(str(path)))
     except OSError as error:
         raise MerinoError(f"cannot read {path}: {error.strerror}. {option} takes plain text files") from error
+    content = text.encode()  # the file's bytes
+    return text, TextFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
