@@ -289,6 +289,21 @@ class EqualLayers(BaseModel):
         return permuted(in_heads(order, heads)) if order is not None and heads else None
 
 
+class MultiHead:
+    """Of `EqualLayers` whose query heads have a KV head each and fill the width (Vaswani et al., arXiv 1706.03762)."""
+
+    width: int
+    heads: int
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
 class GatedGeometry(EqualLayers):
     """A decoder after LLaMA (arXiv 2302.13971): a gated FFN, rotary positions, and fewer KV heads than query heads.
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, Rotated, family
+from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Names
@@ -36,7 +36,7 @@ GPT2 = Names(
 BLOOM_CONTEXT = 2048  # of its training; config.json often has no context
 
 
-class GptGeometry(EqualLayers):
+class GptGeometry(MultiHead, EqualLayers):
     """The common part. `norm_eps`: added to the variance in LayerNorm."""
 
     NORM: ClassVar[Literal["rms", "layer"]] = "layer"
@@ -53,14 +53,6 @@ class GptGeometry(EqualLayers):
         if "rotated" in type(self).model_fields and (self.rotated > self.head_size or self.head_size % 2):
             raise ValueError(f"rotated {self.rotated} of heads of {self.head_size} channels, an even number")
         return self
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
 
     @property
     def embed_width(self) -> int:

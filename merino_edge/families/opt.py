@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, family
+from merino_edge.families.equal_layers import EqualLayers, MultiHead, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import GraphOps, KvLayer
 from merino_edge.families.pre_norm import Names
@@ -14,7 +14,7 @@ from merino_edge.families.pre_norm import Names
 ROOT = "model.decoder"
 
 
-class OptArchitecture(EqualLayers):
+class OptArchitecture(MultiHead, EqualLayers):
     """A decoder of the OPT kind.
 
     Attributes:
@@ -43,14 +43,6 @@ class OptArchitecture(EqualLayers):
         if self.width % self.heads or self.head_size % 8:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads of a multiple of 8")
         return self
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
