@@ -61,7 +61,8 @@ def recommend(
     if sources or profile is None:
         print_scores(sources or (), decoders, profile, context, prompt, cache, level, as_json=as_json)
         return
-    named = profile.id if is_address(board_name or "") else board_name or ""
+    address = board_name if is_address(board_name or "") else None
+    named = profile.id if address else board_name or ""
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
@@ -75,5 +76,5 @@ def recommend(
         show(recommendation_table(recommendation, profile))
         if command := first_command(recommendation, profile, named):
             put(f"to export the first: {command}")
-            host = board_name if is_address(board_name or "") else "USER@HOST"
-            put(f"to bring it onto the board: merino-edge deploy {recommendation.candidates[0].model.id} --ssh {host}")
+            host, first = address or "USER@HOST", recommendation.candidates[0].model.id
+            put(f"to bring it onto the board: merino-edge deploy {first} --ssh {host}")

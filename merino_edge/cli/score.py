@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
+
 if TYPE_CHECKING:
     from merino_edge.cli.tables import Table
     from merino_edge.export.named import Described
@@ -52,12 +54,11 @@ def print_scores(
 
 def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
-    kv: str | None = None, confidence: float | None = None,
+    kv: str | None = None, confidence: float = DEFAULT_CONFIDENCE,
 ) -> "dict[str, Predicted]":  # fmt: skip
     """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
-    from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
     from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
     from merino_runtime.errors import MerinoError
 
@@ -67,9 +68,9 @@ def costs_of(
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
     check_lengths(longest, tokens)
     return {
-        precision: cost_model(
-            profile, InferenceShape(precision, longest, tokens, kv), confidence or DEFAULT_CONFIDENCE
-        ).predict(decoder.operators)
+        precision: cost_model(profile, InferenceShape(precision, longest, tokens, kv), confidence).predict(
+            decoder.operators
+        )
         for precision in formats_of(profile)
     }
 

@@ -165,12 +165,13 @@ def values_of(call: Call) -> dict[str, Any]:
 
 def timer_named(call: Call, house: House) -> dict[str, Any]:
     """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"."""
-    number, _, unit = call.words.partition(" ")
-    count = int(number) if number.isdigit() else COUNTS.index(number) + 1 if number in COUNTS else 0
-    if call.tool != "start_timer" and call.words in house.areas:
-        return {"area": call.words}
-    if call.tool != "start_timer" and count and unit in ("hour", "minute", "second"):
-        return {f"start_{unit}s": count}
+    if call.tool != "start_timer":
+        if call.words in house.areas:
+            return {"area": call.words}
+        number, _, unit = call.words.partition(" ")
+        count = int(number) if number.isdigit() else COUNTS.index(number) + 1 if number in COUNTS else 0
+        if count and unit in ("hour", "minute", "second"):
+            return {f"start_{unit}s": count}
     return {"name": call.words} if call.words else {}
 
 
