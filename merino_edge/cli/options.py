@@ -106,7 +106,7 @@ def with_budgets(command: Callable[..., None], more: Mapping[str, str] | None = 
 
 
 def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """["file-mb=3"] -> {"file_mb": 3.0}. Raise typer.BadParameter for another name, or for what is no number."""
+    """["file-mb=3"] -> {"file_mb": 3.0}. Raise typer.BadParameter for an unknown name or a bad number."""
     limits: dict[str, float] = {}
     for text in given:
         shown, _, value = text.partition("=")

@@ -30,7 +30,7 @@ class Json(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A part of a text: any characters, of which the first is another one than this."""
+    """A part of a text: anything that does not begin with this character."""
     first: str
 
 
