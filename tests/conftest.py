@@ -188,19 +188,6 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def probed_host():
-    """A made-up probe of this machine in the tests' cache: what `--board host` then is. A real one:
-    test_calibration.py."""
-    from sample_probe import MACHINE, synthetic
-
-    from merino_edge.calibration.host import machine_key
-    from merino_edge.storage.atomic import cache_folder, write_text
-
-    probe = synthetic(0.02, MACHINE._replace(threads=(1,)))
-    write_text(cache_folder() / f"probe-{machine_key()}-of-the-tests.json", probe.model_dump_json(by_alias=True))
-
-
 @pytest.fixture
 def small_space(monkeypatch):
     """`recommend` of this process searches few decoders by default."""

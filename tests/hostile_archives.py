@@ -20,7 +20,6 @@ FILES = collections.OrderedDict([
     ("merino.pyz", b"app" * 300), ("bundles/0/bundle.json", b"{}\n"), ("bundles/0/model.onnx", bytes(range(256)) * 5),
     ("bundles/0/tokenizer.json", b"{}"), ("bundles/0/whole_blocks", b"w" * 2 * BLOCK), ("bundles/0/empty", b"")])
 MODEL = "bundles/0/model.onnx"
-TARGET = "wheels/cp311-aarch64-glibc2.28"
 Kind = collections.namedtuple("Kind", "name data refusal")  # refusal: a pattern of its message
 
 # Offset and length of a header's fields (POSIX ustar).

@@ -264,7 +264,6 @@ def test_decode_figures_leave_the_first_token_out(monkeypatch, seconds, figures)
     assert (last.tokens, last.prefill_ms, last.decode_ms_p50, last.tok_s) == pytest.approx(figures)
 
 
-FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)
 WIDE_LOGITS = st.integers(0, 2 ** 32 - 1).map(lambda seed: (np.random.RandomState(seed).randn(3000) * 2).tolist())
 SAMPLINGS = st.builds(

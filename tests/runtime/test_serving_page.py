@@ -147,8 +147,21 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
     assert page.locator("#conversation > li").count() == 4 and sent[2]["messages"] == sent[1]["messages"]
 
 
-def test_tokens_appear_as_they_come_and_stop_ends_them_by_key_and_by_button(server, opened):
-    page = opened(server, 390, height=700)
+@pytest.fixture
+def slow_server(bundle):
+    """Its answers take so long that a browser on a busy machine sees them grow."""
+    turn = """
+import time
+from merino_runtime.serving.scheduler import Scheduler
+turn = Scheduler._turn
+Scheduler._turn = lambda self, job: (time.sleep(0.05), turn(self, job))[1]
+"""
+    with Server(bundle, before=turn, options=["--cache-mb", 0, "--queue", 0]) as running:
+        yield running
+
+
+def test_tokens_appear_as_they_come_and_stop_ends_them_by_key_and_by_button(slow_server, opened):
+    page = opened(slow_server, 390, height=700)
     never_ending(page)
     for stop in (lambda: page.keyboard.press("Escape"), lambda: page.get_by_role("button", name="Stop").click()):
         send(page, "Go on")
@@ -163,7 +176,7 @@ def test_tokens_appear_as_they_come_and_stop_ends_them_by_key_and_by_button(serv
         assert page.evaluate("document.activeElement.id") == "text"
         box = page.locator("#scroll")
         assert box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight") < 60
-    while server.call("GET", "/v1/stats")[1]["running"]:  # within a token
+    while slow_server.call("GET", "/v1/stats")[1]["running"]:  # within a token
         time.sleep(0.01)
 
 
