@@ -13,6 +13,13 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WAIT_S = 60
+# For `before`: an answer takes seconds, so that a test on a busy machine can watch it or leave it.
+SLOW = """
+import time
+from merino_runtime.serving.scheduler import Scheduler
+turn = Scheduler._turn
+Scheduler._turn = lambda self, job: (time.sleep(0.05), turn(self, job))[1]
+"""
 
 
 def free_port():

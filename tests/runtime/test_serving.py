@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from served import ROOT, Server  # noqa: E402
+from served import ROOT, SLOW, Server  # noqa: E402
 
 from merino_runtime.generation.text import byte_table  # noqa: E402
 
@@ -270,15 +270,20 @@ def test_a_client_that_ends_its_own_side_gets_its_answers(server):
     assert result.count(b"HTTP/1.1 200") == 2 and result.count(b'"completion_tokens": 60') == 2
     result = until_closed(server, post_of(dict(body, stream=True)), ends_own_side=True)
     assert result.count(b"HTTP/1.1 200") == 1 and b"data: [DONE]" in result
-    cancelled = server.call("GET", "/v1/stats")[1]["requests_cancelled_total"]
-    with contextlib.ExitStack() as opened:  # they leave altogether, long before the last one's answers are ready
-        for _ in range(8):
-            left = opened.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", server.port))))
-            left.sendall(post_of(dict(body, prompt=["x"] * 60, max_tokens=200), TEXTS))
+
+
+def test_a_client_that_leaves_altogether_is_noticed(chat_dir):
+    """By the second look, seconds after it ended its own side."""
+    with Server(chat_dir, before=SLOW, options=["--cache-mb", 0]) as slow:
+        body = dict(GREEDY, prompt="x", max_tokens=200, ignore_eos=True)
+        with contextlib.closing(socket.create_connection(("127.0.0.1", slow.port))) as left:
+            left.sendall(post_of(body, TEXTS))
             left.shutdown(socket.SHUT_WR)
-        time.sleep(0.2)
-    while server.call("GET", "/v1/stats")[1]["requests_cancelled_total"] == cancelled:
-        time.sleep(0.05)
+            while not slow.call("GET", "/v1/stats")[1]["running"]:
+                time.sleep(0.05)
+        while slow.call("GET", "/v1/stats")[1]["running"]:
+            time.sleep(0.05)
+        assert slow.call("GET", "/v1/stats")[1]["requests_cancelled_total"] == 1
 
 
 def test_an_absolute_address_is_one_of_this_server(server):

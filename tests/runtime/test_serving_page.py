@@ -15,7 +15,7 @@ pytest.importorskip("torch")  # of the workstation, which makes the bundle
 
 from chat_bundle import make_bundle  # noqa: E402
 from local_programs import headless  # noqa: E402
-from served import Server  # noqa: E402
+from served import SLOW, Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
 CONTEXT = 4096  # an answer that nobody stops takes seconds
@@ -149,14 +149,7 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
 
 @pytest.fixture
 def slow_server(bundle):
-    """Its answers take so long that a browser on a busy machine sees them grow."""
-    turn = """
-import time
-from merino_runtime.serving.scheduler import Scheduler
-turn = Scheduler._turn
-Scheduler._turn = lambda self, job: (time.sleep(0.05), turn(self, job))[1]
-"""
-    with Server(bundle, before=turn, options=["--cache-mb", 0, "--queue", 0]) as running:
+    with Server(bundle, before=SLOW, options=["--cache-mb", 0, "--queue", 0]) as running:
         yield running
 
 
