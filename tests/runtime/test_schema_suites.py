@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from few_examples import examples
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from json_schemas import compact, tokenizers_of_both_kinds, walked
 
@@ -125,7 +125,9 @@ def test_an_answer_that_ends_parses_and_is_valid(case, kind, ours, seed):
             grammar = guided(grammar.trie, (eos,), [[Json(schema)]], MerinoError("not tried."))
         except MerinoError:
             return
-    value = json.loads(walked(grammar.start(), tokenizer.spellings(), eos, random.Random(seed)).decode("utf-8"))
+    data = walked(grammar.start(), tokenizer.spellings(), eos, random.Random(seed))
+    assume(data is not None)
+    value = json.loads(data.decode("utf-8"))
     validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     if not isinstance(schema.get("items"), list) and schema.get("exclusiveMinimum") is not True:
         validator(schema, format_checker=validator.FORMAT_CHECKER).validate(value)
