@@ -253,8 +253,7 @@ def made_once(name, make):
 
 @pytest.fixture(scope="session")
 def embedded_bundles():
-    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
-    `no-dotprod` are those of `fused` for no-dotprod Arm cores."""
+    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats."""
     from pathlib import Path
 
     from merino_edge.embedded import FOLDER
@@ -263,14 +262,11 @@ def embedded_bundles():
     from merino_edge.export.source import load_source
 
     kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8", "int4")]
-    kinds += [("no-dotprod", "int8"), ("no-dotprod", "int4")]
-
     source = lru_cache(maxsize=1)(lambda: load_source(str(FOLDER)))
 
     def make(kind, path):
         dialect, precision = kind
-        form = {"dialect": "fused", "core": "no-dotprod"} if dialect == "no-dotprod" else {"dialect": dialect}
-        export(source(), Path(path), ExportRequest(precision=precision, **form))
+        export(source(), Path(path), ExportRequest(precision=precision, dialect=dialect))
 
     # In another order in each process, so that they make different ones at a time.
     shuffled = random.sample(kinds, len(kinds))

@@ -54,12 +54,12 @@ def graph_bundle(folder, arch, dialect="portable", precision="fp32", context=Non
         data.truncate(length)
     return Bundle(
         folder=str(folder), schema=2, name=folder.name, family=family_of(arch).name, architecture={},
-        precision=precision, dialect=dialect, core=None, weights="random", weights_source="holes", context=context,
+        precision=precision, dialect=dialect, weights="random", weights_source="holes", context=context,
         vocab=arch.vocab, stop_ids=(), kv_layers=tuple(KvLayer(*layer) for layer in arch.kv_layers),
         inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
         outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
         params=0, flops_per_token=0, head_flops=0, weight_bytes=graph.weight_bytes,
-        decode_weight_bytes=graph.decode_weight_bytes, kv_bytes=0, isa=(), boards=(), slower_on=(),
+        decode_weight_bytes=graph.decode_weight_bytes, kv_bytes=0, boards=(),
         backends=(BackendNeed("onnxruntime", "1.10", ()),),
         threads=Threads(None, None), golden=Golden((), ()), chat=None, files=(BundleFile(DATA_FILE, length, ""),),
     )  # fmt: skip

@@ -37,8 +37,8 @@ FP32_BYTES, FP16_BYTES = 4, 2
 # for q4_0 and 0.75 for q8_0, in cycles by llvm-mca's models of the cores. F16 takes this project's float32 cycles.
 CYCLES = {"Cortex-A53": (1.08, 0.88), "Cortex-A57": (0.36, 0.32), "Cortex-A72": (0.36, 0.32)}
 # With dotprod llama.cpp's kernels were not counted. Row by row: the same instructions, three in a cycle. Weights that
-# are repacked into tiles: this project's cycles.
-ROW_BY_ROW = 0.87 / 3
+# are repacked into tiles, of up to five bits and of more: those of this project's loops without dotprod.
+ROW_BY_ROW, REPACKED = 0.87 / 3, (0.11, 0.14)
 # The month since which llama.cpp repacks a format for dotprod (its pull requests 9921, 17494, 18096, 19356, 19360).
 TILED_SINCE = {"Q4_0": "2024-11", "IQ4_NL": "2024-12", "Q4_K_M": "2025-12", "Q8_0": "2025-12", "Q5_K_M": "2026-02",
                "Q6_K": "2026-02"}  # fmt: skip
@@ -116,12 +116,11 @@ def is_tiled(profile: DeviceProfile, row: Row, date: str) -> bool:
 def cycles(profile: DeviceProfile, row: Row, tiled: bool) -> float:
     """Return the cycles of one core per weight in a decode step, without reading it."""
     own, eight = profile.cpu.cycles_per_weight, row.format in ("Q6_K", "Q8_0")
-    assert own is not None and own.matmul4 is not None and own.matmul8 is not None
-    if row.format == "F16" and own.matmul is not None:
+    if row.format == "F16" and own and own.matmul is not None:
         return own.matmul
     if profile.cpu.core in CYCLES:
         return CYCLES[profile.cpu.core][eight]
-    return (own.matmul4, own.matmul8)[eight] if tiled else ROW_BY_ROW
+    return REPACKED[eight] if tiled else ROW_BY_ROW
 
 
 def matrix_weights(operators: Sequence[Operator]) -> int:

@@ -30,7 +30,6 @@ from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, attention_operators, ffn_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
-from merino_edge.families.operators import FORMATS, KERNEL_CORES
 from merino_edge.families.rotary import Rotary
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
@@ -41,13 +40,8 @@ PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
 
 
 def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
-    """Return the graph's format. `no-dotprod` and `avx512-vnni` have the same graphs, without codes in few bits,
-    because random weights have none."""
-    kernels = key.dialect in KERNEL_CORES
-    return GraphFormat(
-        key.format, "portable" if key.dialect == "portable" else "fused", context,
-        "no-dotprod" if kernels else None, by_groups=key.by_groups,
-    )  # fmt: skip
+    """Return the graph's format. Attention by groups is that of quantized weights, which its graph has none of."""
+    return GraphFormat("int8" if key.by_groups else key.format, key.dialect, context)
 
 
 def linears(key: GraphKey) -> Decoder:
@@ -166,13 +160,8 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    # By the kind of core only integer matmuls differ, and two kinds have those of this project's kernels.
-    if key.dialect == "fused" and not FORMATS[key.format].grouped:
-        dialects: tuple[str, ...] = ("fused", *KERNEL_CORES)
-    else:
-        dialects = KERNEL_CORES if key.dialect in KERNEL_CORES else (key.dialect,)
     return ProbeGraph(
-        key, dialects, graph.inputs, graph.outputs, model, weight_bytes=weight_bytes,
+        key, (key.dialect,), graph.inputs, graph.outputs, model, weight_bytes=weight_bytes,
         own_kernels=bool(graph.own_kernels),
     )  # fmt: skip
 

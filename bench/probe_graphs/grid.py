@@ -14,10 +14,7 @@ from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTIZED_CACHES
 
 MB = 2**20
-# Of `avx512-vnni`, whose graphs `no-dotprod` shares, those that differ from `fused`, whose other graphs serve both.
-FORMATS = {
-    "fused": ("fp32", "int8", "int4"), "avx512-vnni": ("int8", "int4"), "portable": ("fp32", "int8", "int4"),
-}  # fmt: skip
+DIALECTS, FORMATS = ("fused", "portable"), ("fp32", "int8", "int4")
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
@@ -51,18 +48,16 @@ class GraphKey:
 
 
 def graph_keys() -> Iterator[GraphKey]:
-    for dialect, formats in FORMATS.items():
-        if "fp32" in formats:
-            yield from without_weights(dialect)
-        for form in formats:
+    for dialect in DIALECTS:
+        yield from without_weights(dialect)
+        for form in FORMATS:
             for (rows, columns), counts in linear_counts(form).items():
                 for count in sorted(counts):
                     yield GraphKey(dialect, "linear", form, rows, columns, count=count)
             for kind, rows, columns in table_shapes(dialect, form):
                 yield GraphKey(dialect, kind, form, rows, columns)
-    for dialect in ("fused", "avx512-vnni"):
-        for form in FORMATS[dialect]:
-            yield from decoders(dialect, form)
+    for form in FORMATS:
+        yield from decoders("fused", form)
     for side, count in gpu.CHAINS:
         yield GraphKey("portable", "chain", "fp32", side, side, count=count)
 

@@ -50,7 +50,5 @@ for name in small 20 60 150 300; do
 done
 "$python" "$here/evaluate.py" "$out/house-int8" "$@" --negatives "$out/negatives.txt" -o "$out/int8.json" --wrong "$out/int8-wrong.jsonl"
 "$python" "$here/evaluate.py" "$out/house-int8" --templates first "$@" --negatives "$out/negatives.txt" -o "$out/templates-first.json"
-[ -e "$out/house-board" ] || merino export "$out/checkpoint" --precision int8 --text "$out/calibrate.txt" \
-    --board raspberry-pi-zero-2w -o "$out/house-board"
-[ -e "$out/house.merino" ] || merino pack "$out/house-board" --board raspberry-pi-zero-2w -o "$out/house.merino"
+[ -e "$out/house.merino" ] || merino pack "$out/house-int8" --board raspberry-pi-zero-2w -o "$out/house.merino"
 echo "$out/house.merino is for the board; here: merino-edge house 'it is dark in here' --devices $here/house.json --bundle $out/house-int8"

@@ -16,7 +16,6 @@ from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest, graph_format
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
-from merino_edge.families.operators import core_named
 from merino_edge.families.zoo import Model
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle, quantized_cache
@@ -30,10 +29,10 @@ def baseline_bundles(
 ) -> list[str]:
     """Return the folders of the bundles to compare the measured ones with.
 
-    A name such as `opt-350m` gives one per (precision, dialect, kind of core, cache) among the measured bundles, so
-    that each ratio is at equal format. With `precision` it gives one of that precision with a cache of floats, in the
-    dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder, and has its
-    own precision. Raise MerinoError if the dialect has no such precision.
+    A name such as `opt-350m` gives one per (precision, dialect, cache) among the measured bundles, so that each ratio
+    is at equal format. With `precision` it gives one of that precision with a cache of floats, in the dialect of the
+    first measured bundle. Any other `what` is a bundle's folder, and has its own precision. Raise MerinoError if the
+    dialect has no such precision.
     """
     resolved = resolve(what)
     if not isinstance(resolved, Model):
@@ -48,10 +47,7 @@ def requests_of(folders: Sequence[str]) -> list[ExportRequest]:
     """Return the formats of the bundles that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
     requests = (
-        ExportRequest(
-            bundle.precision, dialect=bundle.dialect, core=core_named(bundle.core), kv=quantized_cache(bundle)
-        )
-        for bundle in bundles
+        ExportRequest(bundle.precision, dialect=bundle.dialect, kv=quantized_cache(bundle)) for bundle in bundles
     )
     return list(dict.fromkeys(requests))
 
@@ -63,8 +59,8 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
     Bundles of the same format that another exporter left in the cache are then removed. Raise MerinoError for a format
     that is not possible.
     """
-    precision, dialect, _, core, kv, *_ = graph_format(request, None, model.geometry.context)
-    form = f"{precision} {dialect}{f' {core}' if core not in (None, 'dotprod') else ''}{f' {kv} cache' if kv else ''}"
+    precision, dialect, _, kv, *_ = graph_format(request, None, model.geometry.context)
+    form = f"{precision} {dialect}{f' {kv} cache' if kv else ''}"
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):

@@ -22,7 +22,7 @@ from merino_edge.design.paper.space import PAPER_SPACE
 from merino_edge.design.score import MEASURED, MERINO, Scoring
 from merino_edge.design.space import SPACE, Layer, architecture
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import attends_by_groups, core_of_board, formats_of
+from merino_edge.prediction.formats import dialect_of, formats_of
 from merino_edge.prediction.intervals import LEAST_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -62,15 +62,14 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
             )
             folders.append(scratch / f"design-{index + 1}")
             write_random_bundle(
-                arch, candidate.precision, folders[-1], folders[-1].name, candidate, core=core_of_board(profile),
-                by_groups=attends_by_groups(profile, candidate.precision),
-            )  # fmt: skip
+                arch, candidate.precision, folders[-1], folders[-1].name, candidate, dialect=dialect_of(profile)
+            )
         # 2. Designs of one context share their cases, so they are measured in interleaved runs.
         pairs = sorted(zip(designs, folders, strict=True), key=context_of)
         rows = [row for _, group in groupby(pairs, key=context_of) for row in measured_alike(list(group), bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
-    return [row.model_copy(update={"by_groups": attends_by_groups(profile, row.format)}) for row in rows]
+    return rows
 
 
 def context_of(pair: tuple[Design, Path]) -> int:

@@ -20,32 +20,24 @@ from merino_edge.export.quantize.matrix import QuantizedMatrix
 from merino_edge.export.quantize.weights import matrix_bits, matrix_layout
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_of, largest_group
+from merino_edge.families.operators import GROUP
 from merino_edge.families.registry import family_of
 from merino_edge.families.weights import GraphWeights
-from merino_edge.prediction.formats import core_here
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
-from merino_runtime.io.board import runs_kernels, this_board
 
 Codes = Callable[[tuple[int, int, int], int], np.ndarray]  # (shape, the lowest byte) -> uint8 codes
 
 
 def write_random_bundle(
-    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, *, core: Core | None = None,
-    kv: str | None = None, by_groups: bool | None = None, dialect: str = "fused",
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, *, kv: str | None = None,
+    dialect: str = "fused",
 ) -> Bundle:  # fmt: skip
-    """Write the bundle into `folder`, with the design's thread counts and without golden ids.
-
-    `core`, `by_groups`: see `GraphFormat`; None: this machine's kind, and whether this machine has kernels for it.
-    """
+    """Write the bundle into `folder`, with the design's thread counts and without golden ids."""
     with torch.device("meta"):
         model = build_model(arch)
     kv = design.kv if design else kv
-    here = this_board()
-    written_for = core_of(dialect, precision, core or core_here())
-    groups = runs_kernels(here.architecture, here.isa) if by_groups is None else by_groups
-    form = GraphFormat(precision, dialect, arch.context, written_for, kv=kv, by_groups=groups)
+    form = GraphFormat(precision, dialect, arch.context, kv)
     weights = GraphWeights(random_weights(model), arch.layout)
     seeds = itertools.count()  # one per matrix: ONNX Runtime stores equal matrices once
 
@@ -74,12 +66,9 @@ def timing_matrices(
 
 
 def timing_matrix(shape: tuple[int, int], bits: int, form: GraphFormat, codes: Codes) -> QuantizedMatrix:
-    """Return a matrix [rows, columns] with equal scales. A row that no group divides is one group, which tiles cannot
-    hold."""
+    """Return a matrix [rows, columns] with equal scales."""
     (rows, columns), layout = shape, matrix_layout(form, bits)
-    group = largest_group(columns)
-    layout = "groups" if layout == "tiles" and group is None else layout
-    group_size = columns if layout == "rows" or group is None else group
+    group_size = columns if layout == "rows" else GROUP
     groups = columns // group_size
     drawn = codes((rows, groups, group_size * bits // 8), 1 if layout == "rows" else 0)
     scales = np.full((rows, groups), 0.02 / 2 ** (bits - 1), np.float32)

@@ -6,7 +6,7 @@ The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle`
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -16,10 +16,8 @@ from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import (
     FIRST_HASHING,
-    Core,
     Operator,
     decode_flops,
-    fast_isa,
     hashes_ids,
     head_flops,
     kv_bytes,
@@ -28,7 +26,6 @@ from merino_edge.families.operators import (
     weight_bytes,
 )
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -53,12 +50,7 @@ from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
 from merino_runtime.generation.text import with_merges_as_strings
 from merino_runtime.io.json_file import value_of
 
-# The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators on 8-bit groups, and on
-# embeddings in groups, are younger than the fused attention.
-MIN_VERSIONS = {
-    ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
-}  # fmt: skip
-NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: matrices are multiplied by this project's kernels
+FUSED_ATTENTION_VERSION, FP16_ATTENTION_VERSION = "1.18", "1.20"  # the oldest ONNX Runtime with each
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
@@ -110,27 +102,23 @@ class ModelFacts(NamedTuple):
 
 
 class GraphFormat(NamedTuple):
-    """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
-    format of the cache; None: the activations' format. `all_logits`: the graph returns the logits of all positions.
-    `by_groups`: attention of heads that share a KV head is this project's operator; where `runs_on_kernels`, it is
-    anyway."""
+    """How the model was exported. `context`: KV slots, in tokens. `kv`: the format of the cache; None: the activations'
+    format. `all_logits`: the graph returns the logits of all positions."""
 
     precision: str
     dialect: str
     context: int
-    core: Core | None = None
     kv: str | None = None
     all_logits: bool = False
-    by_groups: bool = False
 
     @property
     def min_version(self) -> str:
         """The oldest ONNX Runtime, by what is in the graph."""
         if self.kv in QUANTIZED_CACHES:
             return FIRST_QUANTIZED_CACHE
-        if self.core == "no-dotprod":
-            return NO_DOTPROD_MIN_VERSION
-        return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
+        if self.dialect == "portable":
+            return "1.10"
+        return FP16_ATTENTION_VERSION if self.precision == "fp16" else FUSED_ATTENTION_VERSION
 
 
 def describe(
@@ -145,11 +133,6 @@ def describe(
     geometry = model.geometry
     operators = geometry.operators
     backends = backends_of(form, graph.oldest, hashes_ids(operators))
-    slower = (
-        slower_on(
-            operators, form.precision, form.context, form.core, list_profiles(), form.kv, form.by_groups
-        ) if form.core else ()
-    )  # fmt: skip
     return Bundle(
         folder=str(folder),
         schema=SCHEMA,
@@ -158,7 +141,6 @@ def describe(
         architecture=geometry.model_dump(mode="json"),
         precision=form.precision,
         dialect=form.dialect,
-        core=form.core,
         weights=model.weights,
         weights_source=model.weights_source,
         context=form.context,
@@ -173,12 +155,9 @@ def describe(
         weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision, form.kv),
-        isa=tuple(fast_isa(form.core)),
         boards=fitting_boards(
-            operators, form.precision, form.context, threads, [need.name for need in backends], kv=form.kv,
-            slower=[each.board for each in slower],
+            operators, form.precision, form.context, threads, [need.name for need in backends], kv=form.kv
         ),
-        slower_on=slower,
         backends=backends,
         threads=threads,
         golden=golden,
@@ -201,20 +180,16 @@ def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
     backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, kv: str | None = None,
-    slower: Collection[str] = (),
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
-    those that run the bundle's graph. `kv`: the format of the cache; None: the activations'. `slower`: ids of boards
-    with the other kind of core, on which the graph decodes slower than a graph for that kind: these are left out.
+    those that run the bundle's graph. `kv`: the format of the cache; None: the activations'.
     """
     shape, weights = InferenceShape(precision, context, default_prompt(context), kv), weight_bytes(operators, precision)
 
     def fits(profile: DeviceProfile) -> bool:
         if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
-            return False
-        if profile.backend == "onnxruntime" and profile.id in slower:
             return False
         needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile, weights))
         return needed_mb <= profile.memory.free_mb.value

@@ -16,15 +16,16 @@ from merino_edge.families.operators import caches_inputs, has_states
 from merino_edge.families.registry import family_of
 
 GENAI, CONFIG, TOKENIZER_CONFIG = "genai_config.json", "config.json", "tokenizer_config.json"
+LIBRARY = "kernels.so"  # this project's operators, copied there by the user for the machine at hand
 
 
 def files_for_others(
     model: ModelFacts, inputs: Iterable[str], context: int, tokenizer: Path | str | None, template: str | None,
-    library: str | None = None,
+    library: bool = False,
 ) -> dict[str, str]:  # fmt: skip
     """Texts by the names of their files. `inputs`: names of the graph's; `context` in tokens; `tokenizer`: a
-    tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text; `library`: the
-    file with this project's operators, if the graph has some. transformers.js and optimum cannot load it.
+    tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text; `library`:
+    whether the graph has this project's operators, which transformers.js and optimum cannot load.
     """
     if has_states(model.geometry.operators):  # none of these programs binds them
         return {}
@@ -38,8 +39,8 @@ def files_for_others(
     return {name: json.dumps(content, indent=1) + "\n" for name, content in files.items()}
 
 
-def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str | None) -> dict[str, Any]:
-    """onnxruntime-genai's description of a decoder, as its version 0.18 reads it. It looks for `library` in the folder
+def genai_config(model: ModelFacts, inputs: set[str], context: int, library: bool) -> dict[str, Any]:
+    """onnxruntime-genai's description of a decoder, as its version 0.18 reads it. It looks for LIBRARY in the folder
     of the bundle.
 
     Heads, widths and the length of a head are those of one layer. genai takes each layer's own from the graph.
@@ -49,7 +50,7 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int, library: str
     named = [name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs]
     decoder: dict[str, Any] = {
         "filename": "model.onnx",
-        "session_options": {"provider_options": [], **({"custom_ops_library": library} if library else {})},
+        "session_options": {"provider_options": [], **({"custom_ops_library": LIBRARY} if library else {})},
         "hidden_size": layers[0].width,
         "num_attention_heads": layers[0].heads,
         "num_key_value_heads": kv_heads,

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, timed_decoder
 from merino_edge.families.designed import Architecture
-from merino_edge.families.operators import Operator, activation, attention, head, linear, norm, runs_on_kernels
+from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency import Run, amounts, memory_share, reread_share
 from merino_edge.prediction.onnxruntime_costs import prefill_chunks
 from merino_edge.profiles.coefficients import (
@@ -84,18 +84,15 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     """Return the amount of each term in one run of the row's graph, if all reads come from memory."""
     if isinstance(row, DesignTime):
         operators = row.design.architecture.operators
-        groups = row.design.by_groups
-        return summed(
-            amounts(op, row.format, new, past, dialect, groups=groups) for op in operators for new, past in row.runs
-        )
+        return summed(amounts(op, row.format, new, past, dialect) for op in operators for new, past in row.runs)
     if row.kind == "argmax":
         return {"argmax_ns": row.rows * 1e-3}
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
-        groups = runs_on_kernels(dialect, row.format)
-        return summed(amounts(op, row.format, row.tokens, row.past, dialect, groups=groups) for op in decoder_of(row))
-    terms = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv, groups=row.by_groups)
+        return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
+    form = "int8" if row.by_groups else row.format  # attention by groups is that of quantized weights
+    terms = amounts(operator_of(row), form, row.tokens, row.past, dialect, kv=row.kv)
     if row.kind == "head":  # timed as a separate graph, without the argmax
         terms = {name: amount for name, amount in terms.items() if name not in ("argmax_ns", "step_us")}
     return {name: amount * row.count for name, amount in terms.items()} | {GRAPH: 1.0}

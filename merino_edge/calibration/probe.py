@@ -97,7 +97,6 @@ class MeasuredDesign(Strict):
     predicted_decode_ms: Positive
     predicted_prefill_ms: Positive
     flags: list[str]
-    by_groups: bool = False  # whether attention was this project's GroupAttention
 
 
 class Probe(Strict):

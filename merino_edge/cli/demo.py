@@ -22,9 +22,7 @@ from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
-from merino_edge.families.operators import Core
 from merino_edge.families.zoo import model
-from merino_edge.prediction.formats import core_here
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import check_file, write_text
@@ -35,10 +33,7 @@ BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
 QUESTION = "What is gravity?"
 CHAT_CONTEXT = 1024
-# int4 is the fastest where this project's kernels multiply it; elsewhere on x86 int8 is as fast, and exported sooner.
-CHAT_FORMATS: dict[Core, tuple[str, ...]] = {
-    "dotprod": ("int8", "int4", "fp32"), "no-dotprod": ("int4", "int8", "fp32"), "avx512-vnni": ("int4", "int8", "fp32")
-}  # fmt: skip
+CHAT_FORMATS = ("int4", "int8", "fp32")  # the fastest first
 REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 
@@ -91,16 +86,15 @@ def say(text: str) -> None:
 
 
 def run_chat_demo(source: str, out: Path) -> None:
-    """Let a chat model answer one question, in the first of this machine's CHAT_FORMATS that keeps its answers. Its
-    bundle is written into `out`. Raise MerinoError if `source` has no chat template."""
+    """Let a chat model answer one question, in the first of CHAT_FORMATS that keeps its answers. Its bundle is written
+    into `out`. Raise MerinoError if `source` has no chat template."""
     loaded = load_source(source)
     if loaded.chat is None:
         raise MerinoError(f"{source} has no chat template: `make demo-chat` requires a chat model")
     context = min(loaded.arch.context, CHAT_CONTEXT)
-    core = core_here()
-    for precision in CHAT_FORMATS[core]:
+    for precision in CHAT_FORMATS:
         print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
-        request = ExportRequest(precision=precision, context=context, core=core)
+        request = ExportRequest(precision=precision, context=context)
         exported = export(loaded, out / f"chat-{precision}", request, last_use=True)
         if exported.divergence:
             print(divergence_words(exported.divergence))

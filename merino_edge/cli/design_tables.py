@@ -20,10 +20,9 @@ from merino_edge.design.design_file import Design, Training
 from merino_edge.design.existing import existing_score
 from merino_edge.design.recommend import Recommendation
 from merino_edge.design.score import MeasuredScoring
-from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import graph_dialect, refused_words
+from merino_edge.prediction.formats import dialect_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
@@ -55,15 +54,14 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     put(training_line(design.training))
     arch = design.architecture
     put(f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}; {solver_line(design)}")
-    if hint := export_line(design, profile, named or profile.id):
+    if hint := export_line(profile, named or profile.id):
         put(hint)
 
 
-def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
+def export_line(profile: DeviceProfile, named: str) -> str:
     """The options that `export` requires, where without them it would write another graph than the costs are of; else
     empty."""
-    own = graph_dialect(profile) == "portable" or FORMATS[design.precision].grouped
-    options = graph_options(profile, named) if own and profile.backend == "onnxruntime" else ""
+    options = graph_options(profile, named) if profile.backend == "onnxruntime" else ""
     return options and (
         f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
     )
@@ -73,7 +71,7 @@ def graph_options(profile: DeviceProfile, named: str) -> str:
     """Options of `export` where the board needs another graph than the default one."""
     if profile.backend == "tensorrt":
         return " --dialect portable"
-    return "" if graph_dialect(profile) == "fused" else f" --board {shlex.quote(named)}"
+    return "" if dialect_of(profile) == "fused" else f" --board {shlex.quote(named)}"
 
 
 def costs_of(design: Design, profile: DeviceProfile) -> CostModel:

@@ -35,7 +35,8 @@ def export(
         " of --board that keeps 95 % of the model's answers; mixed: int4, with 8 bits for the most sensitive matrices",
     )] = None,
     board_name: Annotated[str | None, FormatOption(
-        "--board", metavar="BOARD", help="target board: sets the dialect, and the kernels for its kind of core"
+        "--board", metavar="BOARD",
+        help="target board: sets the dialect; --precision auto and --decode-ms predict for it",
     )] = None,
     dialect: Annotated[str | None, FormatOption(
         help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT; default: the board's or the"
@@ -89,8 +90,6 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
 
     bundle = done.bundle
     put(summary_line(done))
-    for slower in bundle.slower_on:
-        put(f"on {slower.board} {slower.times:g} times slower than an export with --board {slower.board}")
     print_calibration(done, request)
     if done.divergence:
         put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
@@ -99,8 +98,8 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
                 f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
     if bundle.kernels and (done.folder / "genai_config.json").is_file():
-        say("for other programs: copy kernels-MACHINE.so of merino_runtime/bundle/native into the bundle for"
-            " onnxruntime-genai; plain ONNX Runtime loads it by register_custom_ops_library (Python),"
+        say("for other programs: copy merino_runtime/bundle/native/kernels-MACHINE.so into the bundle as"
+            " kernels.so for onnxruntime-genai; plain ONNX Runtime loads it by register_custom_ops_library (Python),"
             " RegisterCustomOpLibrary (C#) or RegisterCustomOpsLibrary (C++)")  # fmt: skip
     if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"

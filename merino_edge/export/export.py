@@ -4,7 +4,6 @@ The numbered steps are in `export` and `export_planned`. `source.load_source` lo
 GGUF file means. `quantize.weights` quantizes its matrices; those of a GGUF keep their blocks if the format allows it.
 """
 
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,7 +42,6 @@ from merino_edge.storage.atomic import check_folder, new_folder, parents_made, s
 from merino_edge.storage.faults import one_line
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
-from merino_runtime.bundle.fit import library_file
 from merino_runtime.errors import MerinoError
 
 DEFAULTS = ExportRequest()
@@ -147,7 +145,7 @@ def export_planned(
 
     # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
-    how = Rounding(source.blocks, hessians, plan.calibration is not None, plan.eight_bits)
+    how = Rounding(source.blocks, hessians, plan.eight_bits)
     matrices = quantized_matrices(source.arch, weights, form, how)
     if plan.outliers:
         matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
@@ -175,8 +173,10 @@ def export_planned(
     )  # fmt: skip
     # Other programs allocate float caches.
     others = form.dialect == "fused" and form.kv is None
-    names, library = [port.name for port in graph.inputs], library_of(form.core) if graph.own_kernels else None
-    beside = files_for_others(model, names, form.context, source.tokenizer, plan.template, library) if others else {}
+    beside = files_for_others(
+        model, [port.name for port in graph.inputs], form.context, source.tokenizer, plan.template,
+        library=bool(graph.own_kernels),
+    ) if others else {}  # fmt: skip
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         write_bundle(
             folder, model, graph, form, GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
@@ -199,11 +199,6 @@ def export_planned(
         matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
         cache_rise=calibration.cache_rise, note=note, divergence=diverges,
     )  # fmt: skip
-
-
-def library_of(core: str | None) -> str:
-    """Return the file name of this project's operators for the machines with such a core."""
-    return library_file("x86_64" if core == "avx512-vnni" else "aarch64" if core else platform.machine())
 
 
 def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) -> Calibration:

@@ -12,13 +12,10 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
 from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
-from merino_edge.families.operators import Core, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
     EMPTY,
-    attends_by_groups,
     cache_needs,
-    core_of_board,
     dialect_of,
     has_cache,
     quantized_kv,
@@ -39,10 +36,8 @@ class ExportRequest(NamedTuple):
     Attributes:
         precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
             bits for the matrices in which they reduce divergence most. By default the design's; without a design fp32.
-        board: the graph is written for its runtime and its kind of core, and uses this project's kernels if the
-            runtime loads them.
+        board: the graph is written for its runtime.
         dialect: by default that of the board and of the design's backend, else `fused`.
-        core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
         kv: format of the KV cache; by default the design's, else that of the activations.
         context: KV slots, in tokens; by default the model's context.
         calibration: text for GPTQ and for the scales of a quantized cache. Without it there is no GPTQ, and the scales
@@ -60,7 +55,6 @@ class ExportRequest(NamedTuple):
     precision: str | None = None
     board: DeviceProfile | None = None
     dialect: str | None = None
-    core: Core | None = None
     kv: str | None = None
     context: int | None = None
     calibration: Path | None = None
@@ -178,9 +172,7 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
         raise MerinoError(f"{origin.format(precision)} is for GPUs, and a {board.name} has none: give int8 or int4")
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
-    core = core_of(dialect, precision, request.core or (core_of_board(board) if board else "dotprod"))
-    groups = board is not None and dialect == "fused" and attends_by_groups(board, precision)
-    return GraphFormat(precision, dialect, context, core, kv, all_logits=request.all_logits, by_groups=groups)
+    return GraphFormat(precision, dialect, context, kv, all_logits=request.all_logits)
 
 
 def cache_format(

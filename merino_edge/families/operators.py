@@ -6,7 +6,7 @@ families.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from merino_runtime.bundle.schema import STATE_COPIES
 
@@ -17,7 +17,7 @@ KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 HEAD_SLICE_BYTES = 16 << 20
 FIRST_HASHING = "10.0"  # of TensorRT: earlier versions have neither Mod nor integers of 64 bits
 EMBEDDINGS = ("embed", "head", "ngrams")  # kinds of operators whose matrix has an embedding's format
-GROUP_SIZES = (128, 64, 32)  # of group-wise quantization, the largest first: fewer scales to read, so faster
+GROUP = 32  # weights of a row with one scale in float16, in int8 and int4
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class WeightFormat:
     Attributes:
         bits: per weight of a matrix.
         embedding_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
-        grouped: whether weights are quantized in groups, each with a float32 scale.
+        grouped: whether weights are quantized in groups of GROUP.
         element_bytes: per element of vectors.
     """
 
@@ -46,38 +46,18 @@ FORMATS = {
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 LEAST_GROUP = 3  # query heads on a KV head, from which on this project's attention by groups is faster
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Cores whose graphs have different integer matmuls: Arm with the dotprod instruction, which other x86 cores share; Arm
-# without it, and x86 with AVX-512 VNNI, whose integer matmuls are this project's.
-Core = Literal["dotprod", "no-dotprod", "avx512-vnni"]
-# Kinds of core on which this project's kernels multiply the quantized matrices of graphs of the dialect `fused`. Such
-# graphs need the kernels' library anyway, so their attention is the kernels' too.
-KERNEL_CORES = ("no-dotprod", "avx512-vnni")
 
 
-def core_of(dialect: str, precision: str, core: Core) -> Core | None:
-    """Return `core` if graphs of this dialect and format differ between cores, else None."""
-    return core if dialect == "fused" and FORMATS[precision].grouped else None
-
-
-def runs_on_kernels(core: str | None, precision: str) -> bool:
-    """Return whether a `fused` graph for this core type runs matmuls and attention in this project's kernels."""
-    return core in KERNEL_CORES and FORMATS[precision].grouped
+def runs_on_kernels(dialect: str, precision: str) -> bool:
+    """Return whether matmuls, attention and taps of such a graph are this project's kernels. Graphs in floats run in
+    any program."""
+    return dialect == "fused" and FORMATS[precision].grouped
 
 
 def by_groups(heads: int, kv_heads: int, kv_bits: int) -> bool:
     """Return whether this project's kernels compute such an attention: any over an int8 cache, one over a float32 cache
     from LEAST_GROUP query heads per KV head on."""
     return kv_bits == KV_BITS["int8"] or (heads >= LEAST_GROUP * kv_heads and kv_bits != KV_BITS["int4"])
-
-
-def core_named(core: str | None) -> Core:
-    """Return the core type with this name; `dotprod` for an unknown one."""
-    return next((known for known in get_args(Core) if known == core), "dotprod")
-
-
-def fast_isa(core: Core | None) -> list[str]:
-    """Return the instructions without which a graph's integer kernels fall back to slower ones."""
-    return {"dotprod": ["avx2", "dotprod"], "avx512-vnni": ["avx2"]}.get(core or "", [])
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,7 @@ class Operator:
             convolution and recurrence of gated DeltaNet).
         matrix: elements of its matrix or embedding, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
-        columns: length of the matrix's rows, which a group_size divides.
+        columns: length of the matrix's rows.
         own: whether it stores its weights. False at a repeated use of shared weights, and for a tied head.
         row_only: whether a decode step reads one row of the embedding only.
         macs: multiply-adds per token, without those over cached positions.
@@ -133,10 +113,10 @@ class Operator:
         return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
-        """Return the bytes per weight of its matrix, with the scales of the largest group_size that divides a row."""
+        """Return the bytes per weight of its matrix, scales included."""
         form = FORMATS[precision]
         bits = form.embedding_bits if self.kind in EMBEDDINGS else form.bits
-        return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
+        return bits / 8 + (2 / GROUP if form.grouped else 0)
 
 
 def caches_inputs(operators: Iterable[Operator]) -> bool:
@@ -152,11 +132,6 @@ def has_states(operators: Iterable[Operator]) -> bool:
 def hashes_ids(operators: Iterable[Operator]) -> bool:
     """Return whether a decoder reads tables of hashed n-grams."""
     return any(op.kind == "ngrams" for op in operators)
-
-
-def largest_group(columns: int) -> int | None:
-    """Return the largest group_size that divides a row of `columns`; None if none does."""
-    return next((size for size in GROUP_SIZES if columns % size == 0), None)
 
 
 SLOTS = Operator("slots", live=1)  # of a decoder whose cache holds inputs besides keys and values

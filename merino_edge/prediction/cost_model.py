@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
-from merino_edge.prediction.formats import attends_by_groups, formats_of, is_predicted
+from merino_edge.prediction.formats import formats_of, is_predicted, uses_kernels
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
 from merino_edge.prediction.limits import WATTS, within
 from merino_edge.prediction.onnxruntime_costs import OnnxRuntimeCosts, onnxruntime_costs
@@ -123,7 +123,7 @@ class CostModel:
         return max(in_use, opening) + self.on.runtime_mb
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
-        kernels = KERNELS_FILE_BYTES if attends_by_groups(self.profile, self.shape.precision) else 0
+        kernels = KERNELS_FILE_BYTES if uses_kernels(self.profile, self.shape.precision) else 0
         return file_mb(operators, self.shape.precision, self.shape.context) + kernels / BYTES_PER_MB
 
     def joules(self, busy_ms: float) -> float | None:

@@ -1,5 +1,4 @@
-"""Estimate the latency model's coefficients for a board without a probe, from its profile's basic figures. Predict the
-slowdown of a graph built for the other Arm core type.
+"""Estimate the latency model's coefficients for a board without a probe, from its profile's basic figures.
 
 The rules are assumptions, so the result is `estimated`. Ratios marked x86 were measured on one x86 server core
 (AVX-512) with ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers and long contexts.
@@ -11,9 +10,7 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
 * With 8-bit dot products (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
   instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
 * If the profile has a kernel's cycles per weight, decoding takes the sum of reading and these cycles, as published runs
-  on no-dotprod cores do. In prefill int8, and int4 in this project's kernels, is faster than fp32 by the ratio of
-  their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles, int8 in groups is dequantized to fp32 at each
-  call, which moves it eight times.
+  on no-dotprod cores do, and in prefill int8 and int4 are faster than fp32 by the ratio of their cycles.
 * Attention of one query takes the kernel's cycles per multiply-add if the profile has them, else ONE_QUERY times the
   time of a query among many; GroupAttention takes the time of a query among many. Keys and values in the cache are
   read at the same time: the longer of both counts.
@@ -22,30 +19,25 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
 import math
 from collections.abc import Sequence
 
-from merino_edge.families.operators import Core, Operator, runs_on_kernels
-from merino_edge.prediction.formats import WRITTEN_FOR, attends_by_groups, core_of_board, graph_dialect, has_cache
-from merino_edge.prediction.latency import by_threads, latency
+from merino_edge.prediction.formats import dialect_of
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import Slower
 
 DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
 CACHED_SHARE = 1 / 3  # of the time to read from memory
-# Bytes per weight in tiles, with a float16 scale for each 32, over those in groups of 128, which `Operator` assumes
-TILES_BYTES = {"matmul4": 0.5625 / 0.53125, "matmul8": 1.0625 / 1.03125}
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
-MOVES = 8.0  # bytes moved per byte of int8 weights that are dequantized to fp32 and read again
-MEMORY_FACTOR = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86: bytes in RAM per byte of weights
-PREPACKING_FACTOR = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86: extra bytes per table byte while it is prepacked
+# x86, by kernel: bytes in RAM per byte of weights, and extra bytes per table byte while it is prepacked. Tiles are read
+# where the file is mapped.
+MEMORY_FACTOR = {"matmul": 1.05, "matmulinteger": 1.15, "matmul8": 1.05, "matmul4": 1.05}
+PREPACKING_FACTOR = {"matmul": 0.65, "matmulinteger": 0.93, "matmul8": 0.0, "matmul4": 0.0}
 # x86: in multiply-adds of fp32
-NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
+NORM, ACTIVATION, SCORE, ENTRY, ROW = 10, 60, 60, 30, 60
 GROUP_SCORE = 8  # in lanes
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
-LEAST_TIMES = 1.1  # a smaller slowdown is within the error of an estimate
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
@@ -74,31 +66,25 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     query_ms = counted_ms(profile, "attention", counts) or multiplied(mac_ms, ONE_QUERY)
     group_ms = counted_ms(profile, "group_attention", counts) or tuple(mac_ms)
     cache_mb = cache.value if cache else DEFAULT_CACHE_MB
-    dialect = dialect or graph_dialect(profile)
+    dialect = dialect or dialect_of(profile)
 
     def of_format(form: str) -> FormatCoefficients:
-        kernel = kernel_of(profile, form, dialect)
-        cycles = cycles_of(profile, kernel)
+        kernel = kernel_of(form, dialect)
         macs = [ms * mac_share(profile, kernel) for ms in mac_ms]
-        reads = [read * TILES_BYTES.get(kernel, 1) for read in read_ms]
         load = [
             max(0.0, read - memory - GB_MACS[form] * mac)
-            for read, memory, mac in zip(reads, memory_ms, macs, strict=True)
+            for read, memory, mac in zip(read_ms, memory_ms, macs, strict=True)
         ]
         if counted := counted_ms(profile, kernel, counts):
             load = [
                 max(0.0, read - memory + GB_MACS[form] * (kernel_ms - mac))
-                for read, memory, mac, kernel_ms in zip(reads, memory_ms, macs, counted, strict=True)
+                for read, memory, mac, kernel_ms in zip(read_ms, memory_ms, macs, counted, strict=True)
             ]
-        elif kernel == "matmulnbits_8":
-            load = [MOVES * read for read in read_ms]
-        blocks = SCALE * (form != "fp32" and not cycles)  # counted cycles have the scales in them
-        row = ROW * (form != "fp32")
+        row_ns = ns_of_macs(mac_ms, ROW * (form != "fp32"))
         return FormatCoefficients(
-            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=ns_of_macs(mac_ms, blocks),
-            row_ns=ns_of_macs(mac_ms, row), head_row_ns=ns_of_macs(mac_ms, row),
-            resident=MEMORY_FACTOR[form], table_resident=MEMORY_FACTOR[form], table_opening=PREPACKING_FACTOR[form],
-            decode_error=speed.decode_error,
+            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), row_ns=row_ns, head_row_ns=row_ns,
+            resident=MEMORY_FACTOR[kernel], table_resident=MEMORY_FACTOR[kernel],
+            table_opening=PREPACKING_FACTOR[kernel], decode_error=speed.decode_error,
         )  # fmt: skip
 
     return Coefficients(
@@ -139,24 +125,23 @@ def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[
     return tuple(1e3 * cycles / (clock.value * count) for count in counts) if cycles and clock else None
 
 
-def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
-    """Return ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names. `dots` is MatMulNBits
-    with 8-bit dot products, which has no cycles there."""
+def kernel_of(form: str, dialect: Dialect) -> str:
+    """Return the kernel for matrices of this format, by `CyclesPerWeight`'s names."""
     if form == "fp32":
         return "matmul"
-    if dialect == "fused" or (dialect == "avx512-vnni" and not cycles_of(profile, "matmul4")):
-        return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
     if form == "int8":
-        return "matmul8" if dialect != "portable" and cycles_of(profile, "matmul8") else "matmulinteger"
-    return "matmul4" if cycles_of(profile, "matmul4") else "matmulnbits_4"
+        return "matmulinteger" if dialect == "portable" else "matmul8"
+    return "matmul4"
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:
     """Return the time of a multiply-add in a prefill, relative to fp32."""
     rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
-    if kernel in ("matmulinteger", "matmul4", "matmul8") and rows and floats:
+    if kernel == "matmul":
+        return 1.0
+    if rows and floats:
         return rows / floats
-    return FAST_INT if kernel in ("dots", "matmulinteger") and multiplies_bytes(profile) else 1.0
+    return FAST_INT if multiplies_bytes(profile) else 1.0
 
 
 def cycles_of(profile: DeviceProfile, kernel: str) -> float | None:
@@ -176,37 +161,3 @@ def multiplied(values: list[float], factor: float) -> tuple[float, ...]:
 def ns_of_macs(mac_ms: list[float], macs: float) -> tuple[float, ...]:
     """Return the ns of `macs` multiply-adds, from ms per 10^9 of them."""
     return tuple(1e-3 * ms * macs for ms in mac_ms)
-
-
-def slower_on(
-    operators: Sequence[Operator], precision: str, context: int, core: Core, profiles: Sequence[DeviceProfile],
-    kv: str | None = None, groups: bool = False,
-) -> tuple[Slower, ...]:  # fmt: skip
-    """Return the predicted slowdowns, of LEAST_TIMES or more, of a `fused` graph for `core` on Arm boards of the other
-    core type.
-
-    `groups`: whether the graph has GroupAttention; if its matrices run on kernels, it always has. `kv`: the format of
-    the cache; None: that of the activations. Boards whose runtime does not support it are left out.
-    """
-    slower = []
-    for profile in profiles:
-        own = core_of_board(profile)
-        if profile.arch == "aarch64" and own != core and has_cache(profile.with_backend("onnxruntime"), kv):
-            own_groups = attends_by_groups(profile, precision)
-            times = decode_ms(operators, precision, context, profile, core, kv=kv, groups=groups)
-            times /= decode_ms(operators, precision, context, profile, own, kv=kv, groups=own_groups)
-            if times >= LEAST_TIMES:
-                slower.append(Slower(profile.id, own, float(f"{times:.2g}")))
-    return tuple(slower)
-
-
-def decode_ms(
-    operators: Sequence[Operator], precision: str, context: int, profile: DeviceProfile, core: Core,
-    kv: str | None = None, groups: bool = False,
-) -> float:  # fmt: skip
-    """Return the ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
-    dialect, groups = WRITTEN_FOR[core], groups or runs_on_kernels(core, precision)
-    return min(
-        sum(latency(operators, precision, [(1, context)], dialect, at, kv=kv, groups=groups))
-        for at in by_threads(estimated(profile, dialect)).values()
-    )

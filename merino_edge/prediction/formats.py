@@ -1,18 +1,15 @@
-"""Choose graphs for a board: the dialect of its runtime, the kind of its core, and its backend's fast weight
-formats."""
+"""Choose graphs for a board: the dialect of its runtime, and its backend's fast weight formats."""
 
-from merino_edge.families.operators import CPU_FORMATS, Core, core_named, fast_isa, runs_on_kernels
+from merino_edge.families.operators import CPU_FORMATS, runs_on_kernels
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import X86_FEATURES, core_of_cpu, runs_kernels, this_board
+from merino_runtime.io.board import KERNELS_NEED, X86_MACHINES
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
-# By kind of core, the graphs that are written for it.
-WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod", "avx512-vnni": "avx512-vnni"}
 KV_FORMATS = ("fp32", *QUANTIZED_CACHES)  # values of --kv
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
@@ -54,60 +51,30 @@ def is_predicted(profile: DeviceProfile, precision: str) -> bool:
     return precision in formats_of(profile)
 
 
-def dialect_of(profile: DeviceProfile) -> str:
+def dialect_of(profile: DeviceProfile) -> Dialect:
     """Return `fused` if the board's ONNX Runtime has its operators, else `portable`."""
     return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
 
 
-def graph_dialect(profile: DeviceProfile) -> Dialect:
-    """Return the dialect of graphs for this board's ONNX Runtime, as the latency model distinguishes them."""
-    if dialect_of(profile) == "portable":
-        return "portable"
-    return WRITTEN_FOR[core_of_board(profile)]
-
-
-def core_of_board(profile: DeviceProfile) -> Core:
-    """Return the kind of core that graphs for this board are written for."""
-    return core_named(core_of_cpu(profile.arch, frozenset(profile.isa)))
-
-
-def core_here() -> Core:
-    """Return the kind of core that graphs for this machine are written for."""
-    here = this_board()
-    return core_named(core_of_cpu(here.architecture, here.isa))
-
-
-def attends_by_groups(profile: DeviceProfile, precision: str) -> bool:
-    """Return whether a `fused` graph for this board uses GroupAttention. Graphs in float32 for no-dotprod cores do not,
-    so that they run even if the library cannot be loaded."""
-    core = core_of_board(profile)
-    groups = runs_on_kernels(core, precision) if core == "no-dotprod" else precision in CPU_FORMATS
-    return dialect_of(profile) == "fused" and groups and loads_kernels(profile)
-
-
-def loads_kernels(profile: DeviceProfile) -> bool:
-    return runs_kernels(profile.arch, frozenset(profile.isa))
+def uses_kernels(profile: DeviceProfile, precision: str) -> bool:
+    """Return whether graphs of this format for the board use this project's kernels."""
+    return runs_on_kernels(dialect_of(profile), precision) or precision == "int4"
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:
     """Return why the board's runtime does not run the format; empty if it does."""
     if profile.backend != "onnxruntime":
         return ""
-    if dialect_of(profile) == "portable" and precision == "int4" and not loads_kernels(profile):
-        return f"not there: onnxruntime {profile.software.onnxruntime} has no int4, and this CPU no kernels"
     missing = missing_isa(profile, precision)
-    return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
+    return f"not there: the CPU has no {', '.join(missing)}" if missing else ""
 
 
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """Return the x86 instructions that `precision` needs and the board lacks; if there are any, the runtime refuses the
-    format.
-
-    Each kind of Arm core has its own graphs, and a GPU needs no such instructions.
-    """
-    if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
+    """Return the x86 instructions that this project's kernels need for `precision` and the board lacks; if there are
+    any, the runtime refuses the format. Every 64-bit Arm core has theirs."""
+    if profile.backend != "onnxruntime" or profile.arch not in X86_MACHINES or not uses_kernels(profile, precision):
         return ()
-    return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)
+    return tuple(sorted(KERNELS_NEED - set(profile.isa)))
 
 
 def check_format(profile: DeviceProfile, precision: str) -> None:

@@ -23,8 +23,7 @@ Quantities, by the names of their coefficients:
     reread_ms_per_gb, with the same coefficient: GB of repeated reads of weights that have left the cache
 and per weight format F, for a matmul:
     F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
-    F.scale_ns: scales x tokens           F.row_ns: elements of the result
-    F.head_row_ns: the same of the head, whose one row has its own kernels
+    F.row_ns: elements of the result      F.head_row_ns: the same of the head, whose one row has its own kernels
 """
 
 from collections import defaultdict
@@ -35,7 +34,14 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.families.operators import EMBEDDINGS, FORMATS, KV_BITS, Operator, by_groups, largest_group
+from merino_edge.families.operators import (
+    EMBEDDINGS,
+    FORMATS,
+    KV_BITS,
+    Operator,
+    by_groups,
+    runs_on_kernels,
+)
 from merino_edge.profiles.coefficients import (
     ATTENTION_MACS,
     GROUPS,
@@ -64,20 +70,17 @@ Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
-FUSED_NODES = {
-    "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 9, "ids": 18, "ngrams": 8, "delta": 22,
-}  # fmt: skip
-# The same with this project's operators for taps, which leave the slots to the ids.
-GROUPS_NODES = {"slots": 0, "taps": 1, "ids": 39}
 NODES: Mapping[Dialect, Mapping[str, int]] = {
-    "fused": FUSED_NODES,
-    "no-dotprod": FUSED_NODES,
-    "avx512-vnni": FUSED_NODES,
+    "fused": {
+        "embed": 9, "norm": 1, "activation": 1, "head": 3, "slots": 21, "taps": 9, "ids": 18, "ngrams": 8, "delta": 22,
+    },
     "portable": {
         "embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30, "slots": 6, "taps": 19, "ids": 19,
         "ngrams": 8,
     },
 }
+# The same with this project's operators for taps, which leave the slots to the ids.
+GROUPS_NODES = {"slots": 0, "taps": 1, "ids": 39}
 INTEGER_NODES = 4  # of a portable 8-bit matmul: quantize its input, rescale its output
 
 Amounts = dict[str, float]
@@ -127,15 +130,15 @@ def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, fl
 
 def latency(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
-    kv: str | None = None, groups: bool = False,
+    kv: str | None = None,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the latency of the operators over all `runs` in ms: (with all first reads from the caches, the extra
     latency with all of them from memory). Both are additive over operators.
 
-    kv: the cache's format; None: float32. groups: whether the graph has GroupAttention.
+    kv: the cache's format; None: float32.
     """
     counted = [
-        amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv, groups=groups)
+        amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv)
         for op in operators for new, cached in runs
     ]  # fmt: skip
     memory_us = first_reads(counted) * at.us_per_unit[MEMORY]
@@ -144,7 +147,7 @@ def latency(
 
 def latency_table(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect,
-    thread_counts: Sequence[ThreadCoefficients], kv: str | None = None, groups: bool = False,
+    thread_counts: Sequence[ThreadCoefficients], kv: str | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Return `cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` computes them.
 
@@ -160,7 +163,7 @@ def latency_table(
             counted[half] = np.zeros((len(operators), len(names)))
             for row, op in zip(counted[half], operators, strict=True):
                 for new, cached in runs:
-                    units = amounts(op, precision, new, cached, dialect, half=half, kv=kv, groups=groups)
+                    units = amounts(op, precision, new, cached, dialect, half=half, kv=kv)
                     for name, amount in units.items():
                         row[column[name]] += amount
         us_per_unit = np.array([at.us_per_unit[name] for name in names])
@@ -192,14 +195,15 @@ def matrix_format(op: Operator, precision: str) -> str:
 @lru_cache(maxsize=2**16)  # a search repeats the same few thousand calls; callers must not change the results
 def amounts(
     op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0,
-    kv: str | None = None, groups: bool = False,
+    kv: str | None = None,
 ) -> Mapping[str, float]:  # fmt: skip
     """Return the amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if the previous run left nothing in the cache. Repeated reads count by `reread_share`,
-    with half of them cached at `half` bytes in between. `kv`, `groups`: as of `latency`.
+    with half of them cached at `half` bytes in between. `kv`: as of `latency`.
     """
     totals: Amounts = defaultdict(float)
+    groups = runs_on_kernels(dialect, precision)
     nodes = GROUPS_NODES.get(op.kind, NODES[dialect].get(op.kind, 0)) if groups else NODES[dialect].get(op.kind, 0)
     rows_out = 1 if op.kind == "head" or op.final else tokens
     totals["launch_us"] += nodes
@@ -240,11 +244,7 @@ def matmul_amounts(totals: Amounts, op: Operator, precision: str, tokens: int, d
     totals[f"{form}.load_ms_gb"] += size
     totals[f"{form}.mac_ms_g"] += op.matrix * tokens
     totals[f"{form}.{'head_row_ns' if op.kind == 'head' else 'row_ns'}"] += rows * tokens
-    if form == "fp32":
-        return
-    if dialect != "portable" or form == "int4":
-        totals[f"{form}.scale_ns"] += rows * (op.columns // (largest_group(op.columns) or op.columns)) * tokens
-    else:
+    if dialect == "portable" and form == "int8":
         totals["launch_us"] += INTEGER_NODES
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from merino_edge.families.operators import Operator, activation_bytes, packed_bytes
 from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
-from merino_edge.prediction.formats import attends_by_groups
 from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
 from merino_edge.prediction.latency import Run, ThreadCoefficients, matrix_format, memory_share
 from merino_edge.prediction.shape import InferenceShape
@@ -37,7 +36,6 @@ class OnnxRuntimeCosts:
         prefill_runs: the runtime's chunks of the prefill into an empty cache, each of which computes the head.
         runtime_figure: MB of Python and the backend before a model is loaded.
         arena_factor: memory of the backend's arena, relative to the activations in it.
-        by_groups: whether exports for this board use GroupAttention.
     """
 
     shape: InferenceShape
@@ -47,7 +45,6 @@ class OnnxRuntimeCosts:
     prefill_runs: tuple[Run, ...]
     runtime_figure: Figure
     arena_factor: float
-    by_groups: bool
 
     @property
     def runtime_mb(self) -> float:
@@ -72,7 +69,7 @@ class OnnxRuntimeCosts:
         for count, at in self.by_threads.items():
             missed = float(memory_share(read_mb, at.resident_mb, at.streaming_mb))
             (cached_ms, memory_ms), (prefill_ms, prefill_memory_ms) = (
-                latency.latency(operators, shape.precision, runs, dialect, at, kv=shape.kv, groups=self.by_groups)
+                latency.latency(operators, shape.precision, runs, dialect, at, kv=shape.kv)
                 for runs in (self.decode_runs, self.prefill_runs)
             )
             latencies[count] = cached_ms + missed * memory_ms, prefill_ms + bool(missed) * prefill_memory_ms
@@ -86,7 +83,7 @@ class OnnxRuntimeCosts:
         shape, dialect = self.shape, self.coefficients.dialect
         decode, prefilled = (
             latency.latency_table(
-                operators, shape.precision, runs, dialect, self.thread_counts, kv=shape.kv, groups=self.by_groups
+                operators, shape.precision, runs, dialect, self.thread_counts, kv=shape.kv
             )
             for runs in (self.decode_runs, self.prefill_runs if prefill else ())
         )  # fmt: skip
@@ -143,7 +140,6 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
         ),
         runtime_figure=speed.runtime_mb,
         arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
-        by_groups=attends_by_groups(profile, shape.precision),
     )
 
 

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_runtime.bundle import QUANTIZED_CACHES
 
-# Of the timed graphs; the last two: fused, for such cores.
-Dialect = Literal["fused", "portable", "no-dotprod", "avx512-vnni"]
+Dialect = Literal["fused", "portable"]
 GENERAL = (
     "step_us", "launch_us", "matmul_us", "attention_us", "argmax_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "attention_ms_per_gmac", "decode_attention_ms_per_gmac", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
@@ -23,7 +22,7 @@ MEMORY, REREAD = "memory_ms_gb", "reread_ms_per_gb"
 ATTENTION_MACS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
 OF_ATTENTION = ("attention_us", "kv_ms_gb", *ATTENTION_MACS, "score_ns", "decode_score_ns", "entry_ns")
 GROUPS = "groups"  # before the name of a coefficient: of this project's attention by groups
-OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
+OF_FORMAT = ("load_ms_gb", "mac_ms_g", "row_ns", "head_row_ns")
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
@@ -89,7 +88,6 @@ class FormatCoefficients(Facts):
 
     load_ms_gb: Values
     mac_ms_g: Values
-    scale_ns: Values
     row_ns: Values
     head_row_ns: Values
     resident: Ratio

@@ -42,8 +42,8 @@ class CyclesPerWeight(Facts):
     """Cycles of one core per weight in a matrix multiplication with one row, by the kernel, without the time to read
     the weights from memory. None: not known.
 
-    `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
-    groups, computed in float32. `matmul4`, `matmul8`: 4 and 8 bits in this project's own kernels. `attention`: per
+    `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmul4`, `matmul8`: 4 and 8 bits
+    in this project's own kernels; None with dot products, where a step waits for memory alone. `attention`: per
     multiply-add of one query and float32 keys or values; `group_attention`: the same by groups, in own kernels.
     """
 
@@ -51,8 +51,6 @@ class CyclesPerWeight(Facts):
     source: Text
     matmul: Cycles | None = None
     matmulinteger: Cycles | None = None
-    matmulnbits_8: Cycles | None = None
-    matmulnbits_4: Cycles | None = None
     matmul4: Cycles | None = None
     matmul8: Cycles | None = None
     attention: Cycles | None = None

@@ -24,21 +24,20 @@ if TYPE_CHECKING:
 
 
 def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-               verify: bool = True, allow_slow: bool = False, backend: Optional[str] = None,
+               verify: bool = True, backend: Optional[str] = None,
                say: Callable[[str], None] = lambda _: None) -> "LanguageModel":
     """Open the bundle in the folder `path`. Raise MerinoError if it is damaged or this machine cannot run it.
 
     threads: for decode, and for prefill if prefill_threads is None; None: the bundle's choice, else the machine's.
-    verify: hash files that changed since they were last hashed. allow_slow: run even if this CPU lacks the format's
-    instructions. backend: `onnxruntime` or `tensorrt`; None: the machine's and the bundle's choice. say: gets notes on
-    slow settings and on the chosen backend.
+    verify: hash files that changed since they were last hashed. backend: `onnxruntime` or `tensorrt`; None: the
+    machine's and the bundle's choice. say: gets notes on slow settings and on the chosen backend.
     """
     bundle = load_bundle(path, verify=False)
     if verify:
         check_files_once(bundle)
     chosen = choose_backend(bundle, backend, say)
     sessions = thread_counts(bundle, threads, prefill_threads).sessions
-    for note in check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions, backend=chosen):
+    for note in check_bundle_fits(bundle, sessions=sessions, backend=chosen):
         say(note)
     require("numpy")  # imported only now, because bundles that cannot run here were refused before
     from merino_runtime.backends import open_backend

@@ -14,7 +14,7 @@ from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.backends.onnx_session import attention_path
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
-from merino_runtime.bundle.fit import check_bundle_fits, unknown_operators
+from merino_runtime.bundle.fit import check_bundle_fits, needs_text, unknown_operators
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.verified import check_and_stamp, check_external_data, check_files_once
 from merino_runtime.errors import MerinoError
@@ -87,8 +87,7 @@ def run_generate(arguments: Namespace) -> int:
 def open_bundle(arguments: Namespace) -> LanguageModel:
     """Open the bundle of the arguments with their threads, backend and checks."""
     return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
-                      verify=not arguments.no_verify, allow_slow=arguments.allow_slow, backend=arguments.backend,
-                      say=say_note)
+                      verify=not arguments.no_verify, backend=arguments.backend, say=say_note)
 
 
 def json_at(path: Optional[str], remedy: str) -> Any:
@@ -199,7 +198,7 @@ def run_info(arguments: Namespace) -> int:
         write_out(json.dumps(description, indent=2) + "\n")
     else:
         write_lines("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
-    for note in check_bundle_fits(bundle, here, allow_slow=True):
+    for note in check_bundle_fits(bundle, here):
         say_note(note)
     return 0
 
@@ -213,7 +212,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("weights read", f"{bundle.decode_weight_bytes / board.MB:.1f} MB per token"),
         ("KV cache", f"{bundle.kv_bytes / board.MB:.1f} MB, {cache_formats(bundle)}"),
         ("attention", attention_path(bundle)),
-        ("needs", ", ".join(bundle.isa) or "no special instructions"),
+        ("needs", needs_text(bundle)),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)), ("kernels", _shown_kernels(bundle)),
         ("code in it", _shown_code(code_in(bundle))),

@@ -17,7 +17,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
-ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, core="no-dotprod")
+ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), False, own_kernels=True)
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"),
@@ -158,7 +158,7 @@ def test_formats_follow_the_version_of_onnxruntime():
     assert board_probe.this_machine((1, 10, 0), "kernels.so").formats == ("fp32", "int8", "int4")
     assert not board_probe.this_machine((1, 10, 0)).fused
     assert board_probe.this_machine((1, 19, 2)).formats == ("fp32",)
-    assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")
+    assert board_probe.this_machine((1, 19, 2), "kernels.so").formats == ("fp32", "int8", "int4")
     assert board_probe.this_machine((1, 26, 0)).caches == ()
     assert board_probe.this_machine((1, 27, 0)).caches == ("int8", "int4")
 

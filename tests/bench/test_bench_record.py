@@ -35,10 +35,10 @@ def bundle(folder="."):
     return Bundle(
         folder=str(folder), schema=1, name="tiny", family="merino",
         architecture={"of": "a family that the bench does not know"}, precision="fp32",
-        dialect="fused", core=None, weights="trained", weights_source="a run", context=64, vocab=300, stop_ids=(),
+        dialect="fused", weights="trained", weights_source="a run", context=64, vocab=300, stop_ids=(),
         kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=500000,
-        head_flops=2 * 300 * 64, weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
-        slower_on=(), backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None),
+        head_flops=2 * 300 * 64, weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, boards=(),
+        backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None),
         golden=Golden((), ()), chat=None,
         files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
 

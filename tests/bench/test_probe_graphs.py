@@ -24,9 +24,7 @@ from tests.sample_bundles import quantized
 
 pytestmark = pytest.mark.slow
 
-DECODER_FORMATS = [
-    ("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4"),
-]  # fmt: skip
+FORMATS = ["fp32", "int8", "int4"]
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +73,20 @@ def exported_graph(arch, form):
 
 
 @pytest.mark.parametrize(("uses", "kv_heads"), [(1, 0), (4, 0), (1, plan.GROUPED_DECODER_KV_HEADS)])
-@pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
-def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv_heads):
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_decoder_is_the_exported_model_of_its_geometry(form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
-    result = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
+    result = graphs.kernels_of("fused", "decoder", form, uses=uses, kv_heads=kv_heads)
     kernel = next(kernel for kernel in result if kv_heads or kernel.columns == 256)
-    arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
-    core = "no-dotprod" if dialect == "no-dotprod" else "dotprod"
-    exported = exported_graph(arch, GraphFormat(form, "fused", plan.DECODER_CONTEXT, core))
+    arch = build.decoder_architecture(GraphKey("fused", *kernel[2:11]))
+    exported = exported_graph(arch, GraphFormat(form, "fused", plan.DECODER_CONTEXT))
     assert onnx.load_from_string(kernel.model) == exported.model(DataFile())
     assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))
 
 
-@pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
-def test_a_decoder_runs_in_the_runtimes_backend(dialect, form, tmp_path):
-    kernel = min(graphs.kernels_of(dialect, "decoder", form), key=lambda kernel: kernel.weight_bytes)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_decoder_runs_in_the_runtimes_backend(form, tmp_path):
+    kernel = min(graphs.kernels_of("fused", "decoder", form), key=lambda kernel: kernel.weight_bytes)
     graphs.write_weights(str(tmp_path), kernel.weight_bytes, 0)
     (tmp_path / "model.onnx").write_bytes(kernel.model)
     backend = open_backend(graphs.decoder_bundle(str(tmp_path), kernel), 1)

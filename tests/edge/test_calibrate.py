@@ -175,22 +175,20 @@ def test_gptq_without_a_text_is_for_trained_floats_in_narrow_matrices():
 
 
 GRAPHS = [
-    ("fused", "no-dotprod", "int4"),
-    pytest.param("portable", "dotprod", "int8", marks=pytest.mark.nightly),
-    pytest.param("fused", "no-dotprod", "int8", marks=pytest.mark.nightly),
-    pytest.param("fused", "dotprod", "int8", marks=pytest.mark.nightly),
+    ("fused", "int4"), pytest.param("portable", "int8", marks=pytest.mark.nightly),
+    pytest.param("fused", "int8", marks=pytest.mark.nightly),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dialect", "core", "precision"), GRAPHS)
-def test_each_quantized_graph_takes_the_rounding(dialect, core, precision, tales, tmp_path):
+@pytest.mark.parametrize(("dialect", "precision"), GRAPHS)
+def test_each_quantized_graph_takes_the_rounding(dialect, precision, tales, tmp_path):
     """Its logits are compared with torch's for the same weights. Dialect `portable` has one scale for each row, the
     others one for each group of 32."""
     source = load_source(str(FOLDER))
-    request = ExportRequest(precision, dialect=dialect, core=core, calibration=tales[0])
+    request = ExportRequest(precision, dialect=dialect, calibration=tales[0])
     done = export(source, tmp_path / "bundle", request)
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
-    plain = quantized(source, GraphFormat(precision, dialect, 512, core))
+    plain = quantized(source, GraphFormat(precision, dialect, 512))
     groups = {row.name: row.group_size for row in done.matrices}
     assert groups.keys() == plain.keys()
     if dialect == "portable":

@@ -108,17 +108,13 @@ def test_impossible_axes_are_refused(fields, words):
 
 # Bundles
 
-BY_DAY = [("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"), ("portable", "int8", "dotprod")]
-BY_NIGHT = [
-    ("fused", "fp32", "dotprod"), ("fused", "fp16", "dotprod"), ("fused", "int8", "dotprod"),
-    ("fused", "int4", "no-dotprod"), ("fused", "int8", "avx512-vnni"), ("portable", "fp32", "dotprod"),
-    ("portable", "fp16", "dotprod"), ("portable", "int4", "dotprod"),
-]  # fmt: skip
+BY_DAY = [("fused", "int4"), ("fused", "int8"), ("portable", "int8")]
+BY_NIGHT = [("fused", "fp32"), ("fused", "fp16"), ("portable", "fp32"), ("portable", "fp16"), ("portable", "int4")]
 
 
-def exported(arch, folder, dialect="fused", precision="fp32", core="dotprod", **more):
+def exported(arch, folder, dialect="fused", precision="fp32", **more):
     source = Source("axes", arch, random_model(arch), "random", "drawn", (), None)
-    return export(source, folder, ExportRequest(precision=precision, dialect=dialect, core=core, **more)).bundle
+    return export(source, folder, ExportRequest(precision=precision, dialect=dialect, **more)).bundle
 
 
 def logits_by_torch(arch, ids):
@@ -179,7 +175,7 @@ def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, groups, tmp
     with_axis, plain = architecture(*axes), architecture()
     nodes = NODES[dialect] | (GROUPS_NODES if groups else {})
     here, there = (
-        node_count(arch, tmp_path / name, dialect, **({"core": "no-dotprod", "precision": "int8"} if groups else {}))
+        node_count(arch, tmp_path / name, dialect, **({"precision": "int8"} if groups else {}))
         for arch, name in ((with_axis, "axis"), (plain, "plain"))
     )
     counted = Counter(op.kind for op in with_axis.operators) - Counter(op.kind for op in plain.operators)

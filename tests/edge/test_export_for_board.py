@@ -32,35 +32,31 @@ def described(folder):
     return json.loads((folder / "bundle.json").read_text())
 
 
-@pytest.mark.parametrize(("board", "dialect", "core"), [
-    ("raspberry-pi-4", "fused", "no-dotprod"), ("raspberry-pi-5", "fused", "dotprod"),
-    ("jetson-nano", "portable", None),
-])  # fmt: skip
-def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
+@pytest.mark.parametrize(("board", "dialect"), [("raspberry-pi-4", "fused"), ("jetson-nano", "portable")])
+def test_a_bundle_for_a_board_has_its_dialect(board, dialect, tmp_path):
     exported("embedded", "--precision", "int8", "--board", board, "-o", tmp_path / "bundle")
     result = described(tmp_path / "bundle")
-    assert (result["dialect"], result["core"]) == (dialect, core) and board in result["boards"]
-    assert board not in [each["board"] for each in result["slower_on"]]
+    assert result["dialect"] == dialect and board in result["boards"]
 
 
-def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
-    output = exported("embedded", "--precision", "int8", "-o", tmp_path / "bundle")
-    slower = {each["board"]: each["times"] for each in described(tmp_path / "bundle")["slower_on"]}
-    assert set(slower) == {"raspberry-pi-4", "raspberry-pi-zero-2w", "jetson-nano"}
-    for board, times in slower.items():
-        assert f"on {board} {times:g} times slower than an export with --board {board}" in output
+def test_without_a_board_the_bundle_is_that_of_every_board_with_the_dialect(tmp_path):
+    for name, board in (("any", []), ("pi-4", ["--board", "raspberry-pi-4"]), ("pi-5", ["--board", "raspberry-pi-5"])):
+        exported("embedded", "--precision", "int8", "--name", "story", *board, "-o", tmp_path / name)
+    assert described(tmp_path / "any") == described(tmp_path / "pi-4") == described(tmp_path / "pi-5")
+    assert "raspberry-pi-zero-2w" in described(tmp_path / "any")["boards"]
 
 
 def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
-    calls = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
-    place = str(tmp_path / "tiny.json")
-    done = CliRunner().invoke(app, ["design", "--board", "raspberry-pi-4", *calls, "-o", place])
-    assert done.exit_code == 0, (done.output, done.exception)
-    [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
-    exported(place, *options.split(), "-o", tmp_path / "bundle")
-    made = load_bundle(str(tmp_path / "bundle"))
-    assert (made.precision, made.core, quantized_cache(made)) == ("int8", "no-dotprod", "int8")
-    assert "raspberry-pi-4" in made.boards
+    for board, kv, expected in (("raspberry-pi-4", "int8", []), ("jetson-nano", "fp32", ["--board jetson-nano"])):
+        calls = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", kv]
+        place = str(tmp_path / f"{board}.json")
+        done = CliRunner().invoke(app, ["design", "--board", board, *calls, "-o", place])
+        assert done.exit_code == 0, (done.output, done.exception)
+        options = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
+        assert options == expected
+        exported(place, *" ".join(options).split(), "-o", tmp_path / board)
+        made = load_bundle(str(tmp_path / board))
+        assert (made.precision, quantized_cache(made) or "fp32", board in made.boards) == ("int8", kv, True)
 
 
 @pytest.fixture
@@ -105,7 +101,7 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
     if precision == "fp32" and not kv:
         given["calibration"] = None
-    named = export(source, tmp_path / "named", ExportRequest(precision=precision, core="no-dotprod", **given))
+    named = export(source, tmp_path / "named", ExportRequest(precision=precision, **given))
     assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
     if precision != "fp32":

@@ -40,7 +40,7 @@ FORMS = [
     {"dialect": "portable", "precision": "fp32"}, {"dialect": "fused", "precision": "int4"},
     *(pytest.param(form, marks=pytest.mark.nightly) for form in (
         {"dialect": "fused", "precision": "fp32"},
-        {"dialect": "portable", "precision": "int8"}, {"dialect": "fused", "precision": "int8", "core": "no-dotprod"},
+        {"dialect": "portable", "precision": "int8"}, {"dialect": "fused", "precision": "int8"},
     )),
 ]  # fmt: skip
 

@@ -72,16 +72,16 @@ def test_random_models_are_the_same_each_time_and_store_what_is_counted(geometry
     assert random_model(geometry).num_parameters() == operators.params(geometry.operators)
 
 
-@pytest.mark.parametrize(("geometry", "precision", "core"), [
-    pytest.param(name, *form, marks=() if name in ("merino", "llama") or form[0] == "int4" and name in MOST else
+@pytest.mark.parametrize(("geometry", "precision"), [
+    pytest.param(name, form, marks=() if name in ("merino", "llama") or form == "int4" and name in MOST else
                  pytest.mark.nightly)
-    for name in FAMILIES for form in (("fp32", None), ("int4", "dotprod"), ("int8", "no-dotprod"))
+    for name in FAMILIES for form in ("fp32", "int4", "int8")
 ], indirect=["geometry"])  # fmt: skip
-def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, core, tmp_path):
+def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, tmp_path):
     """It runs, and has no golden ids to pass a self-test with."""
-    write_random_bundle(geometry, precision, tmp_path / "bundle", "timed", core=core or "dotprod")
+    write_random_bundle(geometry, precision, tmp_path / "bundle", "timed")
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert (bundle.family, bundle.golden.greedy_ids, bundle.core) == (family_of(geometry).name, (), core)
+    assert (bundle.family, bundle.golden.greedy_ids) == (family_of(geometry).name, ())
     backend = open_backend(bundle)
     assert backend.prefill([1, 2, 3]).shape == (geometry.vocab,)
     backend.close()

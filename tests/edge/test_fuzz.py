@@ -77,7 +77,7 @@ def test_a_bundles_description(folder):
 
 
 def two_tokens(folder):
-    with open_model(str(folder), verify=False, threads=1, allow_slow=True) as model:
+    with open_model(str(folder), verify=False, threads=1) as model:
         return list(model.generate("the river", max_new_tokens=2))
 
 

@@ -153,9 +153,9 @@ def random_blocks(kind, rows, columns, seed):
 
 TAKEN = [  # type, precision, bits and block of the graph, whether the codes are the file's
     ("Q4_0", "int4", 4, 32, True), ("Q4_1", "int4", 4, 32, True), ("Q4_K", "int4", 4, 32, True),
-    ("Q4_0", "int8", 8, 32, True), ("Q5_0", "int8", 8, 32, True), ("Q8_0", "int8", 8, 32, True),
-    ("Q6_K", "int8", 8, 16, True), ("Q4_1", "int8", 8, 32, False), ("Q5_0", "int4", 8, 32, True),
-    ("Q6_K", "int4", 8, 16, True), ("Q8_0", "int4", 8, 32, True), ("Q5_1", "int4", 8, 32, False),
+    ("Q4_0", "int8", 5, 32, True), ("Q5_0", "int8", 5, 32, True), ("Q8_0", "int8", 8, 32, True),
+    ("Q6_K", "int8", 6, 16, True), ("Q4_1", "int8", 8, 32, False), ("Q5_0", "int4", 5, 32, True),
+    ("Q6_K", "int4", 6, 16, True), ("Q8_0", "int4", 8, 32, True), ("Q5_1", "int4", 8, 32, False),
     ("F16", "int4", 4, None, False),
 ]  # fmt: skip
 BY_DAY = {("Q4_0", "int4"), ("Q4_1", "int4"), ("Q6_K", "int4"), ("Q5_1", "int4"), ("Q8_0", "int8")}
@@ -183,8 +183,7 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
         assert result.bits == bits and result.group_size == (block or result.group_size)
         weights = torch.cat([state[name] for name in joined.split("+")]).numpy()
         error = np.abs(matrix_weights(result) - weights).max() / np.abs(weights).max()
-        # What zero points leave of minimums has 4 bits twice, and none is larger than twice a weight.
-        assert error < (1 / 254 if result.rests else 1e-6) if exact else 1e-4 < error < 0.5
+        assert error < 1e-3 if exact else 1e-4 < error < 0.5  # minimums are rounded to float16
     done = export(
         source, tmp_path / "bundle", ExportRequest(precision=precision, context=64)
     )  # its logits are compared with torch's
@@ -193,11 +192,8 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
     assert {name: (exact, again) for name, exact, again in done.stored} == expected
     plain_bytes = build_graph(source.arch, graph_weights(source), matrices, form).weight_bytes
-    if precision == "int8" and not exact:  # its channels are scaled, for larger blocks
-        assert done.bundle.weight_bytes < plain_bytes
-    else:  # in int4 groups with outlier channels are stored twice
-        most = plain_bytes * (1 if precision == "int8" else 1.06)
-        assert plain_bytes <= done.bundle.weight_bytes <= most
+    most = plain_bytes * (1 if precision == "int8" else 1.06)  # in int4 groups with outliers are stored twice
+    assert plain_bytes <= done.bundle.weight_bytes <= most
 
 
 @pytest.mark.parametrize("kind, precision, matmuls", [
@@ -205,16 +201,16 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     ("Q8_0", "int8", {"MatMul8": 5}), ("Q4_1", "int8", {"MatMul8": 5}), ("Q5_0", "int8", {"MatMul5": 4, "MatMul8": 1}),
     ("Q6_K", "int4", {"MatMul6": 4, "MatMul8": 1}), ("Q6_K", "int8", {"MatMul6": 4, "MatMul8": 1}),
 ])  # fmt: skip
-def test_tiles_for_avx512_vnni_hold_the_blocks_of_a_file(kind, precision, matmuls, tmp_path):
+def test_tiles_hold_the_blocks_of_a_file(kind, precision, matmuls, tmp_path):
     """The export compares the logits with torch's."""
     path = tmp_path / "model.gguf"
     write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
-    request = ExportRequest(precision=precision, context=64, core="avx512-vnni")
+    request = ExportRequest(precision=precision, context=64)
     done = export(load_source(str(path)), tmp_path / "bundle", request)
     graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
     kinds = Counter(node.op_type for node in graph.node)
     assert {name: count for name, count in kinds.items() if name.startswith("MatMul")} == matmuls
-    assert (kinds["Rows8"], kinds["GatherBlockQuantized"]) == (1, 0)
+    assert kinds["Rows8"] == 1
     requantized = sum(requantized for _, _, requantized in done.stored)
     assert requantized == (7 if (kind, precision) == ("Q4_1", "int8") else 0)
 
@@ -290,40 +286,28 @@ def write_mixed(path, monkeypatch):
     return sample.write_gguf(path, sample.random_model("llama", num_hidden_layers=2, **WIDE), "Q4_1", "Q8_0")
 
 
-@pytest.mark.parametrize("core", ["dotprod", "no-dotprod"])
-def test_int4_keeps_in_8_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, monkeypatch, core):
+def test_int4_keeps_in_more_bits_what_a_mixed_file_has_in_more_than_4(tmp_path, monkeypatch):
     source = load_source(str(write_mixed(tmp_path / "model.gguf", monkeypatch)))
-    done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, core=core))
+    done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64))
     assert done.unrounded < 1e-3, "the graph computes what torch does with these weights"
     bits = {part.rpartition(".layers.")[2]: each.bits for each in done.matrices for part in each.name.split("+")}
-    assert {name for name, number in bits.items() if number == 8} == {
-        "0.self_attn.v_proj.weight", "1.mlp.up_proj.weight", "1.mlp.down_proj.weight", "model.embed_tokens.weight",
-    }  # fmt: skip
-    if core == "dotprod":
-        assert set(done.stored) == {("Q8_0", 2, 0), ("Q4_1", 11, 0), ("Q5_0", 2, 0)}
-        assert max(each.worst for each in done.matrices) < 0.01
+    assert {name: number for name, number in bits.items() if number != 4} == {
+        "0.self_attn.v_proj.weight": 8, "1.mlp.up_proj.weight": 5, "1.mlp.down_proj.weight": 5,
+        "model.embed_tokens.weight": 8,
+    }
+    assert set(done.stored) == {("Q8_0", 2, 0), ("Q4_1", 11, 0), ("Q5_0", 2, 0)}
+    assert max(each.worst for each in done.matrices) < 0.01
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_for_a_core_without_dotprod_blocks_of_16_weights_are_quantized_again(tmp_path, precision):
-    """MatMulNBits would dequantize them at each call."""
-    write_in_blocks(tmp_path / "model.gguf", "llama", "Q6_K", "Q8_0", num_hidden_layers=1, **WIDE)
-    request = ExportRequest(precision=precision, context=64, core="no-dotprod")
-    done = export(load_source(str(tmp_path / "model.gguf")), tmp_path / "bundle", request)
-    assert set(done.stored) == {("Q8_0", 1, 0), ("Q6_K", 0, 7)}
-    graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
-    assert {node.op_type for node in graph.node if node.op_type.startswith("MatMul")} == {"MatMul8"}
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_for_a_core_without_dotprod_blocks_are_taken_over_too(tmp_path, precision):
+def test_the_command_says_which_blocks_were_taken_over(tmp_path, precision):
     write_in_blocks(tmp_path / "model.gguf", "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     words = ["export", tmp_path / "model.gguf", "--board", "raspberry-pi-4", "--precision", precision]
     done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "Q4_0: 7 matrices taken over exactly" in done.stderr and "Q8_0: 1 matrices taken over exactly" in done.stderr
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert (bundle.core, bundle.precision) == ("no-dotprod", precision) and "raspberry-pi-4" in bundle.boards
+    assert bundle.precision == precision and "raspberry-pi-4" in bundle.boards
 
 
 @pytest.mark.parametrize(("name", "dialect"), [

@@ -16,10 +16,7 @@ GROUPED = {"width": 96, "heads": 6, "kv_heads": 2, "head_size": 16, "ffn_width":
 EXACT = [
     ("llama", "int8", None), ("llama", "int4", None), ("qwen2", "int8", "int8"), ("gemma3_text", "int4", None),
 ]  # fmt: skip
-OTHERS = [
-    ("portable", "fp32", None, None), ("fused", "int8", "dotprod", None),
-    ("portable", "int8", None, None), ("fused", "fp32", None, "int8"),
-]  # fmt: skip
+OTHERS = [("portable", "fp32", None), ("portable", "int8", None), ("fused", "fp32", "int8")]
 
 
 def exported(decoder, folder, family, **form):
@@ -53,7 +50,7 @@ def rows_and_steps(backend, twin, count, seed):
 @pytest.mark.parametrize(("family", "precision", "kv"), EXACT)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_with_own_kernels_rows_are_steps_to_the_bit(family, precision, kv, threads, decoder, tmp_path):
-    bundle = exported(decoder, tmp_path / "bundle", family, precision=precision, kv=kv, core="no-dotprod")
+    bundle = exported(decoder, tmp_path / "bundle", family, precision=precision, kv=kv)
     backend = open_backend(bundle, threads)
     twin = backend.fork()
     assert backend.verifies
@@ -91,9 +88,9 @@ def test_in_float32_rows_are_steps_to_the_last_digits(family, decoder, tmp_path)
     twin.close()
 
 
-@pytest.mark.parametrize(("dialect", "precision", "core", "kv"), OTHERS)
-def test_formats_whose_rows_are_rounded_otherwise_do_not_guess(dialect, precision, core, kv, decoder, tmp_path):
-    form = {"dialect": dialect, "precision": precision, "core": core, "kv": kv}
+@pytest.mark.parametrize(("dialect", "precision", "kv"), OTHERS)
+def test_formats_whose_rows_are_rounded_otherwise_do_not_guess(dialect, precision, kv, decoder, tmp_path):
+    form = {"dialect": dialect, "precision": precision, "kv": kv}
     backend = open_backend(exported(decoder, tmp_path / "bundle", "llama", **form))
     assert not backend.verifies
     backend.close()

@@ -310,7 +310,7 @@ def library(tmp_path_factory):
 @pytest.fixture(params=["as operators", "as paths"])
 def strange(request, library, embedded_bundles, tmp_path):
     """A sound bundle but for one file more. As paths: `kernels` names the file itself, as bundles once did."""
-    strange = Path(shutil.copytree(embedded_bundles["no-dotprod", "int4"], tmp_path / "bundle"))
+    strange = Path(shutil.copytree(embedded_bundles["fused", "int4"], tmp_path / "bundle"))
     shutil.copy(library, strange / LIBRARY)
     description = json.loads((strange / "bundle.json").read_text())
     content = library.read_bytes()

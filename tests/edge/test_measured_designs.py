@@ -41,7 +41,6 @@ def taken(arch, form, noise=0.0, factor=1.0):
         "prompt": PROMPT, "decode_threads": result.decode_threads, "prefill_threads": result.prefill_threads,
         "decode_ms": factor * math.exp(noise) * result.decode_ms, "prefill_ms": math.exp(noise) * result.prefill_ms,
         "predicted_decode_ms": result.decode_ms, "predicted_prefill_ms": result.prefill_ms, "flags": [],
-        "by_groups": True,
     })  # fmt: skip
 
 

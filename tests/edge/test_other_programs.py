@@ -134,8 +134,7 @@ def test_genai_chooses_our_ids_whatever_length_its_cache_has(genai, bundles, nam
 
 def test_genai_runs_a_bundle_with_this_projects_operators(genai, checkpoints, tmp_path):
     """The library lies beside genai_config.json, which names it."""
-    core = "avx512-vnni" if platform.machine() == "x86_64" else "no-dotprod"
-    request = ExportRequest(precision="int8", core=core)
+    request = ExportRequest(precision="int8")
     bundle = export(load_source(str(checkpoints["llama"]))._replace(weights="random"), tmp_path / "own", request).bundle
     prompt, expected = greedy(bundle)
     assert bundle.kernels and not (tmp_path / "own" / "config.json").exists()

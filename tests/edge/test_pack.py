@@ -27,9 +27,8 @@ from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive, read_member
 from merino_runtime.delivery.ed25519 import verify
-from merino_runtime.delivery.fit import check_bundles, choose
+from merino_runtime.delivery.fit import check_bundles
 from merino_runtime.delivery.keys import key_base64, read_public_key
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import FileEntry
 from merino_runtime.errors import MerinoError
 
@@ -219,19 +218,6 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
     messages = []
     check_devices([int4, fp32], [nano], messages.append)
     assert len(messages) == 1 and messages[0].startswith(f"{formats[0]} is of no use")
-
-
-@pytest.mark.parametrize("isa", [("dotprod", "fp16"), ()])
-def test_a_board_takes_the_bundle_for_its_kind_of_core(isa, embedded_bundles, tmp_path):
-    """Packed in either order."""
-    kinds = [Path(embedded_bundles[kind, "int8"]) for kind in ("fused", "no-dotprod")]
-    here = this_machine(str(tmp_path))
-    machine = here._replace(board=here.board._replace(architecture="aarch64", isa=frozenset(isa)))
-    for order in (kinds, kinds[::-1]):
-        pack(order, tmp_path / "a.merino")
-        result = choose(open_archive(str(tmp_path / "a.merino")), machine)
-        assert result.bundle.core == ("dotprod" if isa else "no-dotprod")
-        assert not any("times slower" in note for note in result.notes)
 
 
 def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(formats, tmp_path):

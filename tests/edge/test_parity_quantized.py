@@ -23,11 +23,8 @@ from merino_runtime.generation.selftest import selftest
 from tests.sample_bundles import quantized
 from tests.sample_models import DAILY, ROPE_SCALED, SMALL, small
 
-SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
-KINDS = [
-    SCALED, ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"), ("fused", "int4", "dotprod"),
-    ("fused", "int8", "no-dotprod"), ("portable", "int4", "dotprod"),
-]  # fmt: skip
+SCALED = ("fused", "int8")  # its channels are scaled first
+KINDS = [SCALED, ("fused", "int4"), ("portable", "int8"), ("portable", "int4")]
 TWO_KINDS = ("llama", "gpt_neox")  # by day, beside SCALED
 CLOSE = 1e-5  # of the largest logit
 MODELS = {name: small(name, context=48) for name in SMALL} | {
@@ -49,14 +46,14 @@ def source(request, decoder):
 def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     """A window (Gemma 3, GPT-Neo) wants a later ONNX Runtime than the format does, but not in attention by groups; a
     layer that reads another's cache (Gemma 3n) wants a later one still."""
-    dialect, precision, core = kind
+    dialect, precision = kind
     given = source if kind == SCALED else source._replace(weights="random")  # rounded without GPTQ
-    exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
+    exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
-    matrices = quantized(source, GraphFormat(precision, dialect, 48, core))
+    matrices = quantized(source, GraphFormat(precision, dialect, 48))
     oldest = exported.bundle.backends[0].min_version
-    by_groups = core == "no-dotprod" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
+    by_groups = dialect == "fused" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]
     windowed = any(getattr(source.arch, "windowed", ())) and not by_groups
     if dialect == "fused" and getattr(source.arch, "shared_layers", 0):
         assert oldest == "1.26"

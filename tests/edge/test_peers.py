@@ -41,7 +41,6 @@ from merino_edge.benchmarking.engines import (
     native_build,
     peers_of,
 )
-from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.benchmarking.run import check_baseline
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
@@ -353,15 +352,6 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
     assert sorted(old_fused.parent.iterdir()) == sorted([Path(new), portable, mine])
 
 
-@pytest.mark.usefixtures("tiny_opt")
-def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
-    """Else OPT would be some times slower by its graph alone."""
-    measured = [tmp_path / core for core in ("no-dotprod", "dotprod")]
-    for folder in measured:
-        write_random_bundle(tiny_arch, "int8", folder, "timed", core=folder.name)
-    folders = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
-    assert [load_bundle(folder).core for folder in folders] == ["no-dotprod", "dotprod"] and len(set(folders)) == 2
-    assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == folders[:1]
 
 
 @pytest.mark.usefixtures("tiny_opt")

@@ -17,7 +17,7 @@ from merino_edge.export.export import export
 from merino_edge.export.parity import dequantized_model, rms_error
 from merino_edge.export.plan import resolve_plan
 from merino_edge.export.quantize import outliers
-from merino_edge.export.quantize.matrix import dequantize, quantize_groups, rms
+from merino_edge.export.quantize.matrix import dequantize, for_tiles, quantize_groups, rms
 from merino_edge.export.quantize.smoothquant import NOTE, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
@@ -31,10 +31,7 @@ from merino_runtime.bundle import load_bundle
 from tests.sample_bundles import parts, quantized
 from tests.sample_models import DAILY, SMALL, small
 
-FORMATS = [
-    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
-    ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"), ("portable", "int4", "dotprod"),
-]  # fmt: skip
+FORMATS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8"), ("portable", "int4")]
 PROMPT, STEPS = 9, 32
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
 
@@ -110,12 +107,11 @@ def source(request, saved):
     return saved(MODELS[request.param], 3)._replace(weights="random")  # rounded without GPTQ
 
 
-@pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
-def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
+@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
+def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, tmp_path):
     """Each step against torch with the dequantized weights; activations are int8 in the graph, so not exactly."""
-    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
-    signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
-    codes = {row.name: requantized(source, row, signed) for row in done.matrices}
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
+    codes = {row.name: requantized(source, row, dialect) for row in done.matrices}
     model = dequantized_model(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
     with torch.no_grad():
@@ -130,14 +126,17 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
     assert max(errors) > 1e-4  # the comparison is with other arithmetic, not with itself
 
 
-def requantized(source, row, signed):
+def requantized(source, row, dialect):
+    """Portable graphs have rows of 8 bits whole, without -128; tiles have scales in float16."""
     matrix = np.concatenate([source.model.state_dict()[name].numpy() for name in row.name.split("+")])
-    return quantize_groups(matrix, row.bits, row.group_size, both_signs=signed and row.bits == 8)
+    rows = dialect == "portable" and row.bits == 8
+    quantized = quantize_groups(matrix, row.bits, row.group_size, both_signs=rows)
+    return quantized if rows else for_tiles(row.name, quantized)
 
 
-@pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
-def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, core, tmp_path):
-    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
+@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
+def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, tmp_path):
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     size = (tmp_path / "bundle" / DATA_FILE).stat().st_size
     constants = 2 * len(done.matrices) + 20
@@ -147,12 +146,8 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
     assert description["precision"] == precision
     if dialect == "fused":
         predicted = operators.weight_bytes(source.arch.operators, precision)
-        assert description["weight_bytes"] == pytest.approx(predicted, rel=0.06)  # some blocks are smaller
-        assert description["isa"] == (["avx2", "dotprod"] if core == "dotprod" else [])
-        assert description["core"] == core
-        assert description["backends"][0]["min_version"] == {
-            ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.18",
-        }.get((precision, core), "1.23")  # fmt: skip
+        assert description["weight_bytes"] == pytest.approx(predicted, rel=0.06)  # rows are padded to whole tiles
+        assert description["backends"][0]["min_version"] == "1.18"
 
 
 PUBLISHED = {name: small(name) for name in SMALL if small(name).decoder()}
@@ -216,7 +211,7 @@ def test_int4_stores_groups_with_outliers_twice_and_loses_less(decoder, tmp_path
         source = Source("llama", arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
         made[share] = export(source, tmp_path / str(share), ExportRequest(precision="int4"))
     plain, few, all_of_them = made.values()
-    assert all_of_them.error < 0.7 * plain.error
+    assert all_of_them.error < 0.75 * plain.error  # groups of 32 already keep most channels from the outliers
     assert plain.note == "" and few.note == all_of_them.note == outliers.TWICE
     assert plain.bundle.weight_bytes < few.bundle.weight_bytes < 1.3 * plain.bundle.weight_bytes
     assert all(done.unrounded < 1e-4 for done in made.values())

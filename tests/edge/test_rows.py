@@ -19,7 +19,6 @@ from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source
 from merino_edge.families.designed import Architecture
-from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.sampler import Sampler, candidates
@@ -29,15 +28,13 @@ VOCAB, CONTEXT, STEPS = 311, 160, 6
 BLOCKS = [{"width": 128, "ffn_ratio": 1.0, "depth": 2, "kv_heads": 1}, {"width": 160, "ffn_ratio": 2.0, "depth": 1}]
 DESIGNED = Architecture(blocks=BLOCKS, vocab=VOCAB, head_size=32, context=CONTEXT)
 NORMED = small("gemma3_text", vocab=VOCAB, context=CONTEXT)  # norms of heads, windows
-PI_5 = load_profile("raspberry-pi-5")  # attention by groups, with this project's kernels
 KINDS = {
     "fp32": (DESIGNED, ExportRequest()),
     "all logits in int8": (DESIGNED, ExportRequest(precision="int8", all_logits=True)),
     "int4 over int8": (DESIGNED, ExportRequest(precision="int4", kv="int8")),
     "normed heads over int4": (NORMED, ExportRequest(precision="int8", kv="int4")),
-    "by groups": (DESIGNED, ExportRequest(precision="int8", board=PI_5)),
-    "by groups over int8": (NORMED, ExportRequest(precision="int4", kv="int8", board=PI_5)),
-    "no-dotprod": (DESIGNED, ExportRequest(precision="int8", core="no-dotprod")),
+    "int8": (DESIGNED, ExportRequest(precision="int8")),
+    "normed heads over int8": (NORMED, ExportRequest(precision="int4", kv="int8")),
 }
 NOT_FOR_ROWS = {
     "portable": ExportRequest(dialect="portable"), "all logits in fp32": ExportRequest(all_logits=True),

@@ -83,8 +83,8 @@ def test_no_published_family_is_refused(name, precision, tmp_path):
 @pytest.mark.parametrize("arch", [TINY, OPT], ids=["design", "opt"])
 @pytest.mark.parametrize("dialect, precision, operators", [
     ("fused", "fp32", {"GroupQueryAttention"}), ("fused", "fp16", {"GroupQueryAttention"}),
-    ("fused", "int8", {"GroupQueryAttention", "MatMulNBits", "GatherBlockQuantized"}),
-    ("fused", "int4", {"MatMulNBits"}), ("portable", "int8", {"DynamicQuantizeLinear", "MatMulInteger"}),
+    ("fused", "int8", {"GroupQueryAttention", "MatMul8", "Rows8"}), ("fused", "int4", {"MatMul4"}),
+    ("portable", "int8", {"DynamicQuantizeLinear", "MatMulInteger"}),
     ("portable", "int4", {"MatMul4", "MatMulInteger"}),
 ])  # fmt: skip
 def test_other_formats_are_refused_by_each_of_their_nodes(arch, dialect, precision, operators, tmp_path):

@@ -30,11 +30,9 @@ def files(bundle_dirs):
 
 @pytest.fixture(scope="module")
 def packs(app, files, tmp_path_factory):
-    """Paths of packed files: `old`, `new`, `bad`, whose self-test fails, and `slow`, which wants a better CPU."""
+    """Paths of packed files: `old`, `new`, and `bad`, whose self-test fails."""
     folder = tmp_path_factory.mktemp("packs")
-    slow = json.dumps(dict(json.loads(files["bundle.json"].decode("utf-8")), isa=["a_better_cpu"])).encode("utf-8")
-    made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files),
-            "slow": dict(files, **{"bundle.json": slow})}
+    made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files)}
     for name, bundle in made.items():
         (folder / (name + ".merino")).write_bytes(packed_bytes(app, [bundle], name))
     (folder / "merino.pyz").write_bytes(app)
@@ -94,15 +92,6 @@ def test_from_a_file_to_text(install, packs, root):
     assert sorted(os.listdir(str(root))) == ["current", "lock", "releases"]
     assert sorted(os.listdir(str(root / "current"))) == [
         "bundle", "manifest.json", "merino", "merino.pyz", "release.json", "verified.json"]
-
-
-def test_what_is_slow_here_is_installed_with_force_alone(install, merino, packs, root):
-    code, _, err = merino("install", packs / "slow.merino", "--allow-unsigned")
-    assert code == 1 and "this CPU lacks a_better_cpu" in err and not root.exists()
-    result = install("slow", "--force")
-    assert result["selftest"] == "ok" and "this CPU lacks a_better_cpu" in " ".join(result["notes"])
-    generate = [result["launcher"], "generate", "installed", "The river", "-n", "2"]
-    assert run(generate)[0] == 1 and run([*generate, "--allow-slow"])[0] == 0
 
 
 def test_the_first_start_hashes_nothing(install, root, tmp_path):
@@ -222,10 +211,10 @@ def refused(path, root, **options):
 
 
 class TestBeforeAnythingMoves:
-    def test_instructions_that_the_cpu_lacks(self, packs, root, files):
+    def test_operators_that_the_library_lacks(self, packs, root, files):
         """Python imports neither numpy nor a backend before."""
-        described = dict(json.loads(files["bundle.json"].decode("utf-8")), isa=["of_no_cpu"])
-        path = packs / "isa.merino"
+        described = dict(json.loads(files["bundle.json"].decode("utf-8")), kernels=["MatMul9"])
+        path = packs / "kernels.merino"
         path.write_bytes(packed_bytes(b"", [dict(files, **{"bundle.json": json.dumps(described).encode()})]))
         code, _, err = run([sys.executable, "-c", f"""
 import sys
@@ -233,7 +222,7 @@ from merino_runtime.__main__ import main
 code = main(["install", {str(path)!r}, "--allow-unsigned", "--root", {str(root)!r}])
 assert "numpy" not in sys.modules and "onnxruntime" not in sys.modules
 sys.exit(code)"""], PYTHONPATH=os.pathsep.join(sys.path))
-        assert code == 1 and "this CPU lacks" in err and not root.exists()
+        assert code == 1 and "lacks MatMul9" in err and not root.exists()
 
     def test_a_folder_whose_parent_is_not_there(self, packs, tmp_path):
         code, _, err = run([sys.executable, packs / "merino.pyz", "install", packs / "old.merino", "--allow-unsigned",

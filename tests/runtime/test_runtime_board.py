@@ -13,7 +13,7 @@ import merino_runtime
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx_session import SWITCH, attention_path, faster_attention
 from merino_runtime.backends.threads import thread_counts
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Slower, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Threads
 from merino_runtime.bundle.fit import check_bundle_fits, memory_need_mb
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
@@ -25,11 +25,11 @@ PI_5 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes crc32 atomics fphp asim
 PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n\n"
 PC = "flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni avx_vnni lm\n"
 BUNDLE = Bundle(
-    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused", core=None,
+    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused",
     weights="random", weights_source="a seed", context=64, vocab=260, stop_ids=(), kv_layers=(), inputs=(),
     outputs=(), params=1, flops_per_token=1, head_flops=1, weight_bytes=49 * 2 ** 20, decode_weight_bytes=1,
-    kv_bytes=2 ** 20, isa=("dotprod",), boards=(), slower_on=(),
-    backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None), golden=Golden((), ()), chat=None,
+    kv_bytes=2 ** 20, boards=(), backends=(BackendNeed("onnxruntime", "1.18", ()),),
+    threads=Threads(None, None), golden=Golden((), ()), chat=None,
     files=())
 BOARD = board.Board("aarch64", 64, 4, 4, frozenset(["dotprod", "fp16"]), 512.0, 300.0)
 
@@ -77,50 +77,12 @@ def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
         check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
 
 
-def test_a_missing_instruction_is_refused_and_with_allow_slow_noted():
-    without = BOARD._replace(isa=frozenset(["fp16"]))
-    with pytest.raises(MerinoError, match="lacks dotprod, which fp32.*slow.*'tiny'.*--precision.*--allow-slow"):
-        check_bundle_fits(BUNDLE, without)
-    notes = check_bundle_fits(BUNDLE, without, allow_slow=True)
-    assert len(notes) == 1 and "lacks dotprod" in notes[0]
-    with pytest.raises(MerinoError, match="lacks i8mm, bf16, which"):
-        check_bundle_fits(BUNDLE._replace(isa=("i8mm", "fp16", "bf16")), without)
-    with pytest.raises(MerinoError, match="an_unknown_feature"):
-        check_bundle_fits(BUNDLE._replace(isa=("an_unknown_feature",)), BOARD)
-
-
-def test_needs_of_another_architecture_are_not_missed_here():
-    assert check_bundle_fits(BUNDLE, BOARD._replace(architecture="x86_64", isa=frozenset())) == []
-    assert check_bundle_fits(BUNDLE._replace(isa=("avx2",)), BOARD) == []
-    with pytest.raises(MerinoError, match="lacks avx2"):
-        check_bundle_fits(BUNDLE._replace(isa=("avx2", "dotprod")),
-                                BOARD._replace(architecture="x86_64", isa=frozenset()))
-
-
-NO_DOTPROD = BOARD._replace(isa=frozenset())
-FOR_DOTPROD = BUNDLE._replace(precision="int8", isa=("avx2", "dotprod"), core="dotprod", slower_on=(
-    Slower("raspberry-pi-4", "no-dotprod", 9.1), Slower("jetson-nano", "no-dotprod", 8.0)))
-FOR_NO_DOTPROD = BUNDLE._replace(
-    precision="int4", isa=(), core="no-dotprod", slower_on=(Slower("pi-5", "dotprod", 4.5),))
-
-
-def test_a_graph_for_another_core_runs_and_its_cost_is_named():
-    assert check_bundle_fits(FOR_DOTPROD, BOARD) == check_bundle_fits(FOR_NO_DOTPROD, NO_DOTPROD) == []
-    assert check_bundle_fits(FOR_DOTPROD, NO_DOTPROD) == [
-        "its matrix multiplications are for dotprod cores: 9.1 times slower here than "
-        "`--board raspberry-pi-4`, or 8 times slower here than `--board jetson-nano`"]
-    assert check_bundle_fits(FOR_NO_DOTPROD, BOARD) == [
-        "its matrix multiplications are for no-dotprod cores: 4.5 times slower here than `--board pi-5`"]
-    assert check_bundle_fits(FOR_NO_DOTPROD._replace(slower_on=()), BOARD) == []  # no slower there
-    assert "`--board BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), NO_DOTPROD)[0]
-
-
 @pytest.mark.parametrize("where", ["avx2", "avx2 avx512f"])
 def test_products_that_would_overflow_on_x86_are_refused(where):
     bundle = BUNDLE._replace(precision="int8", dialect="portable")
     pc = BOARD._replace(architecture="x86_64", isa=frozenset(where.split()))
     with pytest.raises(MerinoError, match="neither avx512_vnni nor avx_vnni.*wrong.*--precision fp32"):
-        check_bundle_fits(bundle, pc, allow_slow=True)
+        check_bundle_fits(bundle, pc)
     for name in ("avx512_vnni", "avx_vnni"):
         assert check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
 

@@ -27,7 +27,7 @@ PARTS = {"begin": "<s>", "system": {"before": "<s>system\n", "after": "\n"}, "an
 def description():
     return {
         "schema": 2, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
-        "dialect": "fused", "core": None, "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
+        "dialect": "fused", "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
         "stop_ids": [], "kv_layers": [{"heads": 2, "head_size": 32, "format": "fp32"}],
         "inputs": [{"name": "input_ids", "dtype": "int64", "shape": [1, "sequence"]},
                    {"name": "attention_mask", "dtype": "int64", "shape": [1, "total"]},
@@ -35,8 +35,8 @@ def description():
                    {"name": "past_key_values.0.value", "dtype": "float32", "shape": [1, 2, 64, 32]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 1, 260]}],
         "params": 1000, "flops_per_token": 2000, "head_flops": 1000, "weight_bytes": 4000,
-        "decode_weight_bytes": 4000, "kv_bytes": 32768, "isa": [], "boards": ["raspberry-pi-5"],
-        "slower_on": [], "kernels": [],
+        "decode_weight_bytes": 4000, "kv_bytes": 32768, "boards": ["raspberry-pi-5"],
+        "kernels": [],
         "backends": [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]}],
         "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]}, "chat": None,
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -110,7 +110,7 @@ def test_every_missing_key_is_named_at_once(folder):
 
 def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     described = description()
-    described.update(color="green", context="64", vocab=True, kv_layers={}, isa=[1], stop_ids=[-1], params=1.0)
+    described.update(color="green", context="64", vocab=True, kv_layers={}, kernels=[1], stop_ids=[-1], params=1.0)
     described["inputs"][0]["shape"] = [1, 0]
     described["files"][0]["note"] = "?"
     described["threads"]["decode"] = 0
@@ -119,7 +119,7 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     message = refusal(folder)
     for part in ("color: unknown key", 'context is "64"', "vocab is true",
                  "kv_layers is an object, must be a list",
-                 "isa[0] is 1", "stop_ids[0] is -1", "params is 1.0", "inputs[0].shape[1] is 0",
+                 "kernels[0] is 1", "stop_ids[0] is -1", "params is 1.0", "inputs[0].shape[1] is 0",
                  "files[0].note: unknown key", "threads.decode is 0", "golden: missing"):
         assert part in message, part
 
@@ -128,7 +128,7 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
     ("kv_layers", [{"heads": 10 ** 9, "head_size": 32, "format": "fp32"}]),
     ("kv_layers", [{"heads": 2, "head_size": 32, "format": "int2"}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
-    ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]), ("family", "x" * 1001),
+    ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("kernels", ["a\0"]), ("family", "x" * 1001),
     ("backends", [{"name": "onnxruntime", "min_version": "new", "refused_versions": []}]),
     ("backends", [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]}]),
     ("chat", {"template": "../x", "tokens": {}, "parts": None}), ("chat", "chatml"),
@@ -323,7 +323,7 @@ def hashed(monkeypatch):
 
 
 def opened(stamped):
-    with open_model(str(stamped), allow_slow=True) as model:
+    with open_model(str(stamped)) as model:
         return model.bundle
 
 

@@ -50,8 +50,8 @@ LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
-QUANTIZED = [("fused", "int4"), ("no-dotprod", "int8"), ("fused", "int8"), ("no-dotprod", "int4"), ("portable", "int8")]
-DAILY = {"cortex-a53": ("no-dotprod", "int4"), "cortex-a76": ("fused", "int4")}  # each kind's own format
+QUANTIZED = [("fused", "int4"), ("fused", "int8"), ("portable", "int8")]
+DAILY = ("fused", "int4")
 
 pytestmark = [pytest.mark.slow, needs_board]
 
@@ -124,21 +124,15 @@ def chosen(quantized, assert_same_choices, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("quantized", "cpu"), [
-    pytest.param(kind, cpu, marks=() if DAILY.get(cpu) == kind else BY_NIGHT, id="-".join((*kind, cpu)))
+    pytest.param(kind, cpu, marks=() if kind == DAILY and cpu in BY_DEFAULT else BY_NIGHT, id="-".join((*kind, cpu)))
     for kind in QUANTIZED for cpu in CPUS
 ], indirect=["quantized"], scope="module")  # fmt: skip
 def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
-    """For another kind of core with a note of what that costs. Behind another choice the ids
-    are others."""
-    bundle = load_bundle(str(quantized[0]), verify=False)
-    dotprod = cpu in WITH_DOTPROD
+    """Behind another choice the ids are others."""
     done = on_board(cpu, *GENERATE, cwd=quantized[0])
-    here, there = chosen[0], chosen[1](dotprod)
+    here, there = chosen[0], chosen[1](cpu in WITH_DOTPROD)
     same = next((place for place in range(TOKENS) if here[place] != there[place]), TOKENS)
     assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
-    slower = CPUS[cpu] in [each.board for each in bundle.slower_on]
-    assert slower == (bundle.core == "dotprod" and not dotprod)  # the other graphs are about as fast with dotprod
-    assert (f"times slower here than `--board {CPUS[cpu]}`" in done.stderr) == slower
 
 
 @pytest.mark.nightly
@@ -147,7 +141,7 @@ def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_greedy_ids_are_the_same_under_earlier_versions(cpu, version, precision, embedded_bundles):
     """Up to 1.16 an operator gets no threads of ONNX Runtime: there the kernels have a pool of their own."""
-    dialect = "portable" if version_tuple(version) < FIRST_FUSED else "no-dotprod" if precision == "int4" else "fused"
+    dialect = "portable" if version_tuple(version) < FIRST_FUSED else "fused"
     folder = embedded_bundles[dialect, precision]
     here = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
     assert greedy_ids(output(on_board(cpu, *GENERATE, "--threads", 2, cwd=folder, **under(version)))) == here

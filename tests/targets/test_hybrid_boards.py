@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from emulated_board import BY_DEFAULT, SCRIPTS, SITE, WITH_DOTPROD, needs_board, on_board, output
+from emulated_board import BY_DEFAULT, SCRIPTS, SITE, needs_board, on_board, output
 
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_runtime.backends import open_backend
@@ -26,8 +26,7 @@ pytestmark = [pytest.mark.slow, needs_board]
     for case in itertools.product(BY_DEFAULT, GEOMETRIES, ["fp32", "int4"])
 ])  # fmt: skip
 def test_a_board_computes_what_this_machine_does(cpu, family, precision, tmp_path):
-    core = "dotprod" if cpu in WITH_DOTPROD else "no-dotprod"
-    write_random_bundle(GEOMETRIES[family], precision, tmp_path / "bundle", family, core=core, by_groups=True)
+    write_random_bundle(GEOMETRIES[family], precision, tmp_path / "bundle", family)
     backend, expected = open_backend(load_bundle(str(tmp_path / "bundle"))), []
     for place, length in ((None, 6), (6, None), (7, None)):
         expected.append((backend.prefill(IDS[:length]) if place is None else backend.step(IDS[place])).copy())

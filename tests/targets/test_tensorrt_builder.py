@@ -91,7 +91,7 @@ def test_a_plan_is_built_for_decode_and_prefill(arch, precision, context, tmp_pa
 @pytest.mark.parametrize(
     ("dialect", "precision", "named"),
     [
-        ("fused", "fp32", "GroupQueryAttention"), ("fused", "int4", "GatherBlockQuantized"),
+        ("fused", "fp32", "GroupQueryAttention"), ("fused", "int4", "Rows8"),
         ("portable", "int8", "MatMulInteger"),
     ],
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from merino_edge.design.law import Constant, Constants
 from merino_edge.families.designed import ffn_operators
-from merino_edge.families.operators import GROUP_SIZES, Operator
+from merino_edge.families.operators import GROUP, Operator
 
 # The law counts weights and was not fitted above 4.
 RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -18,7 +18,7 @@ CONSTANTS = {
 
 def fits(width: int, ratio: float) -> bool:
     """Whether the rows of the FFN's matrices can be cut into quantization groups."""
-    return width * ratio % GROUP_SIZES[-1] == 0
+    return width * ratio % GROUP == 0
 
 
 def operators(width: int, ratio: float, gated: bool, *, final: bool = False) -> list[Operator]:

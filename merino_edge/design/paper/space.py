@@ -9,7 +9,7 @@ query heads, as far as known.
 from dataclasses import dataclass
 
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.families.operators import GROUP_SIZES
+from merino_edge.families.operators import GROUP
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PaperSpace:
     def layers(self) -> list[tuple[int, float]]:
         """Every (width, FFN ratio) whose rows can be cut into quantization groups."""
         pairs = [(width, ratio) for width in self.widths for ratio in self.ffn_ratios]
-        return [(width, ratio) for width, ratio in pairs if width * ratio % GROUP_SIZES[-1] == 0]
+        return [(width, ratio) for width, ratio in pairs if width * ratio % GROUP == 0]
 
     def options(self) -> list[Block]:
         """Every block."""

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-FLOAT = 1  # accuracy_level of MatMulNBits: activations in float32
 ONE = "one"
 
 
@@ -25,16 +24,12 @@ def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return the nodes that replace one node. A float matmul takes its input with the scale 1."""
-    if node.op_type == "MatMulNBits":
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = FLOAT
-    elif node.op_type in ("MatMul4", "MatMul5", "MatMul6", "MatMul8"):
+    if node.op_type in ("MatMul4", "MatMul5", "MatMul6", "MatMul8"):
         return floats_of_tiles(node)
-    elif node.op_type == "DynamicQuantizeLinear":
+    if node.op_type == "DynamicQuantizeLinear":
         codes, scale, _ = node.output
         return [helper.make_node("Identity", [node.input[0]], [codes]), helper.make_node("Identity", [ONE], [scale])]
-    elif node.op_type == "MatMulInteger":
+    if node.op_type == "MatMulInteger":
         weights = f"{node.output[0]}.weights"
         return [
             helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),

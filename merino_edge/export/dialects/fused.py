@@ -23,7 +23,7 @@ from merino_runtime.errors import MerinoError
 CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 BATCH = "batch_size"
 # Operators that compute one row in another order than several.
-ROWS_DIFFER = {"GroupQueryAttention", "MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear", "MatMul", "Gemm", "Conv"}
+ROWS_DIFFER = {"GroupQueryAttention", "MatMul", "Gemm", "Conv"}
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
 SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
 DELTA_VERSION = "1.26"  # the oldest with LinearAttention and CausalConvWithState
@@ -152,7 +152,7 @@ class Fused(Operations):
     @property
     def by_kernels(self) -> bool:
         """Return whether attention and taps are this project's operators."""
-        return self.form.by_groups or runs_on_kernels(self.form.core, self.form.precision)
+        return runs_on_kernels(self.form.dialect, self.form.precision)
 
     def taps(self, x: str, weight: str, layer: KvLayer) -> str:
         if self.by_kernels:

@@ -1,7 +1,6 @@
 """Matmuls with the matrices of a graph: floats, and quantized matrices by their layout (`quantize/matrix`).
 
-`groups`: MatMulNBits quantizes activations to int8 and multiplies in int8. `rows`: MatMulInteger. `tiles`: this
-project's kernels.
+`tiles`: this project's kernels. `rows`: MatMulInteger.
 """
 
 import numpy as np
@@ -10,11 +9,9 @@ from onnx import TensorProto
 from merino_edge.export.dialects.external_data import Deferred
 from merino_edge.export.dialects.graph import Graph
 from merino_edge.export.dialects.tiles import tile_node
-from merino_edge.export.quantize.matrix import QuantizedMatrix, packed_points
-from merino_edge.export.quantize.outliers import groups_of, input_order
+from merino_edge.export.quantize.matrix import QuantizedMatrix
 
 CONTRIB = "com.microsoft"
-ACCURACY = 4  # of MatMulNBits: activations in int8
 
 
 def matmul(graph: Graph, x: str, name: str) -> str:
@@ -24,10 +21,8 @@ def matmul(graph: Graph, x: str, name: str) -> str:
         return graph.node("MatMul", [x, graph.matrix(name)])
     if matrix.layout == "tiles":
         return tile_node(graph, "MatMul", x, name)
-    if matrix.layout == "rows":
-        codes = graph.stored(f"{name}.codes", signed(matrix, transposed=True))
-        return integer_matmul(graph, x, codes, graph.stored(f"{name}.scales", matrix.scales[:, 0]))
-    return grouped_matmul(graph, x, name, matrix)
+    codes = graph.stored(f"{name}.codes", signed(matrix, transposed=True))
+    return integer_matmul(graph, x, codes, graph.stored(f"{name}.scales", matrix.scales[:, 0]))
 
 
 def table_rows(graph: Graph, ids: str, name: str) -> str:
@@ -38,17 +33,9 @@ def table_rows(graph: Graph, ids: str, name: str) -> str:
         return graph.node("Gather", [graph.stored(name, value, value[0].nbytes), ids])
     if matrix.layout == "tiles":
         return tile_node(graph, "Rows", ids, name, rows=1)
-    if matrix.layout == "rows":
-        codes, scales = signed_table(graph, name, matrix)
-        row = graph.node("Cast", [graph.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
-        return graph.node("Mul", [row, graph.node("Gather", [scales, ids])])
-    codes_of, scales_of = matrix.codes.reshape(len(matrix.codes), -1), matrix.scales
-    codes = graph.stored(f"{name}.rows", codes_of, codes_of[0].nbytes)
-    scales = graph.stored(f"{name}.row_scales", scales_of, scales_of[0].nbytes)
-    return graph.node(
-        "GatherBlockQuantized", [codes, ids, scales], domain=CONTRIB,
-        bits=matrix.bits, block_size=matrix.group_size, gather_axis=0, quantize_axis=1,
-    )  # fmt: skip
+    codes, scales = signed_table(graph, name, matrix)
+    row = graph.node("Cast", [graph.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
+    return graph.node("Mul", [row, graph.node("Gather", [scales, ids])])
 
 
 def quantized_head(graph: Graph, x: str, table: str) -> str:
@@ -91,60 +78,3 @@ def signed(matrix: QuantizedMatrix, *, transposed: bool) -> Deferred:
         return values.T if transposed else values
 
     return Deferred(codes.shape[::-1] if transposed else codes.shape, np.dtype(np.int8), make)
-
-
-# Groups
-
-
-def grouped_matmul(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str:
-    """Multiply x by a matrix in groups, by MatMulNBits. That operator also takes GGUF minimums as float zero points,
-    but then it multiplies in float32, fifty times slower."""
-    if matrix.rests:
-        x = with_means(graph, x, matrix)
-    if matrix.outliers:
-        x = with_copies(graph, x, name, matrix)
-    wide: QuantizedMatrix = graph.once(("wide", name), lambda: widened(matrix))
-    arrays = [wide.codes, wide.scales.reshape(-1)]
-    if (points := wide.zero_points) is not None:
-        arrays.append(graph.once(("points", name), lambda: packed_points(points)))
-    parts = zip(("codes", "scales", "zero_points"), arrays, strict=False)
-    return graph.node(
-        "MatMulNBits", [x, *(graph.stored(f"{name}.{part}", value) for part, value in parts)], domain=CONTRIB,
-        K=wide.columns, N=len(wide.codes), bits=wide.bits, block_size=wide.group_size, accuracy_level=ACCURACY,
-    )  # fmt: skip
-
-
-def with_means(graph: Graph, x: str, matrix: QuantizedMatrix) -> str:
-    """Append to x, for each of the matrix's rests, the means of its groups, padded to whole groups."""
-    groups, size = matrix.scales.shape[1], matrix.group_size
-    means = graph.node("AveragePool", [x], kernel_shape=[size], strides=[size])  # [1, T, groups]
-    if groups % size:
-        means = graph.padded(means, -groups % size)
-    return graph.node("Concat", [x, *[means for _ in matrix.rests]], axis=-1)
-
-
-def with_copies(graph: Graph, x: str, name: str, matrix: QuantizedMatrix) -> str:
-    """Set the outliers of x to zero, and append copies of their groups that hold the outliers alone."""
-    groups, size = matrix.scales.shape[1], matrix.group_size
-    columns = size * (groups + sum(rest.scales.shape[1] for rest in matrix.rests))
-    filled = bool(matrix.rests) and groups % size > 0
-    if not filled:
-        x = graph.padded(x, 1)
-    zero = size * groups + groups if filled else columns
-    order = graph.constant(f"{name}.order", input_order(columns, zero, matrix.outliers))
-    return graph.node("Gather", [x, order], axis=2)
-
-
-def widened(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    """Return the matrix with the columns that multiply the appended means and copies. A rest is multiplied by
-    group_size, because its input is a mean."""
-    if not matrix.rests and not matrix.outliers:
-        return matrix
-    copied = groups_of(matrix.outliers, matrix.group_size)
-    scales = [matrix.scales, *[matrix.group_size * rest.scales for rest in matrix.rests], matrix.scales[:, copied]]
-    points = matrix.zero_points
-    if points is not None:
-        middle = [np.full(rest.scales.shape, 8, np.uint8) for rest in matrix.rests]
-        points = np.concatenate([points, *middle, points[:, copied]], 1)
-    codes = np.concatenate([matrix.codes, *[rest.codes for rest in matrix.rests], matrix.codes[:, copied]], 1)
-    return QuantizedMatrix(codes, np.concatenate(scales, 1), matrix.bits, matrix.group_size, points)

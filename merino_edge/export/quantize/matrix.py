@@ -1,7 +1,7 @@
 """A matrix in integers with scales, and its plain quantization in groups.
 
-A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale and an unsigned code per
-weight: weight = (code - zero_point) * scale. Without zero points the middle code stands for zero.
+A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale, an unsigned code per
+weight, and in a GGUF at times a minimum: weight = (code - middle) * scale + minimum, with the middle of all codes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +9,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from merino_edge.families.operators import GROUP_SIZES
+from merino_edge.families.operators import GROUP
 from merino_runtime.errors import MerinoError
 
-# How a graph multiplies a matrix: by ONNX Runtime's MatMulNBits, by MatMulInteger with one scale per row and codes
-# symmetric around zero, or by this project's kernels.
-MatrixLayout = Literal["groups", "rows", "tiles"]
-ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
+# How a graph multiplies a matrix: by this project's kernels, or by MatMulInteger with one scale per row and codes
+# symmetric around zero.
+MatrixLayout = Literal["tiles", "rows"]
 # By bits: scales to try, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
-TILE_GROUP = 32  # channels of a group of this project's kernels
 LARGEST_HALF = float(np.finfo(np.float16).max)
 CHUNK = 2**17  # weights quantized at a time: they fit the CPU's cache
 THREADS = 2  # numpy releases the interpreter's lock during its loops
@@ -40,8 +38,7 @@ class QuantizedMatrix(NamedTuple):
             the first in the low half.
         scales: float32 [rows, groups].
         bits: of a code: 4, 5, 6 or 8.
-        zero_points: uint8 [rows, groups], for 4 bits; None: the middle code.
-        rests: their sum is added to the weights of each group: [rows, groups], padded to whole groups.
+        minimums: float32 [rows, groups]; None: all are 0.
         outliers: the groups that the graph stores twice.
         exact: names of the matrices taken over from a GGUF without a second rounding.
         by_gptq: whether GPTQ rounded it.
@@ -51,17 +48,15 @@ class QuantizedMatrix(NamedTuple):
     scales: np.ndarray
     bits: int
     group_size: int
-    zero_points: np.ndarray | None = None
-    rests: "tuple[QuantizedMatrix, ...]" = ()
-    layout: MatrixLayout = "groups"
+    minimums: np.ndarray | None = None
+    layout: MatrixLayout = "tiles"
     outliers: tuple[Outliers, ...] = ()
     exact: frozenset[str] = frozenset()
     by_gptq: bool = False
 
     @property
     def nbytes(self) -> int:
-        points = 0 if self.zero_points is None else packed_points(self.zero_points).nbytes
-        return self.codes.nbytes + self.scales.nbytes + points + sum(rest.nbytes for rest in self.rests)
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.minimums is None else self.minimums.nbytes)
 
     @property
     def columns(self) -> int:
@@ -77,30 +72,6 @@ class MatrixError(NamedTuple):
     nbytes: int  # codes and scales
     mean: float
     worst: float
-
-
-def quantize(name: str, matrix: np.ndarray, bits: int) -> QuantizedMatrix:
-    """Quantize a matrix float32 [rows, columns] in the largest groups whose RMS error is within ERROR_RATIO of the
-    smallest's. A larger group has fewer scales to read. Raises MerinoError if no group divides a row."""
-    candidates = group_sizes(name, matrix.shape[1])
-    smallest = quantize_groups(matrix, bits, candidates[-1])
-    allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
-    for group_size in candidates[:-1]:
-        larger = quantize_groups(matrix, bits, group_size)
-        if rms(dequantize(larger) - matrix) <= allowed:
-            return larger
-    return smallest
-
-
-def group_sizes(name: str, columns: int) -> list[int]:
-    """Return the group sizes that divide `columns`, the largest first. Raises MerinoError if none does."""
-    sizes = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
-    if not sizes:
-        raise MerinoError(
-            f"{name} has rows of {columns} weights, which groups of {GROUP_SIZES[-1]} do not divide: export with"
-            " --precision fp32, or design with widths and FFN widths that are multiples of 32"
-        )
-    return sizes
 
 
 def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False) -> QuantizedMatrix:
@@ -157,20 +128,14 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
 
 
-def packed_points(points: np.ndarray) -> np.ndarray:
-    """Pack zero points uint8 [rows, groups] for MatMulNBits: two in a byte, each row padded to whole bytes."""
-    return packed(np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8), 4).reshape(-1)
-
-
 def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
     """Return the weights that the codes represent, float32 [rows, columns]."""
     codes = matrix.codes
     if matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
-    zero = 2 ** (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[..., None].astype(np.float32)
-    values = (codes.astype(np.float32) - zero) * matrix.scales[..., None]
-    for rest in matrix.rests:
-        values += dequantize(rest)[:, : values.shape[1], None]
+    values = (codes.astype(np.float32) - 2 ** (matrix.bits - 1)) * matrix.scales[..., None]
+    if matrix.minimums is not None:
+        values += matrix.minimums[..., None]
     return values.reshape(len(codes), -1)
 
 
@@ -191,17 +156,18 @@ def rms(values: np.ndarray) -> float:
 # their bytes.
 
 
-def for_tiles(name: str, matrix: QuantizedMatrix, few_bits: bool) -> QuantizedMatrix:
-    """Return the matrix with scales rounded to float16. `few_bits`: store codes of 8 bits in 5 or 6 if they fit."""
+def for_tiles(name: str, matrix: QuantizedMatrix) -> QuantizedMatrix:
+    """Return the matrix with scales and minimums rounded to float16, and codes of 8 bits in 5 or 6 if they fit."""
     scales = halves(name, matrix.scales).astype(np.float32)
-    bits = fewest_bits(matrix) if few_bits else matrix.bits
+    minimums = None if matrix.minimums is None else halves(name, matrix.minimums).astype(np.float32)
+    bits = fewest_bits(matrix)
     codes = matrix.codes if bits == matrix.bits else matrix.codes - np.uint8(2**7 - 2 ** (bits - 1))
-    return matrix._replace(codes=codes, scales=scales, bits=bits, layout="tiles")
+    return matrix._replace(codes=codes, scales=scales, minimums=minimums, bits=bits)
 
 
 def fewest_bits(matrix: QuantizedMatrix) -> int:
     """Return the fewest bits in which the kernels have the codes: 6 in groups of 16 channels, 5 in others."""
-    small = matrix.group_size == TILE_GROUP // 2
+    small = matrix.group_size == GROUP // 2
     bits = 6 if small else 5
     half, codes = 2 ** (bits - 1), matrix.codes
     fit = matrix.bits == 8 and codes.min() >= 2**7 - half and codes.max() < 2**7 + half

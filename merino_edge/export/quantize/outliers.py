@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from merino_edge.export.quantize.matrix import TILE_GROUP, Outliers, QuantizedMatrix, dequantize
+from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize
+from merino_edge.families.operators import GROUP
 
 TWICE = "groups with outlier channels stored twice"  # doc_string of the model's file
 MOST_BYTES = 0.05  # share of all matrices' bytes that copies may add
@@ -30,7 +31,7 @@ def with_outliers(
             continue
         total += matrix.nbytes
         norms = np.square(dequantize(matrix)).sum(0)  # [columns]
-        size = max(TILE_GROUP, matrix.group_size) if matrix.layout == "tiles" else matrix.group_size
+        size = max(GROUP, matrix.group_size)
         output, groups = float(np.square(channels) @ norms), size // matrix.group_size
         nbytes = groups * (matrix.codes[:, 0].nbytes + matrix.scales[:, 0].nbytes)
         for first in range(0, len(channels), size):

@@ -14,27 +14,23 @@ import numpy as np
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.quantize.gptq import Hessians, gptq
 from merino_edge.export.quantize.matrix import (
-    TILE_GROUP,
     MatrixError,
     MatrixLayout,
     QuantizedMatrix,
-    dequantize,
     fewest_bits,
     for_tiles,
-    group_sizes,
     matrix_error,
     packed,
-    quantize,
     quantize_groups,
 )
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
-from merino_edge.families.operators import FORMATS, GROUP_SIZES, runs_on_kernels
+from merino_edge.families.operators import FORMATS, GROUP
 from merino_edge.families.weights import Blocks, BlockSource
+from merino_runtime.errors import MerinoError
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
 WITH_MINIMUMS = 4  # bits of blocks with minimums; 8 bits lose less than a fifteenth of the error of such GGUF types
-RESTS = 2  # with one, the error of the rests raises a model's KL divergence by a third
 
 
 class Rounding(NamedTuple):
@@ -43,13 +39,11 @@ class Rounding(NamedTuple):
     Attributes:
         blocks: matrices as a GGUF stores them; None for other sources.
         hessians: returns the Hessians of the matrices' inputs; None: no GPTQ.
-        finest: whether GPTQ takes the smallest groups; else those of plain rounding.
         eight_bits: names of matrices that get 8 bits in a format of 4.
     """
 
     blocks: BlockSource | None = None
     hessians: Callable[[], Hessians] | None = None
-    finest: bool = False
     eight_bits: frozenset[str] = frozenset()
 
 
@@ -66,37 +60,27 @@ def quantized_matrices(arch: Geometry, weights: Weights, form: GraphFormat, how:
 
 
 def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, how: Rounding) -> QuantizedMatrix:
-    names, layout, few_bits = name.split("+"), matrix_layout(form, bits), has_few_bits(form)
-    if how.blocks and layout != "rows":  # a block has a scale of its own, a row one for all its weights
+    names, layout = name.split("+"), matrix_layout(form, bits)
+    if how.blocks and layout == "tiles":  # a block has a scale of its own, a row one for all its weights
         stored = matrix_from_blocks(how.blocks, names, weights, bits)
-        if stored is not None:
-            in_tiles = stored.group_size % TILE_GROUP == 0 or few_bits and fewest_bits(stored) == 6
-            if layout == "tiles" and in_tiles:
-                return for_tiles(name, stored, few_bits)
-            if layout == "groups" or few_bits and bits == 8:  # MatMulNBits is fast there
-                return stored
+        if stored is not None and (stored.group_size % GROUP == 0 or fewest_bits(stored) == 6):
+            return for_tiles(name, stored)
     matrix = np.concatenate([weights[one] for one in names])  # float32 [sum of out, in]
     rounded = rounded_matrix(name, matrix, bits, layout, how)
-    return for_tiles(name, rounded, few_bits) if layout == "tiles" else rounded._replace(layout=layout)
+    return for_tiles(name, rounded) if layout == "tiles" else rounded._replace(layout=layout)
 
 
 def rounded_matrix(name: str, matrix: np.ndarray, bits: int, layout: MatrixLayout, how: Rounding) -> QuantizedMatrix:
-    """Round a matrix float32 [rows, columns] in the groups that its layout takes."""
-    names, columns, both_signs = name.split("+"), matrix.shape[1], layout == "rows"
-    hessian = how.hessians().get(names[0]) if how.hessians else None  # joined matrices have one input
-    stored = [how.blocks.blocks(one) for one in names] if how.blocks and layout == "groups" else []
-    sizes = [one.block for one in stored if one]
-    if layout == "rows":
-        group_size = columns
-    elif layout == "tiles" or hessian is not None and how.finest:
-        group_size = group_sizes(name, columns)[-1]
-    elif sizes:  # in larger groups, weights of several blocks would share a scale
-        group_size = max(GROUP_SIZES[-1], min(sizes))
-    else:
-        plain = quantize(name, matrix, bits)
-        if hessian is None:
-            return plain
-        group_size = plain.group_size
+    """Round a matrix float32 [rows, columns] in the groups that its layout takes. Raises MerinoError if they do not
+    divide a row."""
+    columns, both_signs = matrix.shape[1], layout == "rows"
+    if layout == "tiles" and columns % GROUP:
+        raise MerinoError(
+            f"{name} has rows of {columns} weights, which groups of {GROUP} do not divide: export with --precision"
+            f" fp32, or design with widths and FFN widths that are multiples of {GROUP}"
+        )
+    group_size = columns if layout == "rows" else GROUP
+    hessian = how.hessians().get(name.split("+")[0]) if how.hessians else None  # joined matrices have one input
     if hessian is None:
         return quantize_groups(matrix, bits, group_size, both_signs=both_signs)
     return gptq(matrix, hessian, bits, group_size, both_signs=both_signs)._replace(by_gptq=True)
@@ -110,57 +94,29 @@ def matrix_from_blocks(
     stored = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
     if not stored:
         return None
-    group_size = min(blocks.block for blocks in stored.values())
+    group_size = min(GROUP, *(blocks.block for blocks in stored.values()))
     cut = {name: blocks.cut(group_size) for name, blocks in stored.items()}
     parts = [
         (packed((cut[name].levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8), bits), cut[name].scales)
         if name in cut else quantize_groups(weights[name], bits, group_size)[:2] for name in names
     ]  # fmt: skip
     codes, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    points: np.ndarray | None = None
-    rests: tuple[QuantizedMatrix, ...] = ()
+    minimums: np.ndarray | None = None
     if any(blocks.minimums is not None for blocks in cut.values()):
         given = [cut[name].minimums if name in cut else None for name in names]
         zeros = [np.zeros_like(own_scales) for _, own_scales in parts]
-        minimums = [zero if one is None else one for zero, one in zip(zeros, given, strict=True)]
-        points, rests = as_zero_points(np.concatenate(minimums), scales, group_size)
-    return QuantizedMatrix(
-        codes, scales, bits, group_size, zero_points=points, rests=rests, exact=frozenset(stored)
-    )
+        minimums = np.concatenate([zero if one is None else one for zero, one in zip(zeros, given, strict=True)])
+    return QuantizedMatrix(codes, scales, bits, group_size, minimums, exact=frozenset(stored))
 
 
 def fits(blocks: Blocks, bits: int) -> bool:
     return blocks.bits <= bits and (blocks.minimums is None or bits == WITH_MINIMUMS)
 
 
-def as_zero_points(
-    minimums: np.ndarray, scales: np.ndarray, group_size: int
-) -> tuple[np.ndarray, tuple[QuantizedMatrix, ...]]:
-    """Return minimums float32 [rows, groups], which are added to each weight of a group of 4-bit codes with these
-    scales, as zero points and rests.
-
-    The nearest zero point, an integer, represents a minimum to half a step. The rests of a row's minimums are quantized
-    in groups of 4 bits, and the error of these once more.
-    """
-    points = np.clip(np.rint(-minimums / np.where(scales == 0, 1, scales)), -8, 7)
-    rests, left = [], np.pad(minimums + points * scales, ((0, 0), (0, -minimums.shape[1] % group_size)))
-    for _ in range(RESTS):
-        rests.append(quantize_groups(left, WITH_MINIMUMS, group_size))
-        left = left - dequantize(rests[-1])
-    return (points + 8).astype(np.uint8), tuple(rests)
-
-
 def matrix_layout(form: GraphFormat, bits: int) -> MatrixLayout:
-    """Return how a graph of this format multiplies matrices of so many bits."""
-    if form.dialect == "portable":
-        return "tiles" if bits == 4 else "rows"
-    return "tiles" if runs_on_kernels(form.core, form.precision) else "groups"
-
-
-def has_few_bits(form: GraphFormat) -> bool:
-    """Return whether codes of 8 bits that fit in 5 or 6 are stored so. On no-dotprod cores unpacking costs more than it
-    saves."""
-    return form.dialect == "fused" and form.core == "avx512-vnni"
+    """Return how a graph of this format multiplies matrices of so many bits: portable graphs are for runtimes without
+    this project's kernels too, but 4 bits have no other operator."""
+    return "rows" if form.dialect == "portable" and bits != 4 else "tiles"
 
 
 def matrix_bits(
@@ -181,7 +137,7 @@ def matrix_bits(
 
     def stored_bits(name: str) -> int:
         """Return the key by which matrices are joined: those that are stored alike."""
-        stored = blocks.bits(name) if blocks and has_few_bits(form) and bits_of(name) == 8 else None
+        stored = blocks.bits(name) if blocks and form.dialect == "fused" and bits_of(name) == 8 else None
         return stored if stored in (5, 6) else bits_of(name)
 
     result: dict[str, int] = {}

@@ -57,10 +57,9 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     """
     bundle, read_ms = _timed(lambda: load_bundle(bundle_path, verify=False))
     verify_ms = _timed(lambda: check_files(bundle))[1] if verify else None
-    # A format whose instructions this CPU lacks is measured too; the record notes it.
     notes: List[str] = []
     chosen = choose_backend(bundle, backend_name)
-    notes += check_bundle_fits(bundle, allow_slow=True, backend=chosen)
+    notes += check_bundle_fits(bundle, backend=chosen)
     before = gpu.with_gpu(environment.state())
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads, backend=chosen, say=notes.append))
     try:

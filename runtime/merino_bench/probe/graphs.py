@@ -119,7 +119,7 @@ def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: 
         folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
-        decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, isa=(), threads=Threads(None, None),
+        decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, threads=Threads(None, None),
         backends=(BackendNeed("onnxruntime", "1.18", ()),))
     return Bundle(**fields)
 

@@ -37,7 +37,7 @@ SHARES = 2  # a graph may take twice its share of the time left, since small one
 MEASURED = (
     "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "by_groups", "count", "uses", "threads", "past",
     "tokens")
-FIRST_FUSED, FIRST_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21, 0)
+FIRST_FUSED, REFUSED = (1, 18), (1, 21, 0)
 
 
 def run_probe(path: str, seconds: float = MOST_SECONDS,
@@ -101,20 +101,14 @@ def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> 
 
 def this_machine(version: Tuple[int, ...], own_kernels: bool = False) -> Machine:
     """Return the facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left
-    out. own_kernels: see `Machine`; they compute int4 in dialect `portable`, and int8 and int4 for no-dotprod cores and
-    those with AVX-512 VNNI."""
+    out. own_kernels: see `Machine`; they compute int4, and in dialect `fused` int8 too."""
     fused = version >= FIRST_FUSED
-    here = board.this_board()
-    core = board.core_of_cpu(here.architecture, here.isa)
-    if core == "avx512-vnni" and not own_kernels:
-        core = "dotprod"
-    blocked = own_kernels if core == "no-dotprod" or not fused else version >= FIRST_BLOCKED
-    formats = ("fp32", "int8", "int4") if blocked else ("fp32",) if fused else ("fp32", "int8")
+    formats = ("fp32", "int8", "int4") if own_kernels else ("fp32",) if fused else ("fp32", "int8")
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTIZED_CACHES if version >= version_tuple(FIRST_QUANTIZED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
-                   core=core, caches=caches, own_kernels=own_kernels)
+                   caches=caches, own_kernels=own_kernels)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:

@@ -19,7 +19,7 @@ LEAST_BEYOND_BYTES, MOST_BEYOND_BYTES = 16 * MB, 128 * MB
 SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
 ALONGSIDE = 12  # matrices of a graph whose prefill is timed, at most
 SQUARE, SMALL_SQUARE = (640, 640), (256, 256)  # (rows, columns) of matrices
-PREFILL_SHAPES = (SQUARE, SMALL_SQUARE, (1920, 640), (640, 1920), (576, 576))  # the last in groups of 64
+PREFILL_SHAPES = (SQUARE, SMALL_SQUARE, (1920, 640), (640, 1920))
 SMALL_SHARE = 4  # a graph of small matrices has a quarter of the bytes
 SWEEP_SIDES = (1024, 512, 256, 128, 64)
 CALL_WIDTH, NORM_WIDTH, ACTIVATION_WIDTH, IN_A_ROW = 64, 512, 1024, 16
@@ -28,8 +28,7 @@ DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
 HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
 EMBEDDING_COLUMNS = 640  # of an embedding whose memory is probed
-EMBEDDING_FORMATS = {"fused": ("fp32", "int8"), "no-dotprod": ("fp32", "int8"), "avx512-vnni": ("fp32", "int8"),
-                     "portable": ("fp32",)}
+EMBEDDING_FORMATS = {"fused": ("fp32", "int8"), "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
 QUANTIZED_KV_HEADS = (0, 1)  # of the quantized caches; 0: as many as of queries
@@ -89,13 +88,12 @@ class Machine(NamedTuple):
     threads: Tuple[int, ...]
     formats: Tuple[str, ...]
     fused: bool  # whether ONNX Runtime has the operators of that dialect
-    core: str = "dotprod"  # as in bundle.json; for others than dotprod `fused` has other integer matmuls
     caches: Tuple[str, ...] = ()  # quantized formats of keys and values that ONNX Runtime takes
     own_kernels: bool = False  # whether this project's kernels can be loaded
 
     @property
     def dialect(self) -> str:
-        return "portable" if not self.fused else "fused" if self.core == "dotprod" else self.core
+        return "fused" if self.fused else "portable"
 
 
 def tasks(machine: Machine) -> List[Task]:

@@ -88,5 +88,3 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
                         help="number of threads; default: the bundle's setting")
     parser.add_argument("--prefill-threads", type=int, metavar="N",
                         help="number of threads for prefill; default: as -t, or the bundle's setting")
-    parser.add_argument("--allow-slow", action="store_true",
-                        help="run a format whose instructions this CPU lacks")

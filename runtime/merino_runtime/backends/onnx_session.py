@@ -97,7 +97,7 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
             register_kernels(onnxruntime, options, threads)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise MerinoError(f"the library of kernels for {platform.machine()} cannot be loaded: {first_line(error)}. "
-                              f"Export {bundle.name!r} again {without_kernels(bundle)}, which needs none."
+                              f"Export {bundle.name!r} again with {without_kernels(bundle)}, which needs none."
                               ) from error
     path = os.path.join(bundle.folder, "model.onnx")
     try:

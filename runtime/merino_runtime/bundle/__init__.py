@@ -36,14 +36,6 @@ class BackendNeed(NamedTuple):
     refused_versions: Tuple[str, ...]
 
 
-class Slower(NamedTuple):
-    """A board for whose kind of core the graph's kernels are not written: `times` slower than an export for that
-    board."""
-    board: str
-    core: str
-    times: float
-
-
 class Threads(NamedTuple):
     prefill: Optional[int]
     decode: Optional[int]
@@ -100,7 +92,6 @@ class Bundle(NamedTuple):
     architecture: Dict[str, Any]
     precision: str
     dialect: str
-    core: Optional[str]
     weights: str
     weights_source: str
     context: int
@@ -115,9 +106,7 @@ class Bundle(NamedTuple):
     weight_bytes: int
     decode_weight_bytes: int
     kv_bytes: int
-    isa: Tuple[str, ...]
     boards: Tuple[str, ...]
-    slower_on: Tuple[Slower, ...]
     backends: Tuple[BackendNeed, ...]  # those that can run it, the preferred one first
     threads: Threads
     golden: Golden
@@ -169,7 +158,6 @@ def bundle_of(folder: str, description: Any) -> Bundle:
     values["kv_layers"] = tuple(KvLayer(**layer) for layer in description["kv_layers"])
     for key in ("inputs", "outputs"):
         values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"])) for port in description[key])
-    values["slower_on"] = tuple(Slower(**board) for board in description["slower_on"])
     values["backends"] = tuple(BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
                                for need in description["backends"])
     values["threads"] = Threads(**description["threads"])
@@ -206,11 +194,8 @@ def older_graph(bundle: Bundle) -> str:
 
 
 def without_kernels(bundle: Bundle) -> str:
-    """Return the option of `export`, or the one to omit, that makes a graph of the same model without this project's
-    kernels."""
-    if bundle.dialect == "portable":
-        return "with --precision int8"
-    return "with --dialect portable --precision int8" if bundle.core == "no-dotprod" else "without --board"
+    """Return the options of `export` that make a graph of the same model without this project's kernels."""
+    return "--precision int8" if bundle.dialect == "portable" else "--dialect portable --precision int8"
 
 
 def cache_formats(bundle: Bundle) -> str:

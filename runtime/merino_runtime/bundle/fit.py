@@ -13,16 +13,13 @@ from merino_runtime import __version__
 from merino_runtime.bundle import Bundle, without_kernels
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import (
-    ARM_FEATURES,
     CUDA_MB,
     KERNELS_NEED,
     MB,
     PROCESS_MB,
     VNNI,
-    X86_FEATURES,
     X86_MACHINES,
     Board,
-    kind_of_core,
     libc_function,
     this_board,
 )
@@ -36,13 +33,12 @@ NATIVE = "native"  # a folder: beside modules a library would be taken for one
 MFD_CLOEXEC = 1
 
 
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
-                      sessions: int = 1, backend: str = "onnxruntime") -> List[str]:
+def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, sessions: int = 1,
+                      backend: str = "onnxruntime") -> List[str]:
     """Raise MerinoError if the bundle cannot run on this machine. Return notes on what will make it slow.
 
-    On the CPU, a format whose instructions are missing falls back to emulation and runs many times slower: it is
-    rejected, or noted with `allow_slow`. A graph for the other kind of Arm core is noted with its cost. sessions: of
-    the backend; each of them holds the weights. What a GPU can compute, TensorRT checks when it builds the engine.
+    sessions: of the backend; each of them holds the weights. What a GPU can compute, TensorRT checks when it builds
+    the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -68,15 +64,6 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
     _check_overflow(bundle, board)
     _check_kernels(bundle, board)
-    notes += _core_notes(bundle, board)
-    missing = _missing_isa(bundle, board)
-    if missing:
-        slow = (f"this CPU lacks {', '.join(missing)}, which {bundle.precision} weights need: without it "
-                "the arithmetic falls back to a slow form")
-        if not allow_slow:
-            raise MerinoError(f"{slow}. Export {bundle.name!r} with another --precision (fp32 needs nothing "
-                              "special), or run it all the same with --allow-slow.")
-        notes.append(f"{slow}; another --precision may be faster")
     return notes
 
 
@@ -88,27 +75,20 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
     return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
 
 
-def is_for_other_core(bundle: Bundle, board: Board) -> bool:
-    """Return whether this is an Arm core, and the graph's matrix multiplications are written for another kind of
-    core."""
-    here = kind_of_core(board)
-    return here is not None and bundle.core not in (None, here)
-
-
 def _check_overflow(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     by_rows = bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
-                          f"Export {bundle.name!r} again with --precision fp32, or --dialect fused without --board.")
+                          f"Export {bundle.name!r} again with --precision fp32, or with --dialect fused.")
 
 
 def _check_kernels(bundle: Bundle, board: Board) -> None:
     """Raise MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
     if not bundle.kernels:
         return
-    remedy = f"Export {bundle.name!r} again {without_kernels(bundle)}, or pack that beside it"
+    remedy = f"Export {bundle.name!r} again with {without_kernels(bundle)}, or pack that beside it"
     missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
     unknown = unknown_operators(bundle)
     if unknown:
@@ -122,24 +102,11 @@ def _check_kernels(bundle: Bundle, board: Board) -> None:
                           f"{remedy}.")
 
 
-def _core_notes(bundle: Bundle, board: Board) -> List[str]:
-    """Return the predicted slowdown on Arm of a graph that was built for another kind of core."""
-    if not is_for_other_core(bundle, board):
-        return []
-    slowdowns = [other for other in bundle.slower_on if other.core == kind_of_core(board)]
-    costs = ", or ".join(f"{other.times:g} times slower here than `--board {other.board}`" for other in slowdowns)
-    if not slowdowns and bundle.core == "dotprod":
-        costs = "an export with `--board BOARD` is faster here"
-    return [f"its matrix multiplications are for {bundle.core} cores: {costs}"] if costs else []
-
-
-def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Return the instructions that the bundle needs and the CPU lacks. Those of the other architecture (x86 on Arm, Arm
-    on x86) do not count, nor does dotprod if the note on `core` reports it."""
-    on_x86 = board.architecture in X86_MACHINES
-    foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
-    reported = {"dotprod"} if bundle.core else set()
-    return [name for name in bundle.isa if name not in board.isa and name not in foreign | reported]
+def needs_text(bundle: Bundle) -> str:
+    """Return the CPUs that run the bundle, for people."""
+    if not bundle.kernels:
+        return "no special instructions"
+    return f"64-bit Arm, or x86-64 with {', '.join(sorted(KERNELS_NEED))}"
 
 
 def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:

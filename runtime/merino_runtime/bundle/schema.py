@@ -29,7 +29,6 @@ LONGEST_CONTEXT = LARGEST_VOCAB = 2 ** 24
 LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
 MOST_THREADS = 1024
 MOST_FILES = 256  # a bundle that was exported has about ten
-MOST_TIMES = 10 ** 6
 # By the format of keys and values: the type of their arrays, its bytes, how many of them an element holds.
 CACHE_TYPES = {"fp32": ("float32", 4, 1), "fp16": ("float16", 2, 1), "int8": ("int8", 1, 1), "int4": ("uint8", 1, 2)}
 STATE_COPIES = 4  # of a recurrent state in memory: before and behind a run, and two of earlier prefixes
@@ -56,12 +55,6 @@ def product(lengths: List[int]) -> int:
     return result
 
 
-def _times(value: Any) -> Optional[str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return None if number and 1 <= value <= MOST_TIMES else f"a number, 1 to {MOST_TIMES}"
-
-
-_core = one_of("dotprod", "no-dotprod", "avx512-vnni")
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
 _port = {"name": text, "dtype": one_of("int32", "int64", "int8", "uint8", "float16", "float32"), "shape": [_axis]}
 _message_text = one_of(*MESSAGE_TEXTS)
@@ -71,14 +64,12 @@ _parts = {"begin": passage, "system": Maybe({"before": passage, "after": passage
 BUNDLE_SHAPE: Dict[str, Any] = {
     "schema": size, "name": text, "family": text, "architecture": an_object,
     "precision": one_of("fp32", "fp16", "int8", "int4"), "dialect": one_of("fused", "portable"),
-    "core": or_null(_core),
     "weights": one_of("trained", "random"), "weights_source": text,
     "context": integer(1, LONGEST_CONTEXT), "vocab": integer(1, LARGEST_VOCAB),
     "stop_ids": [count],
     "kv_layers": [{"heads": _layer, "head_size": _layer, "format": one_of(*sorted(CACHE_TYPES))}],
     "inputs": [_port], "outputs": [_port], "params": count, "flops_per_token": count, "head_flops": count,
-    "weight_bytes": count, "decode_weight_bytes": count, "kv_bytes": count, "isa": [text], "boards": [text],
-    "slower_on": [{"board": text, "core": _core, "times": _times}],
+    "weight_bytes": count, "decode_weight_bytes": count, "kv_bytes": count, "boards": [text],
     "backends": [{"name": text, "min_version": version, "refused_versions": [version]}],
     "threads": {"prefill": or_null(_threads), "decode": or_null(_threads)},
     "golden": {"prompt_ids": [count], "greedy_ids": [count]},

@@ -10,7 +10,7 @@ from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
-from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
+from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import SIGNATURE, Archive, read_member
@@ -34,31 +34,27 @@ class Choice(NamedTuple):
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False, backend: Optional[str] = None) -> Choice:
-    """Return the first bundle of the file that runs well on the machine; those for its kind of core come first. Raise
-    MerinoError if none does.
+    """Return the first bundle of the file that runs on the machine. Raise MerinoError if none does.
 
-    force: also for a board that the file was not packed for, and with a format for which the CPU lacks the
-    instructions. A bundle that cannot run at all is rejected anyway. backend: as in `choose_backend`; None: the first
-    one that the bundle lists.
+    force: also for a board that the file was not packed for. backend: as in `choose_backend`; None: the first one that
+    the bundle lists.
     """
     manifest = archive.manifest
     if not force:
         check_board(manifest, machine)
     wheels = fitting_wheels(manifest, machine)
     refusals: List[str] = []
-    bundles = [(path, packed_bundle(archive, path)) for path in manifest.bundles]
-    bundles.sort(key=lambda packed: is_for_other_core(packed[1], machine.board))
-    for slow in (False, True)[:1 + force]:
-        for path, bundle in bundles:
-            try:
-                notes: List[str] = []
-                chosen = choose_backend(bundle, backend, notes.append)
-                if chosen != TENSORRT:  # which is the system's own, and in no file
-                    _check_version(bundle, wheels)
-                notes += check_bundle_fits(bundle, machine.board, slow, backend=chosen)
-                return Choice(path, bundle, wheels, tuple(notes), chosen)
-            except MerinoError as error:
-                refusals.append(str(error))
+    for path in manifest.bundles:
+        bundle = packed_bundle(archive, path)
+        try:
+            notes: List[str] = []
+            chosen = choose_backend(bundle, backend, notes.append)
+            if chosen != TENSORRT:  # which is the system's own, and in no file
+                _check_version(bundle, wheels)
+            notes += check_bundle_fits(bundle, machine.board, backend=chosen)
+            return Choice(path, bundle, wheels, tuple(notes), chosen)
+        except MerinoError as error:
+            refusals.append(str(error))
     raise MerinoError(refusals[-1] if len(manifest.bundles) == 1 else "none of the file's bundles runs here: "
                       + " / ".join(refusals))
 

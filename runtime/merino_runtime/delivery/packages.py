@@ -197,10 +197,9 @@ def build_engine(folder: str, report: Report) -> None:
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
-    """Let the release in `folder` generate its golden ids in a separate process, as this user if root names one. A slow
-    format is allowed: it was rejected before, or allowed by --force. Raise MerinoError with the last line of a failed
-    test."""
-    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
+    """Let the release in `folder` generate its golden ids in a separate process, as this user if root names one.
+    Raise MerinoError with the last line of a failed test."""
+    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               timeout=SELFTEST_TIMEOUT_S, **_as_user(user))

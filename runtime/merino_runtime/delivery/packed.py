@@ -4,7 +4,7 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 from merino_runtime.bundle import Bundle, backends_text
-from merino_runtime.bundle.fit import memory_need_mb
+from merino_runtime.bundle.fit import memory_need_mb, needs_text
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.fit import check_bundles, choose, packed_bundle
 from merino_runtime.delivery.keys import key_base64, read_public_key
@@ -86,11 +86,9 @@ def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
         ("code in it", f"{APP}, the wheels if there are any: they run as the user who installs them"),
         ("for boards", ", ".join(need.id for need in manifest.boards) or "any"),
     ]
-    for bundle in bundles:
-        needs = ", ".join(bundle.isa) or "no special instructions"
-        facts.append((bundle.folder, f"{bundle.dialect} {bundle.precision}, context {bundle.context}, needs {needs}, "
-                                     f"{memory_need_mb(bundle):.0f} MB of memory, "
-                                     f"{backends_text(bundle)}"))
+    facts.extend((bundle.folder, f"{bundle.dialect} {bundle.precision}, context {bundle.context}, needs "
+                                 f"{needs_text(bundle)}, {memory_need_mb(bundle):.0f} MB of memory, "
+                                 f"{backends_text(bundle)}") for bundle in bundles)
     for wheels in manifest.wheels:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(wheels.packages.items()))
         facts.append(("wheels", f"Python {wheels.python}, {wheels.architecture}, glibc {wheels.glibc} or later: "

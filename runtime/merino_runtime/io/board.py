@@ -49,19 +49,6 @@ def this_board() -> Board:
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
-def kind_of_core(board: Board) -> Optional[str]:
-    """Return `dotprod` or `no-dotprod`, as `core` in bundle.json; None on CPUs other than 64-bit Arm."""
-    return core_of_cpu("aarch64", board.isa) if board.architecture in ("aarch64", "arm64") else None
-
-
-def core_of_cpu(architecture: str, isa: FrozenSet[str]) -> str:
-    """Return the kind of core that graphs for such a CPU are written for, as `core` in bundle.json; `dotprod` for x86
-    CPUs without AVX-512 VNNI."""
-    if architecture == "aarch64":
-        return "dotprod" if "dotprod" in isa else "no-dotprod"
-    return "avx512-vnni" if "avx512_vnni" in isa and runs_kernels(architecture, isa) else "dotprod"
-
-
 def runs_kernels(architecture: str, isa: FrozenSet[str]) -> bool:
     """Return whether a library of runtime/kernels runs on such a CPU: they are built for these two architectures."""
     return architecture == "aarch64" or (architecture == "x86_64" and isa >= KERNELS_NEED)
