@@ -26,12 +26,12 @@ from merino_edge.families.operators import (
     weight_bytes,
 )
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
+from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa, uses_kernels
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
-from merino_runtime.backends.threads import prefill_choice
+from merino_runtime.backends.threads import prefill_choice, sessions_of
 from merino_runtime.bundle import (
     FIRST_QUANTIZED_CACHE,
     QUANTIZED_CACHES,
@@ -191,7 +191,8 @@ def fitting_boards(
     def fits(profile: DeviceProfile) -> bool:
         if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
             return False
-        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile, weights))
+        sessions = sessions_of_board(threads, profile, precision, weights)
+        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions)
         return needed_mb <= profile.memory.free_mb.value
 
     return tuple(
@@ -201,14 +202,15 @@ def fitting_boards(
     )
 
 
-def sessions_of(threads: Threads, profile: DeviceProfile, weights: int) -> int:
-    """Return how many sessions the runtime opens on this board for `weights` bytes: in ONNX Runtime two if the thread
-    counts, at most one per core, differ, as `merino_runtime.backends.threads` counts them."""
+def sessions_of_board(threads: Threads, profile: DeviceProfile, precision: str, weights: int) -> int:
+    """Return how many sessions the runtime opens on this board for `weights` bytes, with at most one thread per core,
+    as `merino_runtime.backends.threads` counts them."""
     if profile.backend != "onnxruntime":
         return 1
-    cores = int(profile.cpu.cores.value)
+    cores, own = int(profile.cpu.cores.value), uses_kernels(profile, precision)
     decode = min(threads.decode or profile.performance.onnxruntime.decode_threads.value, cores)
-    return 1 if min(threads.prefill or prefill_choice(weights, decode, cores), cores) == decode else 2
+    prefill = min(threads.prefill or prefill_choice(weights, decode, cores, own), cores)
+    return sessions_of(prefill, decode, own)
 
 
 def write_description(bundle: Bundle) -> None:

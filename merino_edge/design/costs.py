@@ -59,6 +59,11 @@ class Costs:
         at = LATENCIES + 2 * (len(self.model.on.thread_counts) + threads)
         return self.model.upper_prefill * (self.column(at) + (self._missed(threads) > 0) * self.column(at + 1))
 
+    def sessions(self, decode: int, prefill: int) -> int:
+        """Return the number of sessions at the `decode`-th and the `prefill`-th thread count."""
+        counts = self.model.on.threads
+        return self.model.sessions(counts[decode], counts[prefill])
+
     def _memory_mb(self, sessions: int) -> np.ndarray:
         others = (sessions - 1) * self.column(WEIGHTS_MB)
         in_use = others + self.column(WEIGHTS_MB) + self.column(KV_BYTES) / BYTES_PER_MB + self.peak
@@ -74,7 +79,7 @@ class AtThreads:
 
     decode_ms = property(lambda self: self.costs.decode_ms(self.decode))
     prefill_ms = property(lambda self: self.costs.prefill_ms(self.prefill))
-    memory_mb = property(lambda self: self.costs.memory_mb(1 if self.decode == self.prefill else 2))
+    memory_mb = property(lambda self: self.costs.memory_mb(self.costs.sessions(self.decode, self.prefill)))
     flops_g = property(lambda self: self.costs.column(FLOPS) / 1e9)
     params = property(lambda self: self.costs.column(PARAMS))
     weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))

@@ -22,7 +22,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
 from merino_edge.profiles.coefficients import Kind, ThreadCount, weakest_kind
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES
+from merino_runtime.backends.threads import TWO_SESSIONS_BELOW_BYTES, sessions_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
@@ -122,6 +122,12 @@ class CostModel:
         opening = (sessions - 1) * weights + self.on.weights_mb(operators, opening=True)
         return max(in_use, opening) + self.on.runtime_mb
 
+    def sessions(self, decode_threads: int | None, prefill_threads: int | None) -> int:
+        """Return the number of sessions, each with its own copy of the weights. No thread counts: a GPU's."""
+        if decode_threads is None or prefill_threads is None:
+            return 1
+        return sessions_of(prefill_threads, decode_threads, uses_kernels(self.profile, self.shape.precision))
+
     def file_mb(self, operators: Sequence[Operator]) -> float:
         kernels = KERNELS_FILE_BYTES if uses_kernels(self.profile, self.shape.precision) else 0
         return file_mb(operators, self.shape.precision, self.shape.context) + kernels / BYTES_PER_MB
@@ -137,14 +143,15 @@ class CostModel:
         """Return the costs of a whole decoder, at the thread counts of least decode latency, then of least prefill
         latency.
 
-        Without limits the two counts differ only below TWO_SESSIONS_BELOW_BYTES of weights, because the runtime then
-        opens a second session by default. With limits, by the names of Predicted's fields, the counts may differ if
-        that meets the limits. Raise MerinoError for a format without coefficients.
+        Without limits the two counts differ only if one session suffices, or below TWO_SESSIONS_BELOW_BYTES of weights,
+        because the runtime then opens a second one by default. With limits, by the names of Predicted's fields, the
+        counts may differ if that meets the limits. Raise MerinoError for a format without coefficients.
         """
         predictions = self.predict_each(operators)
         usual = [
             cost for cost in predictions
-            if cost.decode_threads == cost.prefill_threads or cost.weight_bytes < TWO_SESSIONS_BELOW_BYTES
+            if self.sessions(cost.decode_threads, cost.prefill_threads) == 1
+            or cost.weight_bytes < TWO_SESSIONS_BELOW_BYTES
         ]  # fmt: skip
         fitting = usual if limits is None else [cost for cost in predictions if cost.meets(limits)]
         return min(fitting or usual, key=lambda cost: (cost.decode_ms, cost.prefill_ms))
@@ -180,8 +187,7 @@ class CostModel:
                 decode_ms=decode_ms, decode_ms_interval=interval(decode_ms, self.decode_factors),
                 prefill_ms=prefill_ms, prefill_ms_interval=interval(prefill_ms, self.prefill_factors),
                 j_per_token=joules, j_per_token_interval=interval(joules, self.decode_factors),
-                # Two thread counts need two sessions, each with its own prepacked weights.
-                memory_mb=memory_mb[1 + (decode_threads != prefill_threads)],
+                memory_mb=memory_mb[self.sessions(decode_threads, prefill_threads)],
                 decode_threads=decode_threads, prefill_threads=prefill_threads, **same_for_all_counts,
             ))  # fmt: skip
         return predictions

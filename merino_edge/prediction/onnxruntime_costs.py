@@ -56,6 +56,10 @@ class OnnxRuntimeCosts:
         return self.coefficients, self.runtime_figure
 
     @property
+    def threads(self) -> list[int]:
+        return list(self.by_threads)
+
+    @property
     def thread_counts(self) -> list[ThreadCoefficients]:
         return list(self.by_threads.values())
 

@@ -78,6 +78,10 @@ class TensorRtCosts:
         return self.speed.fp16_gflops if self.shape.precision == "fp16" else self.speed.fp32_gflops
 
     @property
+    def threads(self) -> list[None]:
+        return [None]
+
+    @property
     def thread_counts(self) -> list[ThreadCoefficients]:
         """One, without caches: a GPU has no thread counts to choose, and its cache is a fraction of any decoder."""
         return [ThreadCoefficients({}, 0.0, 0.0, 0.0)]

@@ -29,7 +29,7 @@
 #include "taps.h"
 
 #define EXPORTED __attribute__((visibility("default")))
-enum { MOST_AXES = 8, SPARES = 4, MOST_SEQUENCES = 256 };
+enum { MOST_AXES = 8, SPARES = 4, MOST_SEQUENCES = 256, STEP_ROWS = 8 /* of x in a decode step, by sequences */ };
 
 static OrtTable ort;
 static int ort_minor;
@@ -68,9 +68,16 @@ static void give_room(void *memory) {
     free(one);
 }
 
-static void run_parallel(const void *context, task_function *function, size_t count, void *work) {
+/* The session's threads, of which a call takes at most `most`; 0: all. */
+typedef struct {
+    const OrtContext *context;
+    size_t most;
+} lent;
+
+static void run_parallel(const void *given, task_function *function, size_t count, void *work) {
+    const lent *pool = given;
     if (ort_minor >= FIRST_WITH_PARALLEL_FOR) {
-        OrtStatus *failed = PARALLEL_FOR(ort)(context, function, count, 0, work);
+        OrtStatus *failed = PARALLEL_FOR(ort)(pool->context, function, count, pool->most, work);
         if (!failed) return;
         RELEASE_STATUS(ort)(failed);
         for (size_t task = 0; task < count; task++) function(work, task);
@@ -81,6 +88,11 @@ static void run_parallel(const void *context, task_function *function, size_t co
 
 /* Of the calls of ONNX Runtime before 1.17; later ones use its threads. */
 EXPORTED void merino_threads(int count) { pool_threads(count); }
+
+/* Threads of a decode step in sessions that are opened from now on; 0: all of the session's. Prefill takes all of them,
+ * and so many readers would only hinder each other in a step, which waits for memory. */
+static atomic_int step_threads;
+EXPORTED void merino_step_threads(int count) { atomic_store(&step_threads, count); }
 
 typedef struct {
     void *data;
@@ -122,6 +134,7 @@ typedef struct {
     const Operator *operator;
     int64_t columns, rows, minimums, heads, kv_heads, window, rotary, gated;
     float scale;
+    size_t step_threads; /* 0: all of the session's */
 } kernel;
 
 static OrtStatus *weights_of(const kernel *one, const OrtContext *context, size_t index, tensor *weights) {
@@ -164,7 +177,7 @@ static OrtStatus *compute_matmul(const kernel *one, OrtContext *context) {
     scratch = take_room((size_t)(work.count * (one->columns / GROUP)) * sizeof(rounded));
     if (!scratch) return status(FAILED, "merino kernels: out of memory");
     work.scratch = scratch;
-    matmul(&work, (threads){run_parallel, context});
+    matmul(&work, (threads){run_parallel, &(lent){context, work.count <= STEP_ROWS ? one->step_threads : 0}});
     give_room(scratch);
     return NULL;
 }
@@ -272,7 +285,7 @@ static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
         work.past = filled[index];
         work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
         if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
-        attention(&work, (threads){run_parallel, context});
+        attention(&work, (threads){run_parallel, &(lent){context, work.count == 1 ? one->step_threads : 0}});
         give_room(work.scratch);
         work.qkv += work.count * (one->heads + 2 * one->kv_heads) * work.size;
         work.out += work.count * one->heads * work.size;
@@ -344,7 +357,7 @@ static OrtStatus *create_checked(const Operator *operator, OrtTable table, const
     (void)table;
     kernel *one = calloc(1, sizeof *one);
     if (!one) return status(FAILED, "merino kernels: out of memory");
-    one->operator = operator;
+    one->operator = operator, one->step_threads = (size_t)atomic_load(&step_threads);
     OrtStatus *failed = read_attributes(one, info);
     if (failed) {
         free(one);

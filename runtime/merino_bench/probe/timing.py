@@ -70,14 +70,14 @@ def open_graph(onnxruntime: Any, path: str, threads: int, own_kernels: bool = Fa
     kernels."""
     options = session_options(onnxruntime, threads)
     if own_kernels:
-        register_kernels(onnxruntime, options, threads)
+        register_kernels(onnxruntime, options, threads, threads)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def loads_kernels(onnxruntime: Any) -> bool:
     """Return whether this project's kernels can be loaded here."""
     try:
-        register_kernels(onnxruntime, onnxruntime.SessionOptions(), 1)
+        register_kernels(onnxruntime, onnxruntime.SessionOptions(), 1, 1)
     except Exception:  # onnxruntime's exceptions have no base of their own
         return False
     return True

@@ -32,7 +32,7 @@ class OnnxBackend(Backend):
                  ) -> None:
         bundle = model.bundle
         self.context, self.vocab = bundle.context, bundle.vocab
-        self.prefill_threads, self.decode_threads = model.threads
+        self.prefill_threads, self.decode_threads = model.threads.prefill, model.threads.decode
         self._model: Optional[Model] = model
         self._ort_version = model.ort_version
         self.engine = f"onnxruntime {model.version} CPU"

@@ -1,8 +1,8 @@
 """Opens ONNX Runtime's sessions for a bundle: checks version and graph, chooses the options.
 
-A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
-same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
-(docs/decisions/kernels.md). `onnx` runs the sessions.
+A session has one thread pool. This project's kernels take a part of it in a decode step. Without them, prefill and
+decode have sessions of their own if their thread counts differ. Each session packs the weights for its kernels, so
+they are then in memory twice (docs/decisions/kernels.md). `onnx` runs the sessions.
 """
 import contextlib
 import ctypes
@@ -45,9 +45,10 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
         onnxruntime = import_onnxruntime(bundle)
         check_external_data(bundle)
         with faster_attention(bundle):
-            decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
+            prefill_session = open_session(onnxruntime, bundle, counts.prefill, counts.decode)
+            decode_session = prefill_session
             if counts.sessions > 1:
-                prefill_session = open_session(onnxruntime, bundle, counts.prefill)
+                decode_session = open_session(onnxruntime, bundle, counts.decode, counts.decode)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         if is_out_of_memory(error):
             raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
@@ -90,11 +91,13 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
     return options
 
 
-def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
+def open_session(onnxruntime: Any, bundle: Bundle, threads: int, step_threads: int) -> Any:
+    """Open the bundle's graph with a pool of `threads`, of which this project's kernels take `step_threads` in a decode
+    step."""
     options = session_options(onnxruntime, threads)
     if bundle.kernels:
         try:
-            register_kernels(onnxruntime, options, threads)
+            register_kernels(onnxruntime, options, threads, step_threads)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise MerinoError(f"the library of kernels for {platform.machine()} cannot be loaded: {first_line(error)}. "
                               f"Export {bundle.name!r} again with {without_kernels(bundle)}, which needs none."
@@ -110,13 +113,16 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     return session
 
 
-def register_kernels(onnxruntime: Any, options: Any, threads: int) -> None:
-    """Add the operators of this release's library. It gets its own threads if onnxruntime lends it none; those of
-    onnxruntime then do not spin, which would occupy the cores. Raise if the library cannot be loaded."""
+def register_kernels(onnxruntime: Any, options: Any, threads: int, step_threads: int) -> None:
+    """Add the operators of this release's library to the session that is opened next. The library gets its own threads
+    if onnxruntime lends it none; those of onnxruntime then do not spin, which would occupy the cores. Raise if the
+    library cannot be loaded."""
     path = library_path(platform.machine())
     options.register_custom_ops_library(path)
+    library = ctypes.CDLL(path)
+    library.merino_step_threads(step_threads if step_threads < threads else 0)
     if version_tuple(onnxruntime.__version__) < FIRST_LENDING_THREADS:
-        ctypes.CDLL(path).merino_threads(threads)
+        library.merino_threads(threads)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 

@@ -10,7 +10,8 @@ MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores satur
 # float32, not measured on boards) two threads are 3 to 13 % faster than four on Raspberry Pis, 6 to 18 % slower on
 # Jetsons, and up to 26 % faster than one.
 TWO_THREADS_BELOW_BYTES = 16 * 10 ** 6
-# Different counts need two sessions, which hold the weights twice: worth it only for so little memory.
+# Without this project's kernels different counts need two sessions, which hold the weights twice: worth it only for so
+# little memory.
 TWO_SESSIONS_BELOW_BYTES = 32 * 10 ** 6
 MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end the process before it can report why
 
@@ -18,11 +19,7 @@ MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end th
 class ThreadCounts(NamedTuple):
     prefill: int
     decode: int
-
-    @property
-    def sessions(self) -> int:
-        """Return the number of ONNX Runtime's sessions: each has one thread pool and packs the weights for itself."""
-        return 1 if self.prefill == self.decode else 2
+    sessions: int  # of ONNX Runtime, each with one thread pool and its own copy of the weights
 
 
 def check_threads(option: str, count: Optional[int]) -> None:
@@ -42,8 +39,16 @@ def thread_counts(bundle: Bundle, threads: Optional[int] = None,
     check_threads("prefill_threads", prefill_threads)
     cores = len(board.usable_cpus())
     decode = threads or min(bundle.threads.decode or _decode_choice(bundle), cores)
-    prefill = bundle.threads.prefill or prefill_choice(bundle.weight_bytes, decode, board.physical_core_count())
-    return ThreadCounts(prefill_threads or threads or min(prefill, cores), decode)
+    own, all_cores = bool(bundle.kernels), board.physical_core_count()
+    prefill = prefill_threads or threads or min(
+        bundle.threads.prefill or prefill_choice(bundle.weight_bytes, decode, all_cores, own), cores)
+    return ThreadCounts(prefill, decode, sessions_of(prefill, decode, own))
+
+
+def sessions_of(prefill: int, decode: int, own_kernels: bool) -> int:
+    """Return the number of ONNX Runtime's sessions for two thread counts: this project's kernels take fewer threads
+    than their session has where decode wants fewer."""
+    return 1 if prefill == decode or (own_kernels and decode < prefill) else 2
 
 
 def _decode_choice(bundle: Bundle) -> int:
@@ -55,7 +60,7 @@ def _decode_choice(bundle: Bundle) -> int:
     return min(MOST_DECODE_THREADS, board.physical_core_count())
 
 
-def prefill_choice(weight_bytes: int, decode: int, cores: int) -> int:
-    """Return all cores, because prefill is bound by arithmetic; the count of decode if a second session would be
-    expensive."""
-    return max(decode, cores) if weight_bytes < TWO_SESSIONS_BELOW_BYTES else decode
+def prefill_choice(weight_bytes: int, decode: int, cores: int, own_kernels: bool) -> int:
+    """Return all cores, because prefill is bound by arithmetic; the count of decode if that would take an expensive
+    second session."""
+    return max(decode, cores) if own_kernels or weight_bytes < TWO_SESSIONS_BELOW_BYTES else decode
