@@ -48,9 +48,9 @@ def test_without_a_board_the_bundle_is_that_of_every_board_with_the_dialect(tmp_
 
 def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
     for board, kv, expected in (("raspberry-pi-4", "int8", []), ("jetson-nano", "fp32", ["--board jetson-nano"])):
-        calls = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", kv]
+        calls = ["--decode-ms", "4", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", kv]
         place = str(tmp_path / f"{board}.json")
-        done = CliRunner().invoke(app, ["design", "--board", board, *calls, "-o", place])
+        done = CliRunner().invoke(app, ["design", "--board", board, "--backend", "onnxruntime", *calls, "-o", place])
         assert done.exit_code == 0, (done.output, done.exception)
         options = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
         assert options == expected

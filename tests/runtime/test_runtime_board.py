@@ -126,9 +126,9 @@ def on(monkeypatch):
 def test_what_was_asked_for_is_given_whatever_the_machine(on):
     on(*PC6)
     large = of_size(1000 * MB, 3, 2)
-    assert thread_counts(large, 4) == (4, 4) and thread_counts(large, None, 5) == (5, 2)
-    assert thread_counts(large, 1, 8) == (8, 1)
-    assert thread_counts(of_size(MB), 2) == (2, 2)
+    assert thread_counts(large, 4) == (4, 4, 1) and thread_counts(large, None, 5) == (5, 2, 2)
+    assert thread_counts(large, 1, 8) == (8, 1, 2)
+    assert thread_counts(of_size(MB), 2) == (2, 2, 1)
 
 
 @pytest.mark.parametrize("option, count", [("threads", 0), ("threads", 25), ("prefill_threads", 100000)])
@@ -136,16 +136,16 @@ def test_more_threads_than_four_for_each_core_are_refused(on, option, count):
     on(*PC6)
     with pytest.raises(MerinoError, match=f"{option} is {count}, allowed: 1 to 24, 4 for each of the 6 cores"):
         thread_counts(BUNDLE, **{option: count})
-    assert thread_counts(BUNDLE, 24) == (24, 24)
+    assert thread_counts(BUNDLE, 24) == (24, 24, 1)
 
 
 def test_the_bundles_choice_is_limited_by_the_cores(on):
     on(*PC6)
-    assert thread_counts(of_size(1000 * MB, 3, 2)) == (3, 2)
-    assert thread_counts(of_size(1000 * MB, 9, 8)) == (6, 6)
-    assert thread_counts(of_size(1000 * MB, None, 2)) == (2, 2)
-    assert thread_counts(of_size(1000 * MB, 5, None)) == (5, 4)
-    assert thread_counts(of_size(MB, None, 2)) == (6, 2)
+    assert thread_counts(of_size(1000 * MB, 3, 2)) == (3, 2, 2)
+    assert thread_counts(of_size(1000 * MB, 9, 8)) == (6, 6, 1)
+    assert thread_counts(of_size(1000 * MB, None, 2)) == (2, 2, 1)
+    assert thread_counts(of_size(1000 * MB, 5, None)) == (5, 4, 2)
+    assert thread_counts(of_size(MB, None, 2)) == (6, 2, 2)
 
 
 @pytest.mark.parametrize("machine, size_mb, expected", [
@@ -154,8 +154,14 @@ def test_the_bundles_choice_is_limited_by_the_cores(on):
     ((1, 512 * 1024), 7.3, (1, 1)), ((2, 0), 400, (2, 2))])
 def test_without_a_choice_cores_cache_and_size_decide(on, machine, size_mb, expected):
     on(*machine)
-    counts = thread_counts(of_size(size_mb * MB))
-    assert counts == expected and counts.sessions == 1 + (expected[0] != expected[1])
+    assert thread_counts(of_size(size_mb * MB)) == (*expected, 1 + (expected[0] != expected[1]))
+
+
+def test_with_own_kernels_prefill_has_all_cores_in_decodes_session(on):
+    on(*PC6)
+    large = of_size(1000 * MB, None, 2)._replace(kernels=("MatMul8",))
+    assert thread_counts(large) == (6, 2, 1)
+    assert thread_counts(large, 4, 3) == (3, 4, 2)  # a step cannot take more threads than its session has
 
 
 @pytest.mark.parametrize("files, expected", [

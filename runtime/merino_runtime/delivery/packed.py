@@ -71,7 +71,7 @@ def _signature(archive: Archive) -> Optional[Dict[str, str]]:
 
 
 def _description(bundle: Bundle) -> Dict[str, Any]:
-    names = ("name", "precision", "dialect", "context", "params", "weight_bytes", "kv_bytes", "isa", "boards")
+    names = ("name", "precision", "dialect", "context", "params", "weight_bytes", "kv_bytes", "kernels", "boards")
     values = bundle._asdict()
     return dict({name: values[name] for name in names}, path=bundle.folder,
                 backends=[need._asdict() for need in bundle.backends])
