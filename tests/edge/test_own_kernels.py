@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from sample_models import small
@@ -19,6 +20,7 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.profiles.reading import load_profile
+from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.fit import OPERATORS, check_bundle_fits, library_path
 from merino_runtime.commands import code_in
@@ -92,6 +94,17 @@ def test_every_matrix_is_in_tiles_and_the_embedding_is_stored_once(precision, de
     table = SHARED.vocab * SHARED.blocks[0].width
     assert made.bundle.weight_bytes - made.bundle.decode_weight_bytes < 0.1 * table, "the head reads all of it"
     assert set(made.bundle.kernels) == {"GroupAttention", "Rows8", "MatMul8", *(["MatMul4"] * (precision == "int4"))}
+
+
+def test_a_step_takes_a_part_of_prefills_threads_in_one_session(folder):
+    bundle = load_bundle(str(folder))
+    backends = [open_backend(bundle, *threads) for threads in ((1, 1), (1, 3), (2, 2))]
+    assert (backends[1].prefill_threads, backends[1].decode_threads) == (3, 1)
+    assert backends[1]._prefill_session is backends[1]._decode_session
+    rows = [[one.prefill([1, 2, 3, 4]).copy(), one.step(5).copy(), one.step(6).copy()] for one in backends]
+    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
+    for backend in backends:
+        backend.close()
 
 
 def test_a_bundle_names_operators_and_brings_no_library(folder):
