@@ -82,7 +82,7 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     assert {key: description[key] for key in counts} == counts
     facts = {
         "schema": 2, "name": "tiny", "family": "merino", "precision": "fp32", "dialect": dialect,
-        "weights": "trained", "context": 64, "vocab": 300, "stop_ids": [0], "isa": [], "boards": profile_ids(),
+        "weights": "trained", "context": 64, "vocab": 300, "stop_ids": [0], "boards": profile_ids(),
     }
     assert {key: description[key] for key in facts} == facts
     assert Architecture.model_validate(description["architecture"]) == tiny_arch
