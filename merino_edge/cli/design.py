@@ -73,7 +73,8 @@ def design(
     from merino_edge.design.score import DEFAULT, MERINO, score_named
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
-    from merino_edge.training.sources import check_vocabulary, most_entries, read_sources, text_bytes
+    from merino_edge.text.tokenizer import too_large
+    from merino_edge.training.sources import most_entries, read_sources, text_bytes
 
     # 1. Check the options, before the board `host` is measured.
     tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
@@ -96,10 +97,10 @@ def design(
     most_vocab = None
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
-        tokens = count(text_bytes(sources), choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
-        for size in choices["vocabs"]:
-            check_vocabulary(sources, size)
-        most_vocab = most_entries(sources, largest)
+        size, most_vocab = text_bytes(sources), most_entries(sources, largest)
+        tokens = count(size, choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
+        if (wanted := max(choices["vocabs"], default=0)) > most_vocab:
+            raise too_large(wanted, most_vocab, size)
     check_lengths(context, prompt)
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
     level = parse_confidence(confidence)

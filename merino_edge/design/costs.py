@@ -48,7 +48,7 @@ class Costs:
 
     def _missed(self, threads: int) -> np.ndarray:
         """Share of a decode step's first reads that come from memory."""
-        at = self.model.on.thread_counts[threads]
+        at = self.model.thread_counts[threads]
         return np.asarray(memory_share(self.column(READ_MB), at.resident_mb, at.streaming_mb))
 
     def _decode_ms(self, threads: int) -> np.ndarray:
@@ -56,7 +56,7 @@ class Costs:
         return self.model.upper_decode * (self.column(at) + self._missed(threads) * self.column(at + 1))
 
     def _prefill_ms(self, threads: int) -> np.ndarray:
-        at = LATENCIES + 2 * (len(self.model.on.thread_counts) + threads)
+        at = LATENCIES + 2 * (len(self.model.thread_counts) + threads)
         return self.model.upper_prefill * (self.column(at) + (self._missed(threads) > 0) * self.column(at + 1))
 
     def _memory_mb(self, sessions: int) -> np.ndarray:

@@ -134,7 +134,7 @@ def reads_prompts(limits: Mapping[str, float]) -> bool:
 def thread_pairs(model: CostModel, limits: Mapping[str, float]) -> list[tuple[int, int]]:
     """Return pairs of indices into the thread counts, for decode and prefill. Equal ones come first, because different
     ones take more memory; these are only tried if a budget depends on the prefill."""
-    counts = range(len(model.on.thread_counts))
+    counts = range(len(model.thread_counts))
     pairs = [(decode, prefill) for decode in counts for prefill in (counts if reads_prompts(limits) else [decode])]
     return sorted(pairs, key=lambda pair: pair[0] != pair[1])
 

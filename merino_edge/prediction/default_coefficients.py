@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from merino_edge.families.operators import Core, Operator, runs_on_kernels
 from merino_edge.prediction.formats import WRITTEN_FOR, attends_by_groups, core_of_board, graph_dialect, has_cache
-from merino_edge.prediction.latency import by_threads, latency
+from merino_edge.prediction.latency import by_threads, latency_table
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import Slower
@@ -206,7 +206,6 @@ def decode_ms(
 ) -> float:  # fmt: skip
     """Return the ms of a decode step at a full cache, at the best thread count, of a `fused` graph for `core`."""
     dialect, groups = WRITTEN_FOR[core], groups or runs_on_kernels(core, precision)
-    return min(
-        sum(latency(operators, precision, [(1, context)], dialect, at, kv=kv, groups=groups))
-        for at in by_threads(estimated(profile, dialect)).values()
-    )
+    threads = list(by_threads(estimated(profile, dialect)).values())
+    table = latency_table(operators, precision, [(1, context)], dialect, threads, kv=kv, groups=groups)
+    return float(table.sum(axis=(0, 2)).min())

@@ -28,7 +28,7 @@ and per weight format F, for a matmul:
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -125,30 +125,14 @@ def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, fl
     return {f"{GROUPS}.int8.{name}": times * us_per_unit[f"{GROUPS}.{name}"] for name in ATTENTION_MACS} | caches
 
 
-def latency(
-    operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
-    kv: str | None = None, groups: bool = False,
-) -> tuple[float, float]:  # fmt: skip
-    """Return the latency of the operators over all `runs` in ms: (with all first reads from the caches, the extra
-    latency with all of them from memory). Both are additive over operators.
-
-    kv: the cache's format; None: float32. groups: whether the graph has GroupAttention.
-    """
-    counted = [
-        amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv, groups=groups)
-        for op in operators for new, cached in runs
-    ]  # fmt: skip
-    memory_us = first_reads(counted) * at.us_per_unit[MEMORY]
-    return (total_us(counted, at.us_per_unit) - memory_us) / 1e3, memory_us / 1e3
-
-
 def latency_table(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect,
     thread_counts: Sequence[ThreadCoefficients], kv: str | None = None, groups: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Return `cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` computes them.
+    """Return the latency of each operator over all `runs` at each thread count in ms: with all first reads from the
+    caches, and the extra latency with all of them from memory. [operators, thread counts, 2], additive over operators.
 
-    [operators, thread counts, 2]. A search adds up the rows of thousands of decoders.
+    kv: the cache's format; None: float32. groups: whether the graph has GroupAttention.
     """
     names = sorted({name for at in thread_counts for name in at.us_per_unit})
     column = {name: index for index, name in enumerate(names)}
@@ -169,19 +153,6 @@ def latency_table(
     return table
 
 
-def read_mb(
-    operators: Sequence[Operator], precision: str, context: int, dialect: Dialect, kv: str | None = None
-) -> float:
-    """Return the MB (2^20 bytes) of a decode step's first reads at a full KV cache. Additive over operators."""
-    counted = [amounts(op, precision, 1, context, dialect, kv=kv) for op in operators]
-    return first_reads(counted) * 1e6 / BYTES_PER_MB
-
-
-def first_reads(counted: Sequence[Mapping[str, float]]) -> float:
-    """Return the first reads of all the amounts, in 10^6 bytes."""
-    return sum(terms.get(MEMORY, 0.0) for terms in counted)
-
-
 def matrix_format(op: Operator, precision: str) -> str:
     """Return the format in which a decoder of `precision` stores this matrix: embeddings of int4 have 8 bits."""
     form = FORMATS[precision]
@@ -197,7 +168,7 @@ def amounts(
     """Return the amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if the previous run left nothing in the cache. Repeated reads count by `reread_share`,
-    with half of them cached at `half` bytes in between. `kv`, `groups`: as of `latency`.
+    with half of them cached at `half` bytes in between. `kv`, `groups`: as of `latency_table`.
     """
     totals: Amounts = defaultdict(float)
     nodes = GROUPS_NODES.get(op.kind, NODES[dialect].get(op.kind, 0)) if groups else NODES[dialect].get(op.kind, 0)
@@ -289,8 +260,3 @@ def group_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str
         ("entry_ns", (op.query_width + 2 * op.width) * tokens),
     ):  # fmt: skip
         totals[f"{GROUPS}.{name}"] += amount
-
-
-def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:
-    """Return the latency in us: amounts times coefficients."""
-    return sum(amount * us_per_unit[name] for terms in amounts_of_all for name, amount in terms.items())

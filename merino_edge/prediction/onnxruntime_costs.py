@@ -14,9 +14,9 @@ from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
 from merino_edge.prediction.formats import attends_by_groups
 from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
-from merino_edge.prediction.latency import Run, ThreadCoefficients, matrix_format, memory_share
+from merino_edge.prediction.latency import Run, ThreadCoefficients, amounts, matrix_format
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.coefficients import Coefficients, Figure
+from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
@@ -42,7 +42,7 @@ class OnnxRuntimeCosts:
 
     shape: InferenceShape
     coefficients: Coefficients
-    by_threads: Mapping[int, ThreadCoefficients]
+    by_threads: Mapping[int | None, ThreadCoefficients]
     decode_runs: tuple[Run, ...]
     prefill_runs: tuple[Run, ...]
     runtime_figure: Figure
@@ -58,35 +58,15 @@ class OnnxRuntimeCosts:
         """Return the figures that the predictions depend on."""
         return self.coefficients, self.runtime_figure
 
-    @property
-    def thread_counts(self) -> list[ThreadCoefficients]:
-        return list(self.by_threads.values())
-
-    def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """Return (decode, prefill) in ms of a whole decoder for each thread count.
-
-        A step reads from memory what the caches do not hold; a prefill reads all weights from the caches or none.
-        """
-        shape, dialect, read_mb = self.shape, self.coefficients.dialect, self.read_mb(operators)
-        latencies: dict[int | None, tuple[float, float]] = {}
-        for count, at in self.by_threads.items():
-            missed = float(memory_share(read_mb, at.resident_mb, at.streaming_mb))
-            (cached_ms, memory_ms), (prefill_ms, prefill_memory_ms) = (
-                latency.latency(operators, shape.precision, runs, dialect, at, kv=shape.kv, groups=self.by_groups)
-                for runs in (self.decode_runs, self.prefill_runs)
-            )
-            latencies[count] = cached_ms + missed * memory_ms, prefill_ms + bool(missed) * prefill_memory_ms
-        return latencies
-
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return `cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count.
 
         Two arrays [operators, thread counts, 2]. Without `prefill` the second is zeros.
         """
-        shape, dialect = self.shape, self.coefficients.dialect
+        shape, dialect, threads = self.shape, self.coefficients.dialect, list(self.by_threads.values())
         decode, prefilled = (
             latency.latency_table(
-                operators, shape.precision, runs, dialect, self.thread_counts, kv=shape.kv, groups=self.by_groups
+                operators, shape.precision, runs, dialect, threads, kv=shape.kv, groups=self.by_groups
             )
             for runs in (self.decode_runs, self.prefill_runs if prefill else ())
         )  # fmt: skip
@@ -94,8 +74,9 @@ class OnnxRuntimeCosts:
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
-        shape = self.shape
-        return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
+        shape, dialect = self.shape, self.coefficients.dialect
+        steps = (amounts(op, shape.precision, 1, shape.context, dialect, kv=shape.kv) for op in operators)
+        return sum(step.get(MEMORY, 0.0) for step in steps) * 1e6 / BYTES_PER_MB
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
         """Return the MB of weights in one session; while it opens, with the copies of prepacking. Additive over

@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage import atomic
 from merino_edge.storage.atomic import cache_folder, write_text
 from merino_edge.storage.faults import fault_list
-from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
 from merino_edge.training.recipe import Recipe, option_of
 from merino_edge.training.sources import DataFile
 from merino_runtime.bundle import sha256_of
@@ -35,6 +33,7 @@ from merino_runtime.io.json_file import read_json
 SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
 RUN = "run.json"  # in STATE
+UNFINISHED = {"tokenizer", "chat"}  # fields of run.json only
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
 RECORD = "training.json"
 FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
@@ -46,7 +45,8 @@ class Run(BaseModel):
     """The description of a run: two runs that differ in any field but `name` give different models.
 
     `held_out`: empty if the last documents of `data` are held out. `weights_sha256`: of the model that it started from;
-    empty for random weights. `teacher_sha256`: empty without a teacher.
+    empty for random weights. `teacher_sha256`: empty without a teacher. `tokenizer`, `chat`: in run.json, so that a run
+    is resumed without its tokenizer.json.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -60,6 +60,8 @@ class Run(BaseModel):
     tokenizer_sha256: str
     weights_sha256: str = ""
     teacher_sha256: str = ""
+    tokenizer: str = ""  # the text of its tokenizer.json
+    chat: ChatTemplate | None = None
 
     def options(self) -> dict[str, str]:
         """Return {option: its value in words}. Runs of the same words are the same run."""
@@ -71,7 +73,7 @@ class Run(BaseModel):
             "SOURCE": f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context} ({digest}), weights {weights}",
             **{option: ", ".join(map(str, listed)) or "not given" for option, listed in files.items()},
             **{option: known[:DIGITS] or "none" for option, known in hashes.items()},
-            **{option_of(name): str(value) for name, value in vars(self.recipe).items()},
+            **{option_of(name): str(value) for name, value in self.recipe.model_dump().items()},
         }
 
 
@@ -87,34 +89,15 @@ def check_same(kept: Run, requested: Run, out: Path) -> None:
         )
 
 
-Saved = TypeVar("Saved", bound=Run)
-
-
-class UnfinishedRun(Run):
-    """run.json: what a resumed run needs. `tokenizer`: the text of its tokenizer.json."""
-
-    tokenizer: str
-    chat: ChatTemplate | None
-
-
-def read_run(out: Path, kind: type[Saved] = Run) -> Saved:  # type: ignore[assignment]
+def read_run(out: Path) -> Run:
     """Return the run in `out`, finished or not. Raises MerinoError for a missing or damaged file."""
     path = out / RECORD if is_finished(out) else out / STATE / RUN
     if not path.is_file():
         raise MerinoError(f"{path.parent} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
     try:
-        return kind.model_validate(read_json(str(path), f"{ELSEWHERE}."))
+        return Run.model_validate(read_json(str(path), f"{ELSEWHERE}."))
     except ValidationError as error:
         raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
-
-
-def read_unfinished(out: Path) -> tuple[UnfinishedRun, Tokenizer]:
-    """Return a run that can be resumed, and its tokenizer. Raises MerinoError if run.json is missing or changed."""
-    run = read_run(out, UnfinishedRun)
-    tokenizer = load_tokenizer(run.tokenizer)
-    if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
-        raise MerinoError(f"the tokenizer in {out / STATE / RUN} is no longer the run's. {ELSEWHERE}")
-    return run, tokenizer
 
 
 def trained_name(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from merino_edge.training.shards import TYPES, Say, check_owner
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
 
-FORMAT = 2
+FORMAT = 3
 TOP = 16
 BATCH_TOKENS = 4096  # of one forward pass of the teacher
 
@@ -42,13 +42,13 @@ class Logits:
     """A teacher's logits for all rows of a dataset's groups, in order. `record`: the type of a row in the file."""
 
     def __init__(self, teacher_sha256: str, run: Run, rows: RowDataset, length: int):
-        sizes, self.vocab, self.length = list(map(len, rows.groups)), int(run.architecture["vocab"]), length
+        self.vocab, self.length, self.rows = int(run.architecture["vocab"]), length, len(rows.rows)
         facts = [
-            FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data], sizes,
-            bool(run.held_out), length, run.recipe.cut_long,
+            FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data],
+            rows.rows.cumulative_sizes, bool(run.held_out), length, run.recipe.cut_long,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-        self.path, self.rows = cache_folder() / "teachers" / f"{key}.bin", sum(sizes)
+        self.path = cache_folder() / "teachers" / f"{key}.bin"
         self.record = np.dtype([("ids", TYPES[self.vocab > 1 << 16], (length, TOP)), ("logits", "<f2", (length, TOP))])
 
     def stored_rows(self) -> int:
@@ -117,10 +117,8 @@ def check_teacher(name: str, loaded: Checkpoint, tokenizer: Tokenizer, length: i
 
 @torch.no_grad()
 def top_logits(model: torch.nn.Module, rows: RowDataset, logits: Logits, numbers: range) -> np.ndarray:
-    """Return the records of some rows, of which `numbers` counts through all groups."""
-    groups = np.searchsorted(rows.offsets, numbers, "right") - 1
-    inputs = [rows.inputs(int(group), number - int(rows.offsets[group]))
-              for group, number in zip(groups, numbers, strict=True)]  # fmt: skip
+    """Return the records of the rows of these numbers."""
+    inputs = [rows.inputs(number) for number in numbers]
     device = next(model.parameters()).device
     given = {key: torch.stack([row[key] for row in inputs]).to(device) for key in inputs[0] if key != "labels"}
     top = model(**given, use_cache=False).logits[..., : logits.vocab].float().topk(TOP)

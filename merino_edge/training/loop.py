@@ -20,9 +20,8 @@ from merino_edge.training.checkpoint import mark_whole, remove_older
 from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import NGRAMS, optimizer_for
-from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import peak_mb
+from merino_edge.training.resources import any_process, peak_mb, process_count
 from merino_edge.training.shards import Say, Tokenization
 from merino_runtime.errors import MerinoError
 
@@ -167,7 +166,7 @@ class RunCallback(TrainerCallback):
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, self.recipe)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if count() == 1:  # a model that is sharded over processes runs in all of them at once
+        if process_count() == 1:  # a model that is sharded over processes runs in all of them at once
             self.say(f"step {state.global_step}: held-out loss {losses[-1]:.3f}; {self.sample(kwargs['model'])}")
         waited, patience = len(losses) - 1 - losses.index(min(losses)), self.recipe.patience
         if patience and waited >= patience and not self.ended_early:
@@ -176,7 +175,7 @@ class RunCallback(TrainerCallback):
             self.ended_early = control.should_training_stop = True
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if count() > 1:
+        if process_count() > 1:
             torch.distributed.barrier()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
@@ -190,30 +189,30 @@ class RunCallback(TrainerCallback):
         return step_s, f"about {left} to go"
 
 
-@torch.no_grad()
 def written_sample(model: Any, tokenization: Tokenization, held_out: RowDataset) -> str:
     """Return a beginning of held-out text, and its likeliest continuation by the model: the prompt of the first sample
     and an answer, or the first tokens of the first document."""
-    row, tokenizer, ends = held_out[0], tokenization.tokenizer, tokenization.stops()
-    ids, learned = row["input_ids"], (row["labels"] != NO_LOSS).nonzero().flatten()
+    ids, labels = held_out[0]["input_ids"], held_out[0]["labels"]
+    learned = (labels != NO_LOSS).nonzero().flatten()
     first = int(learned[0]) if held_out.has_samples and len(learned) else min(SAMPLE_PROMPT, len(ids) // 2)
-    written = ids[: max(1, first)].tolist()
-    given, was_training = len(written), model.training
+    given, was_training = ids[None, : max(1, first)].to(model.device), model.training
     model.eval()
-    while len(written) < min(given + SAMPLE_TOKENS, len(ids)) and not (len(written) > given and written[-1] in ends):
-        written.append(int(model(input_ids=torch.tensor([written], device=model.device)).logits[0, -1].argmax()))
+    written = model.generate(
+        given, attention_mask=torch.ones_like(given), max_length=min(given.shape[1] + SAMPLE_TOKENS, len(ids)),
+        do_sample=False, use_cache=False, eos_token_id=tokenization.stops() or None, pad_token_id=0,
+    )  # fmt: skip
     model.train(was_training)
-    prompt, answer = tokenizer.decode(written[:given]), tokenizer.decode(written[given:])
+    parts = written[0].tensor_split([given.shape[1]])
+    prompt, answer = (tokenization.tokenizer.decode(part.tolist()) for part in parts)
     return f"{prompt[-SAMPLE_CHARACTERS:].strip()!r} -> {answer.strip()!r}"
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
-    stop = threading.Event()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():  # the others get no signals
-        handlers = {}
+    stop, in_main = threading.Event(), threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()  # the other threads get no signals
+    handlers = {number: signal.getsignal(number) for number in numbers}
     handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore(*signaled: Any) -> None:
@@ -230,16 +229,16 @@ def stop_on_signal() -> Iterator[threading.Event]:
         restore()
 
 
-def training_arguments(recipe: Recipe, folder: Path, micro_batch: int, accumulate: int = 1) -> Arguments:
+def training_arguments(recipe: Recipe, folder: Path, micro_batch: int) -> Arguments:
     """Return transformers' arguments: linear warm-up, cosine decay, gradients clipped at norm 1.
 
-    micro_batch, accumulate: see `train.Request`.
+    micro_batch: number of rows that a process computes at once.
     """
     between = max(1, recipe.steps // recipe.evaluations)
     return Arguments(
         output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
         per_device_train_batch_size=micro_batch, per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0,
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
         bf16=recipe.bf16, torch_compile=recipe.compile, use_cpu=not torch.cuda.is_available(),

@@ -20,7 +20,7 @@ from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
 from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
-from merino_edge.text.tokenizer import largest_tokenizer, too_large, train_tokenizer
+from merino_edge.text.tokenizer import largest_tokenizer, train_tokenizer
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -67,12 +67,8 @@ class DataSource:
         """Size and hash; reads all of the source. Raises MerinoError if it cannot be read, or is empty."""
         try:
             if self.kind in ("folder", "hub"):
-                dataset = open_dataset(self)
-                content = hashlib.sha256(dataset._fingerprint.encode())  # datasets' own, of all changes
-                paths = sorted({file["filename"] for file in dataset.cache_files})
-                for path in paths:
-                    content.update(bytes.fromhex(sha256_of(path)))
-                size, sha256 = sum(Path(path).stat().st_size for path in paths), content.hexdigest()
+                dataset = open_dataset(self)  # datasets' fingerprint is of all changes
+                size, sha256 = dataset.data.nbytes, hashlib.sha256(dataset._fingerprint.encode()).hexdigest()
             else:
                 size, sha256 = self.path.stat().st_size, sha256_of(self.what)
         except OSError as error:
@@ -212,14 +208,6 @@ def most_entries(sources: Sequence[DataSource], vocab: int) -> int:
     chat = chat_template(sources)
     special = CHATML_MARKS if chat else ()
     return largest_tokenizer(text_of(sources, chat), vocab, special=special)[0].get_vocab_size()
-
-
-def check_vocabulary(sources: Sequence[DataSource], vocab: int) -> None:
-    """Raises MerinoError if a small text does not fill so many entries. Before memory is estimated, for which such a
-    vocabulary would be a worse reason."""
-    entries = most_entries(sources, vocab)
-    if entries < vocab:
-        raise too_large(vocab, entries, sum(source.file.bytes for source in sources))
 
 
 def text_bytes(sources: Sequence[DataSource]) -> int:

@@ -200,7 +200,7 @@ class Enumerated:
         ])  # fmt: skip
         sums, peak = variables.amounts[chosen].sum(axis=1), variables.peak[chosen].max(axis=1)
         self.score = variables.score[chosen].sum(axis=1)
-        costs, counts = Costs(model, lambda number: sums[:, number], peak), range(len(model.on.thread_counts))
+        costs, counts = Costs(model, lambda number: sums[:, number], peak), range(len(model.thread_counts))
         self.at = [AtThreads(costs, decode, prefill) for decode in counts for prefill in counts]
 
     def fits(self, limits):

@@ -163,7 +163,7 @@ def test_the_totals_of_arrays_are_the_predictions(data):
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for kind, depth in zip(random.integers(0, len(kinds.weights), 40), random.integers(0, 62, 40), strict=True):
         arch = architecture(kinds.layers[kind], SPACE.depths[depth], vocab, shape.context)
-        counts = range(len(model.on.thread_counts))
+        counts = range(len(model.thread_counts))
         pairs = [(decode, prefill) for decode in counts for prefill in counts]
         for pair, predicted in zip(pairs, model.predict_each(arch.operators), strict=True):
             for name, budget in BUDGETS_BY_NAME.items():

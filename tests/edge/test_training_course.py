@@ -51,6 +51,10 @@ def whole(text, samples, tmp_path_factory):
     return out, train(ARCH, [f"{text}:1", f"{samples}:1"], out, recipe=RECIPE)
 
 
+def in_parts(count):
+    return RECIPE.model_copy(update={"accumulate": count})
+
+
 def losses(record, key="loss"):
     return [entry[key] for entry in record["losses"] if key in entry]
 
@@ -63,12 +67,12 @@ def alike(one, other):
 
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
-    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=RECIPE, accumulate=4)
+    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=in_parts(4))
     assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0])
     with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --set accumulate=3: give --batch 6"):
-        train(ARCH, [text], tmp_path / "other", recipe=RECIPE, accumulate=3)
+        train(ARCH, [text], tmp_path / "other", recipe=in_parts(3))
 
 
 @pytest.mark.slow
@@ -369,7 +373,7 @@ def test_words_are_bounded_where_a_bpe_is_trained():
 def test_threads_are_torchs(text, tmp_path):
     before = torch.get_num_threads()
     try:
-        train(ARCH, [text], tmp_path / "out", recipe=Recipe(steps=1, batch=1), threads=before + 1)
+        train(ARCH, [text], tmp_path / "out", recipe=Recipe(steps=1, batch=1, threads=before + 1))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -391,8 +395,9 @@ def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=QUICK)
-    train(ARCH, [text], tmp_path / "out", recipe=QUICK, ignore_memory=True)
-    assert "1 MB are available" in check_memory(ARCH, QUICK, ignore=True)
+    ignoring = QUICK.model_copy(update={"ignore_memory": True})
+    train(ARCH, [text], tmp_path / "out", recipe=ignoring)
+    assert "1 MB are available" in check_memory(ARCH, ignoring)
 
 
 # (block, vocabulary, context, batch, bf16); what counts most
