@@ -1,5 +1,6 @@
 """The search's scores of existing decoders, of any family."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from merino_edge.design.axes import attention, ffn, mixer, ngrams, taps, vocabulary, weight_format
@@ -28,13 +29,8 @@ def existing_score(
     """The search's score of a decoder; None if the paper's score is not defined for its matrices. The measured score
     depends on the formats of weights and cache."""
     if isinstance(scoring, MeasuredScoring):
-        return float(effective_weights(geometry_loss(geometry, scoring.constants, precision, kv), scoring.constants))
+        return float(effective_weights(loss_of(geometry, scoring.constants, precision, kv), scoring.constants))
     return paper_score(geometry, scoring)
-
-
-def geometry_loss(geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None) -> float:
-    """`law.ln_loss` of any decoder."""
-    return loss_of(groups_of(geometry), geometry, constants, precision, kv)
 
 
 class Group(NamedTuple):
@@ -48,6 +44,7 @@ class Group(NamedTuple):
     kv_heads: int
 
 
+@lru_cache(maxsize=64)  # an interval computes the loss for many constants
 def groups_of(geometry: Geometry) -> list[Group]:
     """The blocks of a designed decoder; all layers of another."""
     layers = geometry.layer_shapes
@@ -67,8 +64,9 @@ def groups_of(geometry: Geometry) -> list[Group]:
     return groups
 
 
-def loss_of(groups: list[Group], geometry: Geometry, constants: Constants, precision: str, kv: str | None) -> float:
-    """Terms of groups that differ are weighted by their weights."""
+def loss_of(geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None) -> float:
+    """`law.ln_loss` of any decoder. Terms of groups that differ are weighted by their weights."""
+    groups = groups_of(geometry)
     sizes = [worth(group.depth, group.shared, constants) * group.weights for group in groups]
     weights = sum(sizes)
     terms = weight_format.term(precision, constants) + attention.cache_term(kv, constants)
