@@ -11,12 +11,11 @@ from merino_edge.design.axes import tokens as texts
 from merino_edge.design.axes import vocabulary
 from merino_edge.design.budgets import predictable
 from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
-from merino_edge.design.existing import loss_of
 from merino_edge.design.law import Constants, effective_weights
 from merino_edge.design.paper.score import MERINO, MerinoScoring
 from merino_edge.design.paper.search import solve
 from merino_edge.design.paper.space import PAPER_SPACE, PaperSpace
-from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring
+from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring, loss_of
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params

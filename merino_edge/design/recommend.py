@@ -10,8 +10,7 @@ from typing import Any
 from merino_edge.design.budgets import BUDGETS_BY_NAME, predictable, shares_over, surely_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import caches_of, design
-from merino_edge.design.existing import existing_score
-from merino_edge.design.score import DEFAULT
+from merino_edge.design.score import DEFAULT, existing_score
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model

@@ -186,10 +186,8 @@ def amounts(
         totals["argmax_ns"] += op.matrix / op.columns
     if op.kind == "attention":
         kv = kv or "fp32"
-        if groups and op.width and by_groups(op.query_width, op.width, KV_BITS[kv]):
-            group_amounts(totals, op, tokens, past, kv)
-        else:
-            attention_amounts(totals, op, tokens, past, kv)
+        grouped = groups and bool(op.width) and by_groups(op.query_width, op.width, KV_BITS[kv])
+        attention_amounts(totals, op, tokens, past, kv, grouped)
     if op.kind in ("norm", "activation"):
         totals[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
     if op.kind == "delta":  # the state is read and written once in a run, and multiplied like cached keys
@@ -231,32 +229,20 @@ def reread_share(between: Any, half: float) -> Any:
     return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
-def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """Add the amounts of attention. Every query is multiplied by every key, cached and new: the kernels compute the
-    full matrix of scores."""
-    total = past + tokens
-    size = 2 * op.width * total * KV_BITS[kv] // 8
-    totals["attention_us"] += 1
-    totals[MEMORY] += size
-    totals["kv_ms_gb"] += size
-    pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
-    totals[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
-    totals["decode_score_ns" if tokens == 1 else "score_ns"] += op.heads * tokens * total
-    totals["entry_ns"] += (op.query_width + 2 * op.width) * tokens
-
-
-def group_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """Add the amounts of GroupAttention: masked keys are skipped, and queries are padded to whole tiles unless they are
-    few."""
-    total, seen = past + tokens, past + (tokens + 1) / 2
-    size, group = 2 * op.width * total * KV_BITS[kv] // 8, op.query_width // op.width
-    filled = group if group <= FEW or tokens > 1 else -(-group // LANES) * LANES
+def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str, groups: bool) -> None:
+    """Add the amounts of attention. ONNX Runtime's multiplies every query by every key, cached and new: its kernels
+    compute the full matrix of scores. GroupAttention (`groups`) skips masked keys, and pads queries to whole tiles
+    unless they are few."""
+    seen, channels, prefix = float(past + tokens), op.query_width, ""
+    if groups:
+        group = op.query_width // op.width
+        filled = group if group <= FEW or tokens > 1 else -(-group // LANES) * LANES
+        seen, channels, prefix = past + (tokens + 1) / 2, op.width * filled, f"{GROUPS}."
+    size = 2 * op.width * (past + tokens) * KV_BITS[kv] // 8
     pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
     totals[MEMORY] += size
-    for name, amount in (
-        ("attention_us", 1), ("kv_ms_gb", size), (pairs if kv == "fp32" else f"{kv}.{pairs}",
-         2 * op.width * filled * tokens * seen),
-        ("decode_score_ns" if tokens == 1 else "score_ns", op.heads * tokens * seen),
-        ("entry_ns", (op.query_width + 2 * op.width) * tokens),
-    ):  # fmt: skip
-        totals[f"{GROUPS}.{name}"] += amount
+    totals[f"{prefix}attention_us"] += 1
+    totals[f"{prefix}kv_ms_gb"] += size
+    totals[prefix + (pairs if kv == "fp32" else f"{kv}.{pairs}")] += 2 * channels * tokens * seen
+    totals[f"{prefix}{'decode_score_ns' if tokens == 1 else 'score_ns'}"] += op.heads * tokens * seen
+    totals[f"{prefix}entry_ns"] += (op.query_width + 2 * op.width) * tokens

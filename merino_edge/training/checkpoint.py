@@ -184,10 +184,3 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
             return state, faults
         faults.append(f"{state.name}: {fault}")
     raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")
-
-
-def remove_older(folder: Path, best: str | None) -> None:
-    """Remove all saved states but the newest two and `best`, the one with the lowest held-out loss."""
-    for state in saved_states(folder)[2:]:
-        if best is None or state.name != Path(best).name:
-            shutil.rmtree(state)

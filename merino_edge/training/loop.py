@@ -2,6 +2,7 @@
 stops on a signal and marks whole saved states."""
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from merino_edge.training.checkpoint import mark_whole, remove_older
+from merino_edge.training.checkpoint import mark_whole, saved_states
 from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import NGRAMS, optimizer_for
@@ -80,7 +81,10 @@ class CheckedTrainer(Trainer):
         taught = self.recipe.teacher_weight if "teacher_ids" in inputs else 0.0
         prompt_weight = self.recipe.prompt_weight if model.training else 0.0
         outputs = model(**{name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs})
-        weights = token_weights(ids, labels, self.padding, 1 - taught, prompt_weight)
+        # The weight of each position's next token, 0 for padding. [B, T]
+        learned = labels[:, 1:] != NO_LOSS
+        prompts = ~learned & (ids[:, 1:] != self.padding)
+        weights = pad((1 - taught) * learned + prompt_weight * prompts, (0, 1))
         loss = self.sum_of_losses(outputs["logits"], ids, weights)
         if taught:
             loss = loss + taught * distillation_loss(
@@ -103,14 +107,6 @@ class CheckedTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             total = self.compute_loss(model, inputs, num_items_in_batch=self.accelerator.num_processes)
         return total * len(held_out) / (held_out.learned * len(inputs["labels"])), None, None  # type: ignore
-
-def token_weights(
-    ids: torch.Tensor, labels: torch.Tensor, padding: int, learned_weight: float, prompt_weight: float
-) -> torch.Tensor:
-    """Return the weight of each position's next token in the loss, 0 for padding: ids and labels [B, T] -> [B, T]."""
-    learned = labels[:, 1:] != NO_LOSS
-    prompts = ~learned & (ids[:, 1:] != padding)
-    return pad(learned_weight * learned + prompt_weight * prompts, (0, 1))
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -179,7 +175,10 @@ class RunCallback(TrainerCallback):
             torch.distributed.barrier()  # each process writes the state of its generators
         if state.is_world_process_zero:
             mark_whole(self.folder / f"checkpoint-{state.global_step}")
-            remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)
+            best = state.best_model_checkpoint if self.recipe.patience else None
+            for older in saved_states(self.folder)[2:]:
+                if best is None or older.name != Path(best).name:
+                    shutil.rmtree(older)
         self.saved = time.monotonic()
 
     def timing(self, state: TrainerState) -> tuple[float, str]:

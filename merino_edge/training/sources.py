@@ -12,15 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hub import hub_name
 from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
 from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
-from merino_edge.text.tokenizer import largest_tokenizer, train_tokenizer
+from merino_edge.text.tokenizer import largest_tokenizer
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -194,11 +192,6 @@ def chat_template(sources: Sequence[DataSource]) -> ChatTemplate | None:
             text = (files("merino_edge.training") / "chatml.jinja").read_text(encoding="utf-8").removesuffix("\n")
             return ChatTemplate(text, {"eos_token": CHATML_MARKS[1]}, "ChatML")
     return None
-
-
-def new_tokenizer(sources: Sequence[DataSource], vocab: int, chat: ChatTemplate | None) -> Tokenizer:
-    """Train a BPE on the sources. Raises MerinoError for text that cannot be used or fills fewer entries."""
-    return train_tokenizer(text_of(sources, chat), vocab, special=CHATML_MARKS if chat else ())
 
 
 def most_entries(sources: Sequence[DataSource], vocab: int) -> int:

@@ -21,7 +21,7 @@ from merino_edge.families.hugging_face import Checkpoint, build_model, save_mode
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import scratch_folder, write_text
 from merino_edge.storage.extras import import_extra
-from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash
+from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
 from merino_edge.training import checkpoint, loop, resources
 from merino_edge.training.checkpoint import RUN, STATE, Run, is_finished
 from merino_edge.training.dataset import RowDataset, load_data
@@ -29,7 +29,7 @@ from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Say, Tokenization
-from merino_edge.training.sources import DataSource, chat_template, new_tokenizer, read_sources
+from merino_edge.training.sources import CHATML_MARKS, DataSource, chat_template, read_sources, text_of
 from merino_runtime.errors import MerinoError
 
 ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
@@ -186,7 +186,7 @@ def prepare(
         else:
             chat = chat_template(sources)
             say(f"training a BPE of {vocab:,} entries{', with the tokens of ChatML' if chat else ''}")
-            tokenizer = new_tokenizer(sources, vocab, chat)
+            tokenizer = train_tokenizer(text_of(sources, chat), vocab, special=CHATML_MARKS if chat else ())
         check_fits(tokenizer, vocab)
         made = {"tokenizer": tokenizer.to_str(), "tokenizer_sha256": tokenizer_hash(tokenizer), "chat": chat}
         run = run.model_copy(update=made)
@@ -209,7 +209,16 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
             say(f"{fault}: removed")
         say(f"resuming from {state.name}")
     set_seed(recipe.seed)
-    model = model_of(request, end)
+    model: Any
+    if request.pretrained is None:
+        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        loop.initialize_matrices(model)
+    else:
+        model = request.pretrained.model
+    if rank := recipe.lora:
+        peft = import_extra("peft")  # a scale of 2 at every rank, so that one learning rate suits all ranks
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, config)
     if resources.uses_eager_attention(recipe, request.arch):
         model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache, transformers lets the samples of a row attend to each other
@@ -231,21 +240,6 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
         say(f"stopped and saved at step {trainer.state.global_step}: continue with the same command and --resume")
         raise KeyboardInterrupt
     return trainer
-
-
-def model_of(request: Request, end: int | None) -> Any:
-    """Return the model to train: random weights, a checkpoint's weights, or LoRA adapters on these. Adapters have a
-    scale of 2 at every rank, so that one learning rate suits all ranks."""
-    rank = request.recipe.lora
-    if request.pretrained is None:
-        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        loop.initialize_matrices(model)
-        return model
-    if not rank:
-        return request.pretrained.model
-    peft = import_extra("peft")
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return peft.get_peft_model(request.pretrained.model, config)
 
 
 def record_of(trainer: CheckedTrainer, run: Run, seconds: float) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from merino_edge.design.axes import tokens, vocabulary
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
 from merino_edge.design.costs import AtThreads, Costs
 from merino_edge.design.designer import design, design_by_paper
-from merino_edge.design.existing import existing_score
 from merino_edge.design.law import effective_weights, ln_loss
 from merino_edge.design.paper import search
 from merino_edge.design.paper.score import linear_entropy
 from merino_edge.design.paper.search import solve, variables_of
 from merino_edge.design.paper.space import PaperSpace
-from merino_edge.design.score import MEASURED, MERINO, SCORES, MeasuredScoring, score_named
+from merino_edge.design.score import MEASURED, MERINO, SCORES, MeasuredScoring, existing_score, score_named
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.families.zoo import model

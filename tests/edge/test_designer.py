@@ -20,9 +20,8 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, with_board_defau
 from merino_edge.design.costs import AtThreads
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import caches_of, design, design_by_paper
-from merino_edge.design.existing import existing_score, loss_of
 from merino_edge.design.paper.space import PaperSpace
-from merino_edge.design.score import CONSTANTS, MEASURED
+from merino_edge.design.score import CONSTANTS, MEASURED, existing_score, loss_of
 from merino_edge.design.space import SPACE, Layer, Space, architecture
 from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
