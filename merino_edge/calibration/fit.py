@@ -90,7 +90,7 @@ def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
             runs, groups = [(row.tokens, row.past)], runs_on_kernels(dialect, row.format)
         totals: Counter[str] = Counter()  # of floats
         for op, (new, past) in itertools.product(decoder_of(row), runs):
-            totals.update(amounts(op, row.format, new, past, dialect, groups=groups))  # type: ignore[arg-type]
+            totals.update(amounts(op, row.format, new, past, dialect, groups=groups))
         return dict(totals)
     if row.kind == "argmax":
         return {"argmax_ns": row.rows * 1e-3}

@@ -70,7 +70,7 @@ def design(
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.paper.space import PAPER_SPACE
-    from merino_edge.design.score import DEFAULT, MERINO, score_named
+    from merino_edge.design.score import MEASURED, MERINO, score_named
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
     from merino_edge.text.tokenizer import too_large
@@ -81,7 +81,7 @@ def design(
     preset = PRESETS.get(score or "")
     if preset and limits:
         raise MerinoError(f"--score {score} has a budget of its own: leave the others out")
-    scoring = MERINO if preset else score_named(score or DEFAULT.name)
+    scoring = MERINO if preset else score_named(score or MEASURED.name)
     if tokens is not None and data:
         raise MerinoError(f"--budget tokens={tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):

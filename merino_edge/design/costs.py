@@ -16,7 +16,7 @@ from merino_edge.prediction.latency import memory_share
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # Columns of a table. Behind them decode and prefill, for each thread count `cached_ms` and `memory_ms`.
-READ_MB, WEIGHTS_MB, OPENING_MB, FLOPS, PARAMS, WEIGHT_BYTES, KV_BYTES, FILE_MB, LATENCIES = range(9)
+READ_MB, WEIGHTS_MB, OPENING_MB, FLOPS, PARAMS, KV_BYTES, FILE_MB, LATENCIES = range(8)
 
 Column = Callable[[int], np.ndarray]  # the decoders' sum of one column of the table
 
@@ -28,8 +28,7 @@ def table(model: CostModel, operators: Sequence[Operator], prefill: bool) -> np.
     rows = [
         (
             model.on.read_mb([op]), model.on.weights_mb([op], opening=False), model.on.weights_mb([op], opening=True),
-            flops([op]), (op.matrix + op.vector) * op.own, op.stored_bytes(precision) * op.own, model.kv_bytes([op]),
-            added_file_mb([op], precision),
+            flops([op]), (op.matrix + op.vector) * op.own, model.kv_bytes([op]), added_file_mb([op], precision),
         )
         for op in operators
     ]  # fmt: skip
@@ -77,7 +76,6 @@ class AtThreads:
     memory_mb = property(lambda self: self.costs.memory_mb(1 if self.decode == self.prefill else 2))
     flops_g = property(lambda self: self.costs.column(FLOPS) / 1e9)
     params = property(lambda self: self.costs.column(PARAMS))
-    weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))
     kv_bytes = property(lambda self: self.costs.column(KV_BYTES))
     file_mb = property(lambda self: self.costs.column(FILE_MB) + self.costs.model.file_mb(()))
     j_per_token = property(lambda self: self.costs.model.joules(1.0) * self.decode_ms)

@@ -10,7 +10,7 @@ from typing import Any
 from merino_edge.design.budgets import BUDGETS_BY_NAME, predictable, shares_over, surely_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import caches_of, design
-from merino_edge.design.score import DEFAULT, existing_score
+from merino_edge.design.score import MEASURED, existing_score
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -73,7 +73,7 @@ class Candidate:
     @property
     def entropy(self) -> float | None:
         """The search's score, in the chosen format."""
-        return existing_score(self.model.geometry, DEFAULT, self.chosen.precision, self.kv)
+        return existing_score(self.model.geometry, MEASURED, self.chosen.precision, self.kv)
 
 
 @dataclass(frozen=True)

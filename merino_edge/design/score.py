@@ -45,7 +45,6 @@ class MeasuredScoring(BaseModel):
 
 MEASURED = MeasuredScoring()
 Scoring = MeasuredScoring | MerinoScoring
-DEFAULT = MEASURED  # what `design` maximizes unless --score is given
 SCORES: dict[str, Scoring] = {scoring.name: scoring for scoring in (MEASURED, MERINO)}
 
 
@@ -109,7 +108,7 @@ def groups_of(geometry: Geometry) -> list[Group]:
 
 def loss_of(geometry: Geometry, constants: Constants, precision: str = "fp32", kv: str | None = None) -> float:
     """`law.ln_loss` of any decoder. Terms of groups that differ are weighted by their weights."""
-    groups = groups_of(geometry)
+    groups = groups_of(geometry)  # type: ignore[arg-type]
     sizes = [worth(group.depth, group.shared, constants) * group.weights for group in groups]
     weights = sum(sizes)
     terms = weight_format.term(precision, constants) + attention.cache_term(kv, constants)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
-from merino_edge.prediction.formats import attends_by_groups, formats_of, is_predicted
+from merino_edge.prediction.formats import attends_by_groups, formats_of
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
 from merino_edge.prediction.latency import ThreadCoefficients, memory_share
 from merino_edge.prediction.limits import WATTS, within
@@ -169,7 +169,7 @@ class CostModel:
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
         """Return the costs of a whole decoder for each pair of (decode, prefill) thread counts."""
         profile, precision = self.profile, self.shape.precision
-        if not is_predicted(profile, precision):
+        if precision not in formats_of(profile):
             raise MerinoError(
                 f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
                 f" of {', '.join(formats_of(profile))}"

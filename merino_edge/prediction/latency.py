@@ -102,7 +102,7 @@ class ThreadCoefficients:
 
 def by_threads(
     coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
-) -> dict[int, ThreadCoefficients]:
+) -> dict[int | None, ThreadCoefficients]:
     """Return the coefficients of each measured or estimated thread count. `cache_times`: time of attention's
     multiply-adds over a quantized cache, relative to float32."""
     table, names = coefficients, ("threads", "by_threads", "cache_within_mb", "cache_beyond_mb", "cache_half_mb")

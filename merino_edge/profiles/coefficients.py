@@ -6,7 +6,7 @@
 import typing
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -172,6 +172,7 @@ class Coefficients(Facts):
     @cached_property
     def lists(self) -> dict[str, tuple[float, ...]]:
         """Return the lists that were measured, by the names of `prediction.latency`."""
+        parts: list[tuple[str, Any, tuple[str, ...]]]
         parts = [("", self, GENERAL), (f"{GROUPS}.", self.groups, OF_ATTENTION)]
         parts += [(f"{kv}.", getattr(self, f"{kv}_cache"), ATTENTION_MACS) for kv in QUANTIZED_CACHES]
         parts += [(f"{GROUPS}.int8.", self.groups and self.groups.int8, ATTENTION_MACS)]

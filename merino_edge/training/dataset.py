@@ -52,6 +52,7 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         # 2. Samples: a row takes the next ones as long as they fit. Those that are too long are cut, or refused.
         packed, firsts, filled, self.tokens = array("q"), array("q"), length, int(rows[-1])
         for number, shard in enumerate(self.samples, len(texts)):
+            assert shard.learned is not None
             sizes = np.diff(shard.ends, prepend=0)
             long = np.flatnonzero(sizes > length)
             if len(long) and not cut_long:
@@ -107,7 +108,8 @@ class RowDataset(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, groups: Sequence[PackedRows], order: np.ndarray, padding_rows: int = 0):
-        self.rows, self.order, self.padding_rows = ConcatDataset(groups), order, padding_rows
+        self.rows: ConcatDataset[Any] = ConcatDataset(groups)
+        self.order, self.padding_rows = order, padding_rows
         self.has_samples = any(group.samples for group in groups)
         self.tokens = sum(group.tokens for group in groups)
         self.logits: Any = None

@@ -121,7 +121,7 @@ def train(
             # 4. Run the training loop, and write the checkpoint.
             started = time.perf_counter()
             trainer = fit(request, tokenization, rows, held_out_rows)
-            record = record_of(trainer, run, time.perf_counter() - started)
+            record = record_of(trainer, run, rows, held_out_rows, time.perf_counter() - started)
             if resources.is_first():
                 write_checkpoint(trainer.model, request, tokenization, record)
             return record
@@ -242,8 +242,10 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
     return trainer
 
 
-def record_of(trainer: CheckedTrainer, run: Run, seconds: float) -> dict[str, Any]:
-    state, rows, held_out = trainer.state, trainer.train_dataset, trainer.eval_dataset
+def record_of(
+    trainer: CheckedTrainer, run: Run, rows: RowDataset, held_out: RowDataset, seconds: float
+) -> dict[str, Any]:
+    state = trainer.state
     last = [entry for entry in state.log_history if entry["step"] == state.global_step and "eval_loss" in entry]
     # With patience the model has the weights of its best step, so it is evaluated again.
     loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
