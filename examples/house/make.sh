@@ -29,7 +29,7 @@ done
 decoder=$here/architecture.json
 merino recommend "$decoder" --board raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume=
-for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
+for saved in "$out"/checkpoint/trainer/checkpoint-*; do
     [ ! -e "$saved" ] || resume=--resume
 done
 compile=  # for steps that take half as long

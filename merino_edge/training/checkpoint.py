@@ -3,13 +3,11 @@
 `OUT/trainer/` has all that an unfinished run needs: `run.json` and the saved states. `OUT` itself is filled
 when the run ends; the record `training.json` is written last and marks the run as finished.
 
-transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
-one, so it tells a whole state from one that is damaged, or that a full disk or a killed process cut short.
+Each saved state is whole: it is written in `OUT/trainer/saving/` and then moved (`loop.CheckedTrainer`).
 Loads no torch.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -22,11 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage import atomic
-from merino_edge.storage.atomic import cache_folder, write_text
+from merino_edge.storage.atomic import cache_folder
 from merino_edge.storage.faults import fault_list
 from merino_edge.training.recipe import Recipe, option_of
 from merino_edge.training.sources import DataFile
-from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
@@ -34,7 +31,7 @@ SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
 RUN = "run.json"  # in STATE
 UNFINISHED = {"tokenizer", "chat"}  # fields of run.json only
-WHOLE = "saved.json"  # in a saved state: its files and their hashes
+SAVING = "saving"  # in STATE: a state that is being written
 RECORD = "training.json"
 FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
 DIGITS = 12  # of a hash in messages
@@ -115,14 +112,14 @@ def is_finished(out: Path) -> bool:
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace: the files of a run
-    that was stopped before its first saved state was whole."""
-    states, started = saved_states(out / STATE), (out / STATE / RUN).is_file()
+    that was stopped before it saved a state."""
+    states = saved_states(out / STATE)
     if resume and not states:
         raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
-    if not resume and any((state / WHOLE).is_file() for state in states):
+    if not resume and states:
         raise MerinoError(f"{out} holds an unfinished run: continue with --resume, or choose another -o")
     if not resume:
-        atomic.check_folder(out, lambda _: {path.name for path in out.iterdir()} == {STATE} and (started or not states))
+        atomic.check_folder(out, lambda _: [path.name for path in out.iterdir()] == [STATE])
 
 
 @contextmanager
@@ -139,48 +136,10 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """Return the folders `checkpoint-STEP` of transformers' Trainer, whole or not, the newest first."""
+    """Return the folders `checkpoint-STEP` of transformers' Trainer, the newest first."""
     states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
     return sorted(states, key=step_of, reverse=True)
 
 
 def step_of(state: Path) -> int:
     return int(state.name.removeprefix("checkpoint-"))
-
-
-def mark_whole(state: Path) -> None:
-    """Write the files of a saved state and their hashes. A state without this list, or with other files, is damaged."""
-    files = {path.name: sha256_of(str(path)) for path in sorted(state.iterdir()) if path.name != WHOLE}
-    write_text(state / WHOLE, json.dumps(files, indent=1) + "\n")
-
-
-def fault_of(state: Path) -> str | None:
-    """Return what is wrong with a saved state; None if it is whole."""
-    try:
-        files = dict(read_json(str(state / WHOLE), ""))
-    except (MerinoError, TypeError, ValueError):
-        return "it was not saved completely"
-    present = {path.name for path in state.iterdir() if path.is_file()}
-    for name, digest in files.items():
-        if name not in present:
-            return f"{name} is missing"
-        if sha256_of(str(state / name)) != digest:
-            return f"{name} is damaged"
-    return None
-
-
-def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
-    """Return the newest whole state, and the faults of newer ones, which are removed.
-
-    Raises MerinoError if none is whole; then nothing is removed.
-    """
-    states = saved_states(folder)
-    faults: list[str] = []
-    for state in states:
-        fault = fault_of(state)
-        if fault is None:
-            for damaged in states[: len(faults)]:
-                shutil.rmtree(damaged)
-            return state, faults
-        faults.append(f"{state.name}: {fault}")
-    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")

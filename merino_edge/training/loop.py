@@ -1,7 +1,8 @@
-"""The training loop: transformers' Trainer with this project's loss, optimizer and checks, and a callback that reports,
-stops on a signal and marks whole saved states."""
+"""The training loop: transformers' Trainer with this project's loss, optimizer, checks and saved states, and a callback
+that reports and stops on a signal."""
 
 import math
+import os
 import shutil
 import signal
 import threading
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from merino_edge.training.checkpoint import mark_whole, saved_states
+from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import NGRAMS, optimizer_for
@@ -101,6 +102,27 @@ class CheckedTrainer(Trainer):
         check_finite("gradient's norm", float(torch.nn.utils.get_total_norm(gradients)), step, self.recipe)
         return loss
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / SAVING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a state, and move it to its place when all of its files are on the disk, so that each state there is
+        whole. Remove the others but the newest two and, with patience, the one with the lowest held-out loss."""
+        super()._save_checkpoint(model, trial)
+        folder, state = Path(self.args.output_dir), self.state
+        best = folder / f"checkpoint-{state.best_global_step}" if self.recipe.patience else None
+        state.best_model_checkpoint = str(best) if best else None
+        if process_count() > 1:
+            torch.distributed.barrier()  # each process writes the state of its generators
+        if state.is_world_process_zero:
+            made = folder / SAVING / f"checkpoint-{state.global_step}"
+            state.save_to_json(str(made / "trainer_state.json"))
+            os.sync()
+            made.replace(folder / made.name)
+            for older in saved_states(folder)[2:]:
+                if older != best:
+                    shutil.rmtree(older)
+
     def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
         """Return a loss whose mean over all rows, which transformers takes, is the mean over tokens."""
         inputs, held_out = self._prepare_inputs(inputs), self.eval_dataset
@@ -127,17 +149,15 @@ def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
 
 
 class RunCallback(TrainerCallback):
-    """Report progress, time and memory; save on a signal and by time; mark saved states as whole; stop early.
+    """Report progress, time and memory; save on a signal and by time; stop early.
 
-    `folder`: of the saved states. `stop`: set by a signal, in any process. `sample`: writes some text with the model.
+    `stop`: set by a signal, in any process. `sample`: writes some text with the model.
     """
 
     def __init__(
-        self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress,
-        sample: Callable[[Any], str],
-    ):  # fmt: skip
-        self.folder, self.stop, self.recipe, self.say, self.progress = folder, stop, recipe, say, progress
-        self.sample = sample
+        self, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress, sample: Callable[[Any], str]
+    ):
+        self.stop, self.recipe, self.say, self.progress, self.sample = stop, recipe, say, progress, sample
         self.ended_early = False
         self.first_step, self.started = 0, 0.0  # the first step of this process, and its end
         self.saved = time.monotonic()
@@ -171,14 +191,6 @@ class RunCallback(TrainerCallback):
             self.ended_early = control.should_training_stop = True
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if process_count() > 1:
-            torch.distributed.barrier()  # each process writes the state of its generators
-        if state.is_world_process_zero:
-            mark_whole(self.folder / f"checkpoint-{state.global_step}")
-            best = state.best_model_checkpoint if self.recipe.patience else None
-            for older in saved_states(self.folder)[2:]:
-                if best is None or older.name != Path(best).name:
-                    shutil.rmtree(older)
         self.saved = time.monotonic()
 
     def timing(self, state: TrainerState) -> tuple[float, str]:

@@ -32,7 +32,7 @@ from merino_edge.design.design_file import Training
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import params
-from merino_edge.training.checkpoint import WHOLE, saved_states
+from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
@@ -164,7 +164,7 @@ def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int |
 
 @contextmanager
 def reported_faults(folder: Path, batch: int) -> Iterator[None]:
-    """Raises MerinoError if memory runs out in the body, or the disk is full. A state that it cut short is removed.
+    """Raises MerinoError if memory runs out in the body, or the disk is full. The part of a state is removed.
 
     folder: of the saved states.
     """
@@ -180,9 +180,7 @@ def reported_faults(folder: Path, batch: int) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, MerinoError) else error
         if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
             raise
-        for state in saved_states(folder):
-            if not (state / WHOLE).is_file():
-                shutil.rmtree(state)
+        shutil.rmtree(folder / SAVING, ignore_errors=True)
         whole = [state.name for state in saved_states(folder)]
         resumed = f"continue from {whole[0]} with the same command and --resume" if whole else "run the command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error

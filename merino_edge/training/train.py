@@ -177,6 +177,7 @@ def prepare(
         kept = checkpoint.read_run(out)
         checkpoint.check_same(kept, run, out)
         run, tokenizer, chat = kept, load_tokenizer(kept.tokenizer), kept.chat
+        shutil.rmtree(out / STATE / checkpoint.SAVING, ignore_errors=True)  # of a process that was killed
     else:
         shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
@@ -202,11 +203,8 @@ def prepare(
 def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out: RowDataset) -> CheckedTrainer:
     """Return the trainer after the last step. Raises KeyboardInterrupt after a signal."""
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
-    state = None
-    if request.resume:
-        state, faults = resources.on_first_process(lambda: checkpoint.newest_whole_state(folder))
-        for fault in faults:
-            say(f"{fault}: removed")
+    state = checkpoint.saved_states(folder)[0] if request.resume else None
+    if state:
         say(f"resuming from {state.name}")
     set_seed(recipe.seed)
     model: Any
@@ -232,7 +230,7 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
         " --resume continues")  # fmt: skip
     with loop.stop_on_signal() as stop:
         sample = partial(loop.written_sample, tokenization=tokenization, held_out=held_out)
-        watch = loop.RunCallback(folder, stop, recipe, say, request.progress, sample)
+        watch = loop.RunCallback(stop, recipe, say, request.progress, sample)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
