@@ -13,16 +13,17 @@ from merino_edge.families.operators import Operator, activation_bytes, packed_by
 from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
 from merino_edge.prediction.formats import attends_by_groups
-from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
+from merino_edge.prediction.intervals import Factors, factors
 from merino_edge.prediction.latency import Run, ThreadCoefficients, amounts, matrix_format
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure
+from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure, FormatCoefficients
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
+PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of a smaller packed table stays
 ARENA_FACTOR = 2.0  # ONNX Runtime's arena grows by doubling and returns nothing; small boards run without it
 
@@ -102,12 +103,25 @@ class OnnxRuntimeCosts:
         return self.arena_factor * activation_bytes(operators, tokens, self.shape.prompt) / BYTES_PER_MB
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
-        """Return the prediction intervals of decode and prefill."""
-        return phase_factors(self.coefficients, self.shape.precision, confidence)
+        """Return the prediction intervals of decode and prefill; None if their errors were not measured."""
+        known = self._of_format
+        return factors(known and known.decode_error, confidence), factors(known and known.prefill_error, confidence)
 
     def why_no_interval(self) -> str:
-        """Return why a latency has no interval, and how to get one."""
-        return why_no_interval(self.coefficients, self.shape.precision)
+        """Return why a latency has no interval, how to get one, and whose another latency's is."""
+        decode_error = self._of_format and self._of_format.decode_error
+        published = decode_error is not None and decode_error.of == "published"
+        whose = "decode's is that of other engines' published speeds; " if published else ""
+        if self.coefficients.dialect == "portable":
+            return f"{whose}a probe below ONNX Runtime 1.18 times no whole decoders"
+        if self.coefficients.kind == "estimated":
+            return f"{whose}the coefficients are estimated; {PROBE}"
+        lacking = f"the profile has no errors of whole decoders in {self.shape.precision}"
+        return f"{lacking}; {PROBE}, with nothing else running"
+
+    @property
+    def _of_format(self) -> FormatCoefficients | None:
+        return getattr(self.coefficients, self.shape.precision, None)
 
 
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:

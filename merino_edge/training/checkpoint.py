@@ -137,8 +137,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def saved_states(folder: Path) -> list[Path]:
     """Return the folders `checkpoint-STEP` of transformers' Trainer, the newest first."""
-    states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-    return sorted(states, key=step_of, reverse=True)
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=step_of, reverse=True)
 
 
 def step_of(state: Path) -> int:

@@ -117,7 +117,9 @@ class CheckedTrainer(Trainer):
         if state.is_world_process_zero:
             made = folder / SAVING / f"checkpoint-{state.global_step}"
             state.save_to_json(str(made / "trainer_state.json"))
-            os.sync()
+            for path in made.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
             made.replace(folder / made.name)
             for older in saved_states(folder)[2:]:
                 if older != best:

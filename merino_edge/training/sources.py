@@ -56,10 +56,6 @@ class DataSource:
     def __str__(self) -> str:
         return f"{self.option} {self.what}"
 
-    @property
-    def path(self) -> Path:
-        return Path(self.what)
-
     @cached_property
     def file(self) -> DataFile:
         """Size and hash; reads all of the source. Raises MerinoError if it cannot be read, or is empty."""
@@ -68,12 +64,12 @@ class DataSource:
                 dataset = open_dataset(self)  # datasets' fingerprint is of all changes
                 size, sha256 = dataset.data.nbytes, hashlib.sha256(dataset._fingerprint.encode()).hexdigest()
             else:
-                size, sha256 = self.path.stat().st_size, sha256_of(self.what)
+                size, sha256 = Path(self.what).stat().st_size, sha256_of(self.what)
         except OSError as error:
             raise machine_fault(f"read {self}", error) from error
         if size == 0:
             raise MerinoError(f"no text in {self}: {GIVE_TEXT}")
-        name = self.what if self.kind == "hub" else self.path.name
+        name = self.what if self.kind == "hub" else Path(self.what).name
         return DataFile(name=name, bytes=size, sha256=sha256, weight=self.weight)
 
 
@@ -134,7 +130,7 @@ def records(source: DataSource) -> Iterator[tuple[str, Record]]:
     Raises MerinoError for a record that cannot be read.
     """
     if source.kind == "jsonl":
-        yield from read_json_lines(source.path, str(source))
+        yield from read_json_lines(Path(source.what), str(source))
         return
     if source.kind == "parquet":
         rows = parquet_rows(source)
@@ -179,7 +175,7 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segme
     """Return the segments of a source in order. chat: the template for `messages`. They raise MerinoError for text or a
     record that cannot be used, with its place."""
     if source.kind == "text":
-        return (Segment(TEXT, *given) for given in document_segments(read_chunks(source.path, str(source))))
+        return (Segment(TEXT, *given) for given in document_segments(read_chunks(Path(source.what), str(source))))
     render = partial(compiled(chat.text, chat.source), **chat.tokens) if chat else None
     return record_segments(records(source), render)
 
