@@ -41,7 +41,8 @@ def fit_gpu(probe: Probe) -> tuple[dict[str, Any], list[tuple[Measurement, float
         return step_us + row.count * launch_us + (types_us if row.format == "fp16" else 0.0)
 
     # 2. The rates of the chains with most FLOPs, and of copies.
-    largest_chains = {row.format: row for row in sorted(reversed(chains), key=_flops) if row.tokens > 1}
+    prefills = [row for row in chains if row.tokens > 1]
+    largest_chains = {form: max((row for row in prefills if row.format == form), key=_flops) for form in FORMATS}
     computing_us = {form: 1e3 * row.ms - besides_us(row) for form, row in largest_chains.items()}
     if min(read_ns_per_byte, *computing_us.values()) <= 0 or copies[-1].ms <= copies[0].ms:
         raise _nonsense("larger work took no longer than smaller")
