@@ -110,14 +110,15 @@ class CheckedTrainer(Trainer):
         whole. Remove the others but the newest two and, with patience, the one with the lowest held-out loss."""
         super()._save_checkpoint(model, trial)
         folder, state = Path(self.args.output_dir), self.state
-        best = folder / f"checkpoint-{state.best_global_step}" if self.recipe.patience else None
+        best_step = state.best_global_step if self.recipe.patience else None
+        best = folder / f"checkpoint-{best_step}" if best_step else None
         state.best_model_checkpoint = str(best) if best else None
         if process_count() > 1:
             torch.distributed.barrier()  # each process writes the state of its generators
         if state.is_world_process_zero:
             made = folder / SAVING / f"checkpoint-{state.global_step}"
             state.save_to_json(str(made / "trainer_state.json"))
-            for path in made.iterdir():
+            for path in filter(Path.is_file, made.rglob("*")):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             made.replace(folder / made.name)
