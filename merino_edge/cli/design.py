@@ -74,7 +74,7 @@ def design(
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
     from merino_edge.text.tokenizer import too_large
-    from merino_edge.training.sources import most_entries, read_sources, text_bytes
+    from merino_edge.training.sources import read_sources, text_size
 
     # 1. Check the options, before the board `host` is measured.
     tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
@@ -97,7 +97,7 @@ def design(
     most_vocab = None
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
-        size, most_vocab = text_bytes(sources), most_entries(sources, largest)
+        size, most_vocab = text_size(sources, largest)
         tokens = count(size, choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
         if (wanted := max(choices["vocabs"], default=0)) > most_vocab:
             raise too_large(wanted, most_vocab, size)

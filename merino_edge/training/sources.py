@@ -190,21 +190,15 @@ def chat_template(sources: Sequence[DataSource]) -> ChatTemplate | None:
     return None
 
 
-def most_entries(sources: Sequence[DataSource], vocab: int) -> int:
-    """Return how many of `vocab` entries a BPE of these sources has; all for a large text, which is not read."""
-    if sum(source.file.bytes for source in sources) > SMALL_BYTES:
-        return vocab
-    chat = chat_template(sources)
-    special = CHATML_MARKS if chat else ()
-    return largest_tokenizer(text_of(sources, chat), vocab, special=special)[0].get_vocab_size()
-
-
-def text_bytes(sources: Sequence[DataSource]) -> int:
-    """Return the bytes of the sources' text; of a large source those of its files."""
-    size = sum(source.file.bytes for source in sources)
+def text_size(sources: Sequence[DataSource], vocab: int) -> tuple[int, int]:
+    """Return the bytes of the sources' text, and how many of `vocab` entries a BPE of it has. A large text is not read:
+    its bytes are those of its files, and it fills all entries."""
+    size, chat = sum(source.file.bytes for source in sources), chat_template(sources)
     if size > SMALL_BYTES:
-        return size
-    return sum(len(text.encode()) for text in text_of(sources, chat_template(sources)))
+        return size, vocab
+    texts = list(text_of(sources, chat))
+    tokenizer, _ = largest_tokenizer(texts, vocab, special=CHATML_MARKS if chat else ())
+    return sum(len(text.encode()) for text in texts), tokenizer.get_vocab_size()
 
 
 def text_of(sources: Sequence[DataSource], chat: ChatTemplate | None) -> Iterator[str]:

@@ -35,7 +35,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.limits import most_within
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_edge.training.sources import read_sources, text_bytes
+from merino_edge.training.sources import read_sources, text_size
 from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_the_curve_of_the_vocabulary_is_the_fitted_one():
 def test_the_tokens_of_a_text_are_counted_by_its_bytes(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"x" * 37294)
-    assert tokens.count(text_bytes(read_sources([str(path)])), 8192) == 10000 and tokens.count(2 * 37294, 8192) == 20000
+    assert tokens.count(text_size(read_sources([str(path)]), 300)[0], 8192) == 10000 and tokens.count(2 * 37294, 8192) == 20000
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
