@@ -66,10 +66,9 @@ def write_data(job: Job, out: Path) -> None:
     write_lines(out / TRAIN, (sample.record() for sample in trained))
     texts = ["".join(map("".join, zip(*sample.record().values(), strict=True))) for sample in trained[:CALIBRATED]]
     write_text(out / CALIBRATION, "<|endoftext|>".join(texts))
-    made = [(sample.items, *sample.turns) for sample in samples(job, data.test, 1, seed + 1, test=True)]
     write_lines(out / TEST, (
-        {"items": items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
-        for items, turn in made
+        {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
+        for sample in samples(job, data.test, 1, seed + 1, test=True) for turn in sample.turns
     ))  # fmt: skip
 
 

@@ -71,9 +71,8 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     read_ms = 1e3 / speed.read_gb_s.value * 2 ** (BANDWIDTH_EXPONENT * abs(np.log2(counts / best)))
     memory_ms = (1 - CACHED_SHARE) * read_ms
     mac_ms = 2e3 / (speed.fp32_gflops.value * np.minimum(1, counts / speed.prefill_threads.value))
-    mac_ns, overhead, cache_mb = 1e-3 * mac_ms, speed.op_overhead_us.value * ones, DEFAULT_CACHE_MB * ones
-    if cache:
-        cache_mb = cache.value * ones
+    mac_ns, overhead = 1e-3 * mac_ms, speed.op_overhead_us.value * ones
+    cache_mb = (cache.value if cache else DEFAULT_CACHE_MB) * ones
     query_ms = counted_ms(profile, "attention", counts, ONE_QUERY * mac_ms)
     group_ms = counted_ms(profile, "group_attention", counts, mac_ms)
 
@@ -84,7 +83,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     def of_format(form: str) -> FormatCoefficients:
         kernel = kernel_of(profile, form, dialect)
         cycles, macs = cycles_of(profile, kernel), mac_ms * mac_share(profile, kernel)
-        load = TILES_BYTES.get(kernel, 1) * read_ms - memory_ms - GB_MACS[form] * macs
+        load: np.ndarray = TILES_BYTES.get(kernel, 1) * read_ms - memory_ms - GB_MACS[form] * macs
         kernel_ms = counted_ms(profile, kernel, counts, None)
         if kernel_ms is not None:
             load += GB_MACS[form] * kernel_ms

@@ -16,7 +16,7 @@ from merino_edge.prediction.formats import attends_by_groups
 from merino_edge.prediction.intervals import Factors, factors
 from merino_edge.prediction.latency import Run, ThreadCoefficients, amounts, matrix_format
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure, FormatCoefficients
+from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
@@ -104,12 +104,12 @@ class OnnxRuntimeCosts:
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
         """Return the prediction intervals of decode and prefill; None if their errors were not measured."""
-        known = self._of_format
-        return factors(known and known.decode_error, confidence), factors(known and known.prefill_error, confidence)
+        decode_error, prefill_error = self._errors
+        return factors(decode_error, confidence), factors(prefill_error, confidence)
 
     def why_no_interval(self) -> str:
         """Return why a latency has no interval, how to get one, and whose another latency's is."""
-        decode_error = self._of_format and self._of_format.decode_error
+        decode_error, _ = self._errors
         published = decode_error is not None and decode_error.of == "published"
         whose = "decode's is that of other engines' published speeds; " if published else ""
         if self.coefficients.dialect == "portable":
@@ -120,8 +120,9 @@ class OnnxRuntimeCosts:
         return f"{lacking}; {PROBE}, with nothing else running"
 
     @property
-    def _of_format(self) -> FormatCoefficients | None:
-        return getattr(self.coefficients, self.shape.precision, None)
+    def _errors(self) -> tuple[LatencyError | None, LatencyError | None]:
+        form = getattr(self.coefficients, self.shape.precision, None)
+        return (form.decode_error, form.prefill_error) if form else (None, None)
 
 
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:

@@ -109,7 +109,7 @@ class CheckedTrainer(Trainer):
         """Save a state, and move it to its place when all of its files are on the disk, so that each state there is
         whole. Remove the others but the newest two and, with patience, the one with the lowest held-out loss."""
         super()._save_checkpoint(model, trial)
-        folder, state = Path(self.args.output_dir), self.state
+        folder, state = Path(str(self.args.output_dir)), self.state
         best_step = state.best_global_step if self.recipe.patience else None
         best = folder / f"checkpoint-{best_step}" if best_step else None
         state.best_model_checkpoint = str(best) if best else None
