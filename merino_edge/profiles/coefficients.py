@@ -169,7 +169,7 @@ class Coefficients(Facts):
             raise ValueError("cache_within_mb must be below cache_beyond_mb")
         return self
 
-    @cached_property
+    @property
     def lists(self) -> dict[str, tuple[float, ...]]:
         """Return the lists that were measured, by the names of `prediction.latency`."""
         parts: list[tuple[str, Any, tuple[str, ...]]]
