@@ -22,7 +22,7 @@ from write_record import table, write_record
 
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.default_coefficients import CACHED_SHARE, FAST_INT, estimated
-from merino_edge.prediction.latency import MEMORY, Run, ThreadCoefficients, by_threads, latency
+from merino_edge.prediction.latency import MEMORY, Run, ThreadCoefficients, by_threads, latency_table
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import tensorrt_costs
 from merino_edge.profiles.profile import DeviceProfile
@@ -96,7 +96,7 @@ def cpu_ms(profile: DeviceProfile, row: Row, date: str, operators: Sequence[Oper
     figures = dict(at.us_per_unit) | {
         "fp32.load_ms_gb": (step_ms - mac_ms) / FP32_BYTES - memory_ms, "fp32.mac_ms_g": mac_ms,
     }  # fmt: skip
-    return sum(latency(operators, "fp32", [run], "fused", replace(at, us_per_unit=figures)))
+    return float(latency_table(operators, "fp32", [run], "fused", [replace(at, us_per_unit=figures)]).sum())
 
 
 @cache
@@ -146,7 +146,7 @@ def gpu_ms(profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Ope
     performance = profile.performance.model_copy(update={"tensorrt": speed})
     shape = InferenceShape("fp16", max(2, sum(run)), run[0])
     costs = tensorrt_costs(profile.model_copy(update={"performance": performance}), shape)
-    decode_ms, prefill_ms = costs.by_thread_counts(operators)[None]
+    decode_ms, prefill_ms = (float(table.sum()) for table in costs.latency_tables(operators, prefill=True))
     if row.phase == "prefill":
         return prefill_ms
     fewer = FP16_BYTES * matrix_weights(operators) - read_bytes(row, operators)

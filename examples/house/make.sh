@@ -29,11 +29,11 @@ done
 decoder=$here/architecture.json
 merino recommend "$decoder" --board raspberry-pi-zero-2w --backend onnxruntime --context 256 --prompt 128
 resume=
-for saved in "$out"/checkpoint/trainer/checkpoint-*/saved.json; do
+for saved in "$out"/checkpoint/trainer/checkpoint-*; do
     [ ! -e "$saved" ] || resume=--resume
 done
 compile=  # for steps that take half as long
-[ "$steps" -lt 1000 ] || ! command -v g++ > /dev/null || compile=--compile
+[ "$steps" -lt 1000 ] || ! command -v g++ > /dev/null || compile='--set compile=true'
 merino train "$decoder" --data "$out/train.jsonl" --tokenizer "$out/tokenizer.json" \
     --preset laptop-hour --steps "$steps" $compile \
     --set evaluations=6 --set prompt_weight=0.3 --set weight_decay=0.1 $resume -o "$out/checkpoint"

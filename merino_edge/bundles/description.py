@@ -26,7 +26,7 @@ from merino_edge.families.operators import (
     weight_bytes,
 )
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa, uses_kernels
+from merino_edge.prediction.formats import formats_of, has_cache, missing_isa, uses_kernels
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
@@ -189,7 +189,7 @@ def fitting_boards(
     shape, weights = InferenceShape(precision, context, default_prompt(context), kv), weight_bytes(operators, precision)
 
     def fits(profile: DeviceProfile) -> bool:
-        if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
+        if precision not in formats_of(profile) or missing_isa(profile, precision) or not has_cache(profile, kv):
             return False
         sessions = sessions_of_board(threads, profile, precision, weights)
         needed_mb = cost_model(profile, shape).memory_mb(operators, sessions)

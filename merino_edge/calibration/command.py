@@ -68,19 +68,16 @@ def recalibrate(
         )
     origin = f"the profile calibrated from {probes[-1] if probes else 'the board'}"
 
-    def text_of(all_probes: Sequence[Probe], fit: Fit) -> str:
-        measured = joined(all_probes)
+    def calibrated(probes: Sequence[Probe]) -> tuple[Fit, str, DeviceProfile]:
+        """Return the fit, and the profile as text and as an object."""
+        fit, measured = calibrate(*probes), joined(probes)
         mode = mode_of(measured, profile) if measured.backend == "tensorrt" else None
-        return calibrated_toml(base, measured, fit, mode)
-
-    def fitted(all_probes: Sequence[Probe]) -> DeviceProfile:
-        return parse_profile_text(text_of(all_probes, calibrate(*all_probes)), origin).with_backend(backend)
+        text = calibrated_toml(base, measured, fit, mode)
+        return fit, text, parse_profile_text(text, origin).with_backend(backend)
 
     if probe_board and choose:
-        used = [with_designs(used[0], lambda probe: fitted([probe]), choose, say)]
-    fit = calibrate(*used)
-    text = text_of(used, fit)
-    parse_profile_text(text, origin)
+        used = [with_designs(used[0], lambda probe: calibrated([probe])[2], choose, say)]
+    fit, text, _ = calibrated(used)
     write_text(out, text)
     return fit
 

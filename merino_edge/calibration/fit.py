@@ -6,7 +6,8 @@ coefficients. The terms of the model are in `prediction.latency`; `calibrate` wr
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -82,15 +83,16 @@ def operator_of(row: Measurement) -> Operator:
 
 def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     """Return the amount of each term in one run of the row's graph, if all reads come from memory."""
-    if isinstance(row, DesignTime):
-        operators = row.design.architecture.operators
-        return summed(amounts(op, row.format, new, past, dialect) for op in operators for new, past in row.runs)
+    if isinstance(row, DesignTime) or row.kind == "decoder":
+        runs = row.runs if isinstance(row, DesignTime) else [(row.tokens, row.past)]
+        totals: Counter[str] = Counter()  # of floats
+        for op, (new, past) in itertools.product(decoder_of(row), runs):
+            totals.update(amounts(op, row.format, new, past, dialect))
+        return dict(totals)
     if row.kind == "argmax":
         return {"argmax_ns": row.rows * 1e-3}
     if row.kind == "call":
         return {"launch_us": 1.0, GRAPH: 1.0}
-    if row.kind == "decoder":
-        return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
     form = "int8" if row.by_groups else row.format  # attention by groups is that of quantized weights
     terms = amounts(operator_of(row), form, row.tokens, row.past, dialect, kv=row.kv)
     if row.kind == "head":  # timed as a separate graph, without the argmax
@@ -112,20 +114,13 @@ def timed_operators(*shape: int) -> list[Operator]:
     return timed_decoder(*shape).operators
 
 
-def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for terms in all_amounts:
-        for name, amount in terms.items():
-            totals[name] = totals.get(name, 0.0) + amount
-    return totals
-
-
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
 OF_CACHES = [f"{kv}.{name}" for kv in QUANTIZED_CACHES for name in ATTENTION_MACS]
 OF_GROUPS = [f"{GROUPS}.{name}" for name in (*OF_ATTENTION, *(f"int8.{name}" for name in ATTENTION_MACS))]
 FITTED = [
     *GENERAL, *OF_CACHES, *OF_GROUPS, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
 ]  # fmt: skip
+MEMORY_COLUMN = FITTED.index(MEMORY)
 
 
 class ThreadFit(NamedTuple):
@@ -186,7 +181,7 @@ def fit_all(probe: Probe) -> dict[int, ThreadFit]:
         """Return the latency predicted by the fit of `threads` threads, relative to the measured one."""
         fit, table = probe_fits[threads], table_of([time], probe)
         edges = Edges(*(edge * MB / cache_bytes(probe) for edge in fit.edges))
-        return 1 + float(errors_of(table, fit.coefficients, edges)[0])
+        return 1 + float(errors_of(table, np.array(list(fit.coefficients.values())), edges)[0])
 
     def at_count(time: DesignTime, count: int) -> DesignTime:
         if time.threads == count:
@@ -224,10 +219,11 @@ def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) 
         table, held_out = min(candidates, key=error_of_designs)
         coefficients = fit_coefficients(table, edges)
     errors = errors_of(table, coefficients, edges).tolist()
+    named = dict(zip(FITTED, coefficients.tolist(), strict=True))
     if all(is_operator(row) for row in rows):  # a portable probe has no decoders: a decoder's run costs as any graph's
-        coefficients["step_us"] = coefficients[GRAPH]
+        named["step_us"] = named[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
-    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), held_out)
+    return ThreadFit(named, edges_mb, list(zip(rows, errors, strict=True)), held_out)
 
 
 def is_operator(row: Row) -> bool:
@@ -254,14 +250,14 @@ def table_of(rows: Sequence[Row], probe: Probe) -> Table:
     )
 
 
-def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
+def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[np.ndarray, Edges]:
     """Minimize alternately from these edges, until the loss no longer falls. Return coefficients and edges.
 
     from_memory [edges of the grid, rows]: the amount of `memory_ms_gb` for each edges of the grid.
     """
     coefficients = fit_coefficients(table, edges)
     for _ in range(MOST_TURNS):
-        errors = (cached_us(table, coefficients) + from_memory * coefficients[MEMORY]) / table.us - 1
+        errors = (table.amounts @ coefficients + from_memory * coefficients[MEMORY_COLUMN]) / table.us - 1
         new_edges = GRID[int(loss(table, errors).argmin())]
         new_coefficients = fit_coefficients(table, new_edges)
         if loss_of(table, new_coefficients, new_edges) >= loss_of(table, coefficients, edges):
@@ -270,7 +266,7 @@ def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict
     return coefficients, edges
 
 
-def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple[dict[str, float], Edges]:
+def descend(table: Table, coefficients: np.ndarray, edges: Edges) -> tuple[np.ndarray, Edges]:
     """Climb over neighboring edges. Alternation gets stuck here, because its coefficients fit the old edges."""
     for _ in range(MOST_MOVES):
         fits = [(fit_coefficients(table, neighbor), neighbor) for neighbor in neighbors(edges)]
@@ -283,17 +279,16 @@ def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple
 
 def neighbors(edges: Edges) -> list[Edges]:
     """Return the edges of the grid that differ by one step in one or both of the first two."""
-    row, column = (
-        int(np.abs(np.array(axis) - edge).argmin()) for axis, edge in ((WITHIN, edges.within), (BEYOND, edges.beyond))
-    )  # fmt: skip
-    return [
-        Edges(float(within), float(beyond), edges.half)
-        for within in WITHIN[max(0, row - 1) : row + 2] for beyond in BEYOND[max(0, column - 1) : column + 2]
-        if within < beyond
-    ]  # fmt: skip
+
+    def near(axis: Sequence[float], edge: float) -> Sequence[float]:
+        place = int(np.abs(np.array(axis) - edge).argmin())
+        return axis[max(0, place - 1) : place + 2]
+
+    pairs = itertools.product(near(WITHIN, edges.within), near(BEYOND, edges.beyond))
+    return [Edges(within, beyond, edges.half) for within, beyond in pairs if within < beyond]
 
 
-def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
+def fit_coefficients(table: Table, edges: Edges) -> np.ndarray:
     """Fit the coefficients by non-negative least squares of the relative errors, reweighted with Huber's loss.
 
     The loss grows linearly above HUBER_ERROR, because another program on the board may disturb a few rows strongly.
@@ -303,13 +298,13 @@ def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
     matrix = time_shares(table, edges)
     largest = np.maximum(matrix.max(axis=0), 1e-30)  # every column of the scaled matrix has 1 as its largest value
     scaled, _ = reweighted(matrix / largest, table.weight)
-    return dict(zip(FITTED, (scaled / largest).tolist(), strict=True))
+    return scaled / largest
 
 
 def time_shares(table: Table, edges: Edges) -> np.ndarray:
     """Return the share of each row's measured time per unit of each coefficient. [rows, coefficients]"""
     matrix = table.amounts / table.us[:, None]
-    matrix[:, FITTED.index(MEMORY)] = table.from_memory(edges) / table.us
+    matrix[:, MEMORY_COLUMN] = table.from_memory(edges) / table.us
     return matrix
 
 
@@ -357,14 +352,9 @@ def shape_of(row: Row) -> Decoder:
     return row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads
 
 
-def cached_us(table: Table, coefficients: Mapping[str, float]) -> np.ndarray:
-    """Return the predicted time of each row in us [rows], with all reads from the cache."""
-    return np.asarray(table.amounts @ [coefficients[name] for name in FITTED])
-
-
-def errors_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> np.ndarray:
+def errors_of(table: Table, coefficients: np.ndarray, edges: Edges) -> np.ndarray:
     """Return predicted / measured - 1 [rows]."""
-    return (cached_us(table, coefficients) + table.from_memory(edges) * coefficients[MEMORY]) / table.us - 1
+    return np.asarray(time_shares(table, edges) @ coefficients - 1)
 
 
 def loss(table: Table, errors: np.ndarray) -> np.ndarray:
@@ -374,7 +364,7 @@ def loss(table: Table, errors: np.ndarray) -> np.ndarray:
     return np.asarray(losses @ table.weight)
 
 
-def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> float:
+def loss_of(table: Table, coefficients: np.ndarray, edges: Edges) -> float:
     return float(loss(table, errors_of(table, coefficients, edges)))
 
 
@@ -395,9 +385,9 @@ WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0], "head": HEAD_
 MOST_MOVES = 10  # to neighboring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache
-WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05).tolist(), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 HALF = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
-GRID = [Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1]]
+GRID = [Edges(*edges) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1]]
 TINY = 1e-9  # in place of a size of 0
 
 

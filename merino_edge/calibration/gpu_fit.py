@@ -6,7 +6,6 @@ of the relative errors. The rest of a run over many positions is computing. If i
 fitted rate is too low, but such a prefill is still predicted correctly.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from merino_runtime.errors import MerinoError
 
 LEAST = 0.01  # of a figure, in its unit
 FORMATS = ("fp32", "fp16")
-UNKNOWNS = ("step_us", "launch_us", "read_ns_per_byte", "types_us")
 
 
 def fit_gpu(probe: Probe) -> tuple[dict[str, Any], list[tuple[Measurement, float]]]:
@@ -30,26 +28,48 @@ def fit_gpu(probe: Probe) -> tuple[dict[str, Any], list[tuple[Measurement, float
         raise _nonsense("it lacks chains of matmuls in fp32 or fp16")
     if len(copies) < 2 or not probe.resident:  # noqa: PLR2004 - a line takes two points
         raise _nonsense("it lacks copies to the host or the memory of a process")
-    times = _times(chains)
-    copied = 1e-6 * (copies[-1].weight_bytes - copies[0].weight_bytes) / max(1e-9, copies[-1].ms - copies[0].ms)
-    rates = {form: _gflops([row for row in chains if row.format == form and row.tokens > 1], times) for form in FORMATS}
-    if min(times["read_ns_per_byte"], *rates.values()) <= 0 or copies[-1].ms <= copies[0].ms:
+    # 1. The four unknowns, by the runs over one position.
+    steps = [row for row in chains if row.tokens == 1]
+    matrix = np.array([[1.0, row.count, 1e-3 * row.weight_bytes, row.format == "fp16"] for row in steps], float)
+    shares = matrix / np.array([[1e3 * row.ms] for row in steps])
+    largest = np.maximum(shares.max(axis=0), 1e-30)
+    scaled, _ = nnls(shares / largest, np.ones(len(steps)))
+    step_us, launch_us, read_ns_per_byte, types_us = (scaled / largest).tolist()
+
+    def besides_us(row: Measurement) -> float:
+        """Return the time of a run without reading and computing."""
+        return step_us + row.count * launch_us + (types_us if row.format == "fp16" else 0.0)
+
+    # 2. The rates of the chains with most FLOPs, and of copies.
+    prefills = [row for row in chains if row.tokens > 1]
+    largest_chains = {form: max((row for row in prefills if row.format == form), key=_flops) for form in FORMATS}
+    computing_us = {form: 1e3 * row.ms - besides_us(row) for form, row in largest_chains.items()}
+    if min(read_ns_per_byte, *computing_us.values()) <= 0 or copies[-1].ms <= copies[0].ms:
         raise _nonsense("larger work took no longer than smaller")
+    gflops = {form: 1e-3 * _flops(row) / computing_us[form] for form, row in largest_chains.items()}
+    copied = 1e-6 * (copies[-1].weight_bytes - copies[0].weight_bytes) / (copies[-1].ms - copies[0].ms)
+    # 3. The figures, and their errors.
     base, how = probe.resident[-1], f"matmuls in the engine, {max(row.tokens for row in chains)} positions"
-    performance = {
-        "read_gb_s": _figure(probe, 1 / times["read_ns_per_byte"], "weights of a chain of matmuls, one position"),
-        "fp32_gflops": _figure(probe, rates["fp32"], how),
-        "fp16_gflops": _figure(probe, rates["fp16"], how),
-        "launch_us": _figure(probe, times["launch_us"], "one more small matmul in a chain"),
-        "step_us": _figure(probe, times["step_us"], "a run without its matmuls"),
-        "host_copy_gb_s": _figure(probe, LOGIT_COPIES * copied, "to pinned memory, and from there"),
-        "runtime_mb": _figure(probe, base.open_mb, "a fresh process with a small engine"),
-        "cuda_context_mb": _figure(probe, base.gpu_mb, "memory of the board taken outside that process"),
+    mode = f" in power mode {probe.power_mode}" if probe.power_mode else ""
+    figures = {
+        "read_gb_s": (1 / read_ns_per_byte, "weights of a chain of matmuls, one position"),
+        "fp32_gflops": (gflops["fp32"], how),
+        "fp16_gflops": (gflops["fp16"], how),
+        "launch_us": (launch_us, "one more small matmul in a chain"),
+        "step_us": (step_us, "a run without its matmuls"),
+        "host_copy_gb_s": (LOGIT_COPIES * copied, "to pinned memory, and from there"),
+        "runtime_mb": (base.open_mb, "a fresh process with a small engine"),
+        "cuda_context_mb": (base.gpu_mb, "memory of the board taken outside that process"),
     }
+    performance = {
+        name: {"value": max(LEAST, float(f"{value:.4g}")), "kind": "calibrated",
+               "source": f"{probe.source}{mode}: {source}"}
+        for name, (value, source) in figures.items()
+    }  # fmt: skip
     errors = []
     for row in chains:
-        reading_us = 1e-3 * row.weight_bytes * times["read_ns_per_byte"]
-        predicted_us = _besides_us(row, times) + max(reading_us, 1e-3 * _flops(row) / rates[row.format])
+        moving_us, computing = 1e-3 * row.weight_bytes * read_ns_per_byte, 1e-3 * _flops(row) / gflops[row.format]
+        predicted_us = besides_us(row) + max(moving_us, computing)
         errors.append((row, predicted_us / (1e3 * row.ms) - 1))
     return performance, errors
 
@@ -61,33 +81,5 @@ def _nonsense(why: str) -> MerinoError:
     )
 
 
-def _times(chains: Sequence[Measurement]) -> dict[str, float]:
-    """Return the unknowns, fitted to the runs over one position."""
-    rows = [row for row in chains if row.tokens == 1]
-    matrix = np.array([[1.0, row.count, 1e-3 * row.weight_bytes, row.format == "fp16"] for row in rows], float)
-    measured_us = np.array([1e3 * row.ms for row in rows])
-    shares = matrix / measured_us[:, None]
-    largest = np.maximum(shares.max(axis=0), 1e-30)
-    scaled, _ = nnls(shares / largest, np.ones(len(rows)))
-    return dict(zip(UNKNOWNS, (scaled / largest).tolist(), strict=True))
-
-
-def _besides_us(row: Measurement, times: dict[str, float]) -> float:
-    """Return the time of a run without reading and computing."""
-    return times["step_us"] + row.count * times["launch_us"] + (times["types_us"] if row.format == "fp16" else 0.0)
-
-
 def _flops(row: Measurement) -> float:
     return 2.0 * row.rows * row.columns * row.count * row.tokens
-
-
-def _gflops(rows: Sequence[Measurement], times: dict[str, float]) -> float:
-    """Return the rate of the chain with most FLOPs."""
-    row = max(rows, key=_flops)
-    left_us = 1e3 * row.ms - _besides_us(row, times)
-    return 1e-3 * _flops(row) / left_us if left_us > 0 else 0.0
-
-
-def _figure(probe: Probe, value: float, how: str) -> dict[str, Any]:
-    mode = f" in power mode {probe.power_mode}" if probe.power_mode else ""
-    return {"value": max(LEAST, float(f"{value:.4g}")), "kind": "calibrated", "source": f"{probe.source}{mode}: {how}"}

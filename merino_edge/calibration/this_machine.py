@@ -39,6 +39,7 @@ def facts() -> dict[str, Any]:
     if library == "glibc" and version:
         software["glibc"] = version
     arch = ARCHITECTURES.get(platform.machine().lower(), "other")
+    features = board.read_isa(CPUINFO.read_text(errors="replace") if CPUINFO.exists() else "")
     memory = psutil.virtual_memory()
     free_mb = memory.available / board.MB
     return {
@@ -46,7 +47,7 @@ def facts() -> dict[str, Any]:
         "id": HOST,
         "name": f"this machine ({platform.node() or 'unnamed'})",
         "arch": arch,
-        "isa": isa_features(arch),
+        "isa": sorted({"neon"} | features if arch == "aarch64" else features),  # which each aarch64 CPU has
         "cpu": cpu,
         "memory": {
             "ram_mb": _known(memory.total / board.MB, "psutil"),
@@ -71,12 +72,6 @@ def training_flops_per_s() -> float:
         matrix @ matrix
         times.append(time.perf_counter() - start)
     return TRAINING_SHARE * 2 * len(matrix) ** 3 / min(times)
-
-
-def isa_features(arch: str) -> list[str]:
-    """Return the known features in /proc/cpuinfo; without it, those that the architecture guarantees."""
-    text = CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
-    return sorted({"neon"} | board.read_isa(text) if arch == "aarch64" else board.read_isa(text))
 
 
 def core_name() -> str:

@@ -70,17 +70,18 @@ def design(
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.paper.space import PAPER_SPACE
-    from merino_edge.design.score import DEFAULT, MERINO, score_named
+    from merino_edge.design.score import MEASURED, MERINO, score_named
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
-    from merino_edge.training.sources import check_vocabulary, most_entries, read_sources, text_bytes
+    from merino_edge.text.tokenizer import too_large
+    from merino_edge.training.sources import read_sources, text_size
 
     # 1. Check the options, before the board `host` is measured.
     tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
     preset = PRESETS.get(score or "")
     if preset and limits:
         raise MerinoError(f"--score {score} has a budget of its own: leave the others out")
-    scoring = MERINO if preset else score_named(score or DEFAULT.name)
+    scoring = MERINO if preset else score_named(score or MEASURED.name)
     if tokens is not None and data:
         raise MerinoError(f"--budget tokens={tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):
@@ -96,10 +97,10 @@ def design(
     most_vocab = None
     if data:  # the vocabulary is not chosen yet, so tokens are counted in a small one
         sources, largest = read_sources(data), max([*choices["vocabs"], *VOCABS])
-        tokens = count(text_bytes(sources), choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
-        for size in choices["vocabs"]:
-            check_vocabulary(sources, size)
-        most_vocab = most_entries(sources, largest)
+        size, most_vocab = text_size(sources, largest)
+        tokens = count(size, choices["vocabs"][0] if choices["vocabs"] else VOCABS[1])
+        if (wanted := max(choices["vocabs"], default=0)) > most_vocab:
+            raise too_large(wanted, most_vocab, size)
     check_lengths(context, prompt)
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
     level = parse_confidence(confidence)

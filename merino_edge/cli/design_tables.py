@@ -17,9 +17,8 @@ from merino_edge.cli.tables import (
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Training
-from merino_edge.design.existing import existing_score
 from merino_edge.design.recommend import Recommendation
-from merino_edge.design.score import MeasuredScoring
+from merino_edge.design.score import MeasuredScoring, existing_score
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
 from merino_edge.prediction.formats import dialect_of, refused_words

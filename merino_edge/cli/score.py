@@ -27,8 +27,7 @@ def print_scores(
 ) -> None:  # fmt: skip
     """Print the scores of decoders, and their predicted costs on a board. No weights are read."""
     from merino_edge.cli.tables import show
-    from merino_edge.design.existing import existing_score, layers_weights
-    from merino_edge.design.score import SCORES
+    from merino_edge.design.score import SCORES, existing_score, layers_weights
 
     costs = [
         costs_of(profile, decoder.geometry, context, prompt, kv, confidence) if profile else {} for decoder in decoders

@@ -108,7 +108,7 @@ def train(
     """Train a design, or fine-tune a model, on text or samples; prints the held-out loss."""
     from merino_edge.text.documents import check_files
     from merino_edge.training.checkpoint import check_folder, is_finished, read_run
-    from merino_edge.training.recipe import MACHINE, Machine, Recipe, new_recipe, read_preset, read_settings
+    from merino_edge.training.recipe import Recipe, new_recipe, read_preset, read_settings
     from merino_edge.training.sources import read_sources
 
     # 1. Check paths and values.
@@ -116,18 +116,17 @@ def train(
     read_sources(data)
     read_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
-    chosen: dict[str, Any] = read_preset(preset) if preset else {"recipe": {}, "accumulate": 1}
+    chosen: dict[str, Any] = read_preset(preset) if preset else {"recipe": {}}
     typed = {
         "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "seed": seed, "lora": lora,
     }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
-    machine = Machine(**{name: options.pop(name) for name in MACHINE if name in options})
     if options.keys() & {"teacher_weight", "temperature"} and not teacher:
         raise MerinoError("--set teacher_weight and temperature go with a --teacher: give one, or leave them out")
     if not is_finished(out):
         check_folder(out, resume)
     kept = read_run(out) if resume or is_finished(out) else None
-    recipe = Recipe(**{**(vars(kept.recipe) if kept else chosen["recipe"]), **options})
+    recipe = Recipe(**{**chosen["recipe"], **(kept.recipe.model_dump() if kept else {}), **options})
 
     # 2. Load torch, and the model that the run starts from.
     if find_spec("accelerate") is None:
@@ -135,8 +134,7 @@ def train(
     from transformers.utils import logging
 
     from merino_edge.training.optimizer import bf16_is_faster
-    from merino_edge.training.processes import is_first
-    from merino_edge.training.resources import steps_within
+    from merino_edge.training.resources import is_first, steps_within
     from merino_edge.training.train import train as run
     from merino_runtime.io.memory import keep_free_pages
 
@@ -151,7 +149,7 @@ def train(
         )  # fmt: skip
         hours = start.design and start.design.training.hours
         if hours and steps is None and not preset:
-            counted = steps_within(start.design.training, start.architecture, recipe, machine.accumulate or 1)
+            counted = steps_within(start.design.training, start.architecture, recipe)
             recipe = new_recipe(
                 {**options, "steps": counted}, {}, fine_tuned=False, context=start.architecture.context,
                 bf16=recipe.bf16,
@@ -165,8 +163,7 @@ def train(
         record = run(
             start.architecture, data, out, recipe=recipe, name=start.name, design=start.design,
             pretrained=start.pretrained, teacher=load_teacher(teacher) if teacher else None, tokenizer_file=tokenizer,
-            held_out=held_out or (), resume=resume, threads=machine.threads, say=say, progress=progress,
-            accumulate=machine.accumulate or chosen["accumulate"], ignore_memory=machine.ignore_memory,
+            held_out=held_out or (), resume=resume, say=say, progress=progress,
         )  # fmt: skip
     if is_first():
         loss, perplexity = record["held_out_loss"], record["held_out_perplexity"]

@@ -19,7 +19,7 @@ from merino_edge.bundles.files import DESCRIPTION_FILE, TOKENIZER_FILE
 from merino_edge.delivery.keys import read_private_key
 from merino_edge.delivery.wheels import Wheels, targets_of, wheels_for
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import is_predicted, missing_isa
+from merino_edge.prediction.formats import formats_of, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import check_file, check_keeps, make_parent, scratch_folder
 from merino_runtime.bundle import (
@@ -273,7 +273,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     if version_tuple(has) < version_tuple(need.min_version):
         less = f" (an export with {older_graph(bundle)} needs less)" if bundle.dialect != "portable" else ""
         return f"needs {need.name} {need.min_version} and its system has {has}{less}"
-    if not is_predicted(profile, bundle.precision):
+    if bundle.precision not in formats_of(profile):
         return "needs a GPU" if bundle.dialect == "portable" else "needs a GPU and --dialect portable"
     missing = missing_isa(profile, bundle.precision)
     if missing:

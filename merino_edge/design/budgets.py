@@ -91,24 +91,6 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
 }  # fmt: skip
 
 
-def requested(limits: Mapping[str, float]) -> dict[str, float]:
-    """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
-    ordered = known(limits)
-    bad = [BUDGETS_BY_NAME[name].given(limit) for name, limit in ordered.items() if not positive(limit)]
-    if bad:
-        listed = ", ".join(bad)
-        raise MerinoError(f"a budget must be a positive number, not {listed}: give a larger value or leave it out")
-    return ordered
-
-
-def known(limits: Mapping[str, float]) -> dict[str, float]:
-    """The limits, in the table's order. Raises MerinoError for unknown names."""
-    unknown = [name for name in limits if name not in BUDGETS_BY_NAME]
-    if unknown:
-        raise MerinoError(f"no budget is called {', '.join(unknown)}: choose from {', '.join(BUDGETS_BY_NAME)}")
-    return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
-
-
 def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
     """Return the limits, with the board's own if there are none, and with its memory if there is no limit on memory.
 
@@ -119,7 +101,7 @@ def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -
         for budget in BUDGETS_BY_NAME.values()
         if budget.default and (budget.most or not limits)
     }
-    filled = known({**own, **limits})
+    filled = predictable({**own, **limits}, profile)
     for name, limit in filled.items():
         budget = BUDGETS_BY_NAME[name]
         if budget.most and positive(limit) and limit > budget.most(profile):
@@ -127,13 +109,16 @@ def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -
                 f"{budget.given(limit)} is more than a {profile.name} has free, {budget.most(profile):g}:"
                 " give at most that"
             )
-    return predictable(filled, profile)
+    return filled
 
 
 def predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
     """The limits, in the table's order. Raises MerinoError for unknown names, and for a budget whose prediction needs a
     figure that the profile does not have."""
-    ordered = known(limits)
+    unknown = [name for name in limits if name not in BUDGETS_BY_NAME]
+    if unknown:
+        raise MerinoError(f"no budget is called {', '.join(unknown)}: choose from {', '.join(BUDGETS_BY_NAME)}")
+    ordered = {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
     for budget in map(BUDGETS_BY_NAME.__getitem__, ordered):
         needed = budget.needs and budget.needs[profile.backend]
         if needed and profile.figure(needed) is None:

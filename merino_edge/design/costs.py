@@ -16,7 +16,7 @@ from merino_edge.prediction.latency import memory_share
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # Columns of a table. Behind them decode and prefill, for each thread count `cached_ms` and `memory_ms`.
-READ_MB, WEIGHTS_MB, OPENING_MB, FLOPS, PARAMS, WEIGHT_BYTES, KV_BYTES, FILE_MB, LATENCIES = range(9)
+READ_MB, WEIGHTS_MB, OPENING_MB, FLOPS, PARAMS, KV_BYTES, FILE_MB, LATENCIES = range(8)
 
 Column = Callable[[int], np.ndarray]  # the decoders' sum of one column of the table
 
@@ -28,8 +28,7 @@ def table(model: CostModel, operators: Sequence[Operator], prefill: bool) -> np.
     rows = [
         (
             model.on.read_mb([op]), model.on.weights_mb([op], opening=False), model.on.weights_mb([op], opening=True),
-            flops([op]), (op.matrix + op.vector) * op.own, op.stored_bytes(precision) * op.own, model.kv_bytes([op]),
-            added_file_mb([op], precision),
+            flops([op]), (op.matrix + op.vector) * op.own, model.kv_bytes([op]), added_file_mb([op], precision),
         )
         for op in operators
     ]  # fmt: skip
@@ -48,7 +47,7 @@ class Costs:
 
     def _missed(self, threads: int) -> np.ndarray:
         """Share of a decode step's first reads that come from memory."""
-        at = self.model.on.thread_counts[threads]
+        at = self.model.thread_counts[threads]
         return np.asarray(memory_share(self.column(READ_MB), at.resident_mb, at.streaming_mb))
 
     def _decode_ms(self, threads: int) -> np.ndarray:
@@ -56,12 +55,12 @@ class Costs:
         return self.model.upper_decode * (self.column(at) + self._missed(threads) * self.column(at + 1))
 
     def _prefill_ms(self, threads: int) -> np.ndarray:
-        at = LATENCIES + 2 * (len(self.model.on.thread_counts) + threads)
+        at = LATENCIES + 2 * (len(self.model.thread_counts) + threads)
         return self.model.upper_prefill * (self.column(at) + (self._missed(threads) > 0) * self.column(at + 1))
 
     def sessions(self, decode: int, prefill: int) -> int:
         """Return the number of sessions at the `decode`-th and the `prefill`-th thread count."""
-        counts = self.model.on.threads
+        counts = list(self.model.on.by_threads)
         return self.model.sessions(counts[decode], counts[prefill])
 
     def _memory_mb(self, sessions: int) -> np.ndarray:
@@ -82,7 +81,6 @@ class AtThreads:
     memory_mb = property(lambda self: self.costs.memory_mb(self.costs.sessions(self.decode, self.prefill)))
     flops_g = property(lambda self: self.costs.column(FLOPS) / 1e9)
     params = property(lambda self: self.costs.column(PARAMS))
-    weight_bytes = property(lambda self: self.costs.column(WEIGHT_BYTES))
     kv_bytes = property(lambda self: self.costs.column(KV_BYTES))
     file_mb = property(lambda self: self.costs.column(FILE_MB) + self.costs.model.file_mb(()))
     j_per_token = property(lambda self: self.costs.model.joules(1.0) * self.decode_ms)

@@ -11,12 +11,11 @@ from merino_edge.design.axes import tokens as texts
 from merino_edge.design.axes import vocabulary
 from merino_edge.design.budgets import predictable
 from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
-from merino_edge.design.existing import groups_of, loss_of
 from merino_edge.design.law import Constants, effective_weights
 from merino_edge.design.paper.score import MERINO, MerinoScoring
 from merino_edge.design.paper.search import solve
 from merino_edge.design.paper.space import PAPER_SPACE, PaperSpace
-from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring
+from merino_edge.design.score import CONSTANTS, MEASURED, MeasuredScoring, Scoring, loss_of
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
@@ -126,11 +125,9 @@ def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -
     """Return the predicted loss relative to OPT-350M's geometry in float32, if both train alike. Its bounds are the
     extremes over the interval ends of all constants that change it."""
     reference, shape = model("opt-350m").geometry, costs.shape
-    own, other = groups_of(arch), groups_of(reference)
 
     def ratio(constants: Constants) -> float:
-        above = loss_of(own, arch, constants, shape.precision, shape.kv)
-        return math.exp(above - loss_of(other, reference, constants, "fp32", None))
+        return math.exp(loss_of(arch, constants, shape.precision, shape.kv) - loss_of(reference, constants))
 
     value = ratio(scoring.constants)
     known = [(name, one.low, one.high) for name, one in CONSTANTS.items()]

@@ -134,7 +134,7 @@ def reads_prompts(limits: Mapping[str, float]) -> bool:
 def thread_pairs(model: CostModel, limits: Mapping[str, float]) -> list[tuple[int, int]]:
     """Return pairs of indices into the thread counts, for decode and prefill. Equal ones come first, because different
     ones take more memory; these are only tried if a budget depends on the prefill."""
-    counts = range(len(model.on.thread_counts))
+    counts = range(len(model.thread_counts))
     pairs = [(decode, prefill) for decode in counts for prefill in (counts if reads_prompts(limits) else [decode])]
     return sorted(pairs, key=lambda pair: pair[0] != pair[1])
 
@@ -223,27 +223,17 @@ def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> t
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 
-def shallowest(
+def nothing_fits(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
-) -> tuple[np.ndarray, list[tuple[int, CostModel]]]:
-    """Return what the decoders of fewest layers, which cost least, need of each limit [limits, candidates], and the
-    vocabulary and cost model of each K candidates."""
-    needs, combinations = [], []
+) -> MerinoError:
+    """Return the error that names the decoders that need least, among those of fewest layers, which cost least."""
+    needs, combinations = [], []  # what K candidates need of each limit [limits, K]; their vocabulary and cost model
     for vocab, model in itertools.product(vocabs, models):
         costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
         for pair in thread_pairs(model, limits):
             at = AtThreads(costs, *pair)
-            rows = [np.broadcast_to(BUDGETS_BY_NAME[name].of(at), costs.peak.shape)[:, 0] for name in limits]
-            needs.append(np.stack(rows))
+            needs.append([np.broadcast_to(BUDGETS_BY_NAME[name].of(at), costs.peak.shape)[:, 0] for name in limits])
             combinations.append((vocab, model))
-    return np.concatenate(needs, axis=1), combinations
-
-
-def nothing_fits(
-    space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
-) -> MerinoError:
-    """Return the error that names the decoders that need least."""
-    needs, combinations = shallowest(space, models, vocabs, limits)
     layers = kinds_of(space).layers
 
     def name_of(candidate: int) -> str:
@@ -253,4 +243,4 @@ def nothing_fits(
         cache = f", a cache of {model.shape.kv}" if model.shape.kv else ""
         return f"{shape}, vocabulary {vocab}, {model.shape.precision}{cache}"
 
-    return refusal(limits, needs, name_of, models[0].profile)
+    return refusal(limits, np.concatenate(needs, axis=1), name_of, models[0].profile)

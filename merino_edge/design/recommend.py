@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.design.budgets import predictable, requested, shares_over, surely_over
+from merino_edge.design.budgets import BUDGETS_BY_NAME, predictable, shares_over, surely_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import caches_of, design
-from merino_edge.design.existing import existing_score
-from merino_edge.design.score import DEFAULT
+from merino_edge.design.score import MEASURED, existing_score
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
 from merino_edge.prediction.formats import check_cache, formats_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
+from merino_edge.prediction.limits import positive
 from merino_edge.prediction.shape import InferenceShape, check_lengths
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
@@ -73,7 +73,7 @@ class Candidate:
     @property
     def entropy(self) -> float | None:
         """The search's score, in the chosen format."""
-        return existing_score(self.model.geometry, DEFAULT, self.chosen.precision, self.kv)
+        return existing_score(self.model.geometry, MEASURED, self.chosen.precision, self.kv)
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,15 @@ def recommend(
     formats = formats_of(profile)
     check_cache(profile, kv)
     check_lengths(context, prompt)
-    limits = predictable(requested(limits), profile)
+    limits = predictable(limits, profile)
+    if bad := [BUDGETS_BY_NAME[name].given(limit) for name, limit in limits.items() if not positive(limit)]:
+        raise MerinoError(
+            f"a budget must be a positive number, not {', '.join(bad)}: give a larger value or leave it out"
+        )
     costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
     candidates = [judge(model, costs, limits) for model in load_models()]
     kvs = caches_of(profile) if kv is None else [kv]
-    designs = [design_at(each, limits, space, kvs) for each in costs]
+    designs = [design_at(model, limits, space, kvs) for model in costs]
     return Recommendation(
         device=profile.id, backend=profile.backend, context=context, prompt=prompt, budget=limits,
         candidates=ranked(candidates), designs=tuple(designs), kv=kv,

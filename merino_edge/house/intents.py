@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from merino_runtime.house.house import TOOLS, Call, Device, House
+from merino_runtime.house.words import NUMBERS
 
 STEP_PERCENT, STEP_DEGREES = 20, 1  # of brighten and dim, warmer and cooler
 KELVIN = {"warm white": 2700, "cold white": 6500}
@@ -60,7 +61,6 @@ INTENTS: dict[str, tuple[str, dict[str, str], str, str]] = {
     "resume_timer": ("HassUnpauseTimer", {}, "Timer resumed", "resume the timer"),
 }  # fmt: skip
 RELATIVE = ("brighten", "dim", "warmer", "cooler")  # whose intents need the states of now
-COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 LATER = ("turn_on", "turn_off", "open", "close", "set_brightness", "lock")  # that Home Assistant's templates know
 # Spoken by Home Assistant, which knows the states: Jinja templates.
 STATE_IS = "{{ state.name }} is {{ state.state_with_unit }}"
@@ -169,7 +169,8 @@ def timer_named(call: Call, house: House) -> dict[str, Any]:
         if call.words in house.areas:
             return {"area": call.words}
         number, _, unit = call.words.partition(" ")
-        count = int(number) if number.isdigit() else COUNTS.index(number) + 1 if number in COUNTS else 0
+        number = NUMBERS.get(number, number)
+        count = int(number) if number.isdigit() else 0
         if count and unit in ("hour", "minute", "second"):
             return {f"start_{unit}s": count}
     return {"name": call.words} if call.words else {}

@@ -23,7 +23,6 @@ from merino_runtime.house.house import Call, House
 from merino_runtime.io.machine_faults import machine_fault
 
 NAME = "merino-house"
-ZEROCONF = "_wyoming._tcp.local."
 ASK_S = 60  # for which a question waits for its answer
 WAIT_S = 10  # for the home at the first sentence
 YES = frozenset((

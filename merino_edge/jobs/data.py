@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 from merino_edge.jobs.folder import Item, Job
 from merino_edge.jobs.templates import sentence
+from merino_runtime.house.words import NUMBER_WORDS
 from merino_runtime.job import ITEM, REFUSAL, call_text, item_kinds, listing, said
 
-NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
 ABSENT_SHARE = 0.3  # of refusals: commands for items that are not there
 
 
@@ -75,7 +73,8 @@ def command(job: Job, family: str, world: dict[str, list[Item]], rng: random.Ran
             spoken[name] = str(values[name]).replace("_", " ")
         else:
             values[name] = number = rng.randint(schema.get("minimum", 0), schema.get("maximum", 100))
-            spoken[name] = NUMBERS[number] if 0 <= number < len(NUMBERS) and rng.random() < 0.6 else str(number)
+            known = 0 <= number < len(NUMBER_WORDS)
+            spoken[name] = NUMBER_WORDS[number] if known and rng.random() < 0.6 else str(number)
     words, used = sentence(rng.choice(job.phrases[family]), rng, spoken)
     return Turn(words, call_text(tool["name"], {name: value for name, value in values.items() if name in used}), family)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.jobs.data import Sample, samples
+from merino_edge.jobs.data import samples
 from merino_edge.jobs.folder import Job
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.documents import read_json_lines
@@ -66,17 +66,14 @@ def write_data(job: Job, out: Path) -> None:
     write_lines(out / TRAIN, (sample.record() for sample in trained))
     texts = ["".join(map("".join, zip(*sample.record().values(), strict=True))) for sample in trained[:CALIBRATED]]
     write_text(out / CALIBRATION, "<|endoftext|>".join(texts))
-    made = samples(job, data.test, 1, seed + 1, test=True)
-    write_lines(out / TEST, (test_row(sample) for sample in made))
+    write_lines(out / TEST, (
+        {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
+        for sample in samples(job, data.test, 1, seed + 1, test=True) for turn in sample.turns
+    ))  # fmt: skip
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def test_row(sample: Sample) -> dict[str, Any]:
-    (turn,) = sample.turns
-    return {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
 
 
 def write_tokenizer(job: Job, out: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
-from merino_edge.prediction.formats import formats_of, is_predicted, uses_kernels
+from merino_edge.prediction.formats import formats_of, uses_kernels
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
+from merino_edge.prediction.latency import ThreadCoefficients, memory_share
 from merino_edge.prediction.limits import WATTS, within
 from merino_edge.prediction.onnxruntime_costs import OnnxRuntimeCosts, onnxruntime_costs
 from merino_edge.prediction.shape import InferenceShape
@@ -110,6 +111,10 @@ class CostModel:
     def upper_prefill(self) -> float:
         return self.prefill_factors.high if self.prefill_factors else 1.0
 
+    @property
+    def thread_counts(self) -> list[ThreadCoefficients]:
+        return list(self.on.by_threads.values())
+
     def kv_bytes(self, operators: Sequence[Operator]) -> int:
         """Return the bytes of a full KV cache. Additive over operators."""
         return kv_bytes(operators, self.shape.context, self.shape.precision, self.shape.kv)
@@ -156,15 +161,27 @@ class CostModel:
         fitting = usual if limits is None else [cost for cost in predictions if cost.meets(limits)]
         return min(fitting or usual, key=lambda cost: (cost.decode_ms, cost.prefill_ms))
 
+    def latencies(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
+        """Return (decode, prefill) in ms of a whole decoder for each thread count.
+
+        A step reads from memory what the caches do not hold; a prefill reads all weights from the caches or none.
+        """
+        tables = zip(*(table.sum(axis=0).tolist() for table in self.on.latency_tables(operators, True)), strict=True)
+        read_mb, latencies = self.on.read_mb(operators), {}
+        for (count, at), (decode, prefill) in zip(self.on.by_threads.items(), tables, strict=True):
+            missed = float(memory_share(read_mb, at.resident_mb, at.streaming_mb))
+            latencies[count] = decode[0] + missed * decode[1], prefill[0] + bool(missed) * prefill[1]
+        return latencies
+
     def predict_each(self, operators: Sequence[Operator]) -> list[Predicted]:
         """Return the costs of a whole decoder for each pair of (decode, prefill) thread counts."""
         profile, precision = self.profile, self.shape.precision
-        if not is_predicted(profile, precision):
+        if precision not in formats_of(profile):
             raise MerinoError(
                 f"the latency of {precision} cannot be predicted, {profile.backend} has no figures for it: choose one"
                 f" of {', '.join(formats_of(profile))}"
             )
-        latencies = self.on.by_thread_counts(operators)
+        latencies = self.latencies(operators)
         memory_mb = {sessions: self.memory_mb(operators, sessions) for sessions in (1, 2)}
         same_for_all_counts: dict[str, Any] = {
             "flops_g": flops(operators) / 1e9,

@@ -16,8 +16,9 @@ The rules are assumptions, so the result is `estimated`. Ratios marked x86 were 
   read at the same time: the longer of both counts.
 """
 
-import math
-from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from merino_edge.prediction.formats import dialect_of
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients, GroupCoefficients
@@ -54,75 +55,63 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     `dialect`: of the graphs; by default the board's.
     """
     speed = profile.performance.onnxruntime
-    cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
-    best = speed.decode_threads.value
-    counts = sorted({1, 2, 4, cores, best, speed.prefill_threads.value} & set(range(1, cores + 1)))
-    # Each doubling or halving of the best count divides the bandwidth by 2^BANDWIDTH_EXPONENT.
-    shares = [2 ** (-BANDWIDTH_EXPONENT * abs(math.log2(count / best))) for count in counts]
-    read_ms = [1e3 / (speed.read_gb_s.value * share) for share in shares]
-    mac_ms = [2e3 / (speed.fp32_gflops.value * min(1, count / speed.prefill_threads.value)) for count in counts]
-    memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
-    overhead = [speed.op_overhead_us.value] * len(counts)
-    query_ms = counted_ms(profile, "attention", counts) or multiplied(mac_ms, ONE_QUERY)
-    group_ms = counted_ms(profile, "group_attention", counts) or tuple(mac_ms)
-    cache_mb = cache.value if cache else DEFAULT_CACHE_MB
-    dialect = dialect or dialect_of(profile)
+    cores, best, cache = profile.cpu.cores.value, speed.decode_threads.value, profile.cpu.last_level_cache_mb
+    counts = np.array(sorted({1, 2, 4, cores, best, speed.prefill_threads.value} & set(range(1, cores + 1))))
+    dialect, ones = dialect or dialect_of(profile), np.ones(len(counts))
+    # 1. By the number of threads: ms per GB, ms per 10^9 multiply-adds (ns per 1000), us per operator.
+    read_ms = 1e3 / speed.read_gb_s.value * 2 ** (BANDWIDTH_EXPONENT * abs(np.log2(counts / best)))
+    memory_ms = (1 - CACHED_SHARE) * read_ms
+    mac_ms = 2e3 / (speed.fp32_gflops.value * np.minimum(1, counts / speed.prefill_threads.value))
+    mac_ns, overhead = 1e-3 * mac_ms, speed.op_overhead_us.value * ones
+    cache_mb = (cache.value if cache else DEFAULT_CACHE_MB) * ones
+    query_ms = counted_ms(profile, "attention", counts, ONE_QUERY * mac_ms)
+    group_ms = counted_ms(profile, "group_attention", counts, mac_ms)
 
+    def listed(**arrays: np.ndarray) -> dict[str, Any]:
+        return {name: tuple(array.tolist()) for name, array in arrays.items()}
+
+    # 2. Of a weight format.
     def of_format(form: str) -> FormatCoefficients:
         kernel = kernel_of(form, dialect)
-        macs = [ms * mac_share(profile, kernel) for ms in mac_ms]
-        load = [
-            max(0.0, read - memory - GB_MACS[form] * mac)
-            for read, memory, mac in zip(read_ms, memory_ms, macs, strict=True)
-        ]
-        if counted := counted_ms(profile, kernel, counts):
-            load = [
-                max(0.0, read - memory + GB_MACS[form] * (kernel_ms - mac))
-                for read, memory, mac, kernel_ms in zip(read_ms, memory_ms, macs, counted, strict=True)
-            ]
-        row_ns = ns_of_macs(mac_ms, ROW * (form != "fp32"))
+        macs = mac_ms * mac_share(profile, kernel)
+        load: np.ndarray = read_ms - memory_ms - GB_MACS[form] * macs
+        kernel_ms = counted_ms(profile, kernel, counts, None)
+        if kernel_ms is not None:
+            load += GB_MACS[form] * kernel_ms
+        rows = mac_ns * ROW * (form != "fp32")
         return FormatCoefficients(
-            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), row_ns=row_ns, head_row_ns=row_ns,
+            **listed(load_ms_gb=np.maximum(0, load), mac_ms_g=macs, row_ns=rows, head_row_ns=rows),
             resident=MEMORY_FACTOR[kernel], table_resident=MEMORY_FACTOR[kernel],
             table_opening=PREPACKING_FACTOR[kernel], decode_error=speed.decode_error,
         )  # fmt: skip
 
+    # 3. Of attention: reading keys and values from the caches takes the time beyond their multiply-adds.
+    def of_attention(pair_ms: np.ndarray, score: float) -> dict[str, Any]:
+        return listed(
+            attention_us=overhead * ATTENTION,
+            kv_ms_gb=np.maximum(0, CACHED_SHARE * read_ms - GB_MACS["fp32"] * pair_ms),
+            attention_ms_per_gmac=mac_ms, decode_attention_ms_per_gmac=pair_ms,
+            score_ns=mac_ns * SCORE, decode_score_ns=mac_ns * score, entry_ns=mac_ns * ENTRY,
+        )  # fmt: skip
+
     return Coefficients(
-        kind="estimated", source="derived from the profile's basic figures and cycles per weight",
-        dialect=dialect,
-        threads=tuple(counts),
-        cache_within_mb=(RESIDENT_EDGE * cache_mb,) * len(counts),
-        cache_beyond_mb=(STREAMING_EDGE * cache_mb,) * len(counts),
-        cache_half_mb=(HALF_EDGE * cache_mb,) * len(counts),
-        step_us=multiplied(overhead, STEP), launch_us=multiplied(overhead, LAUNCH), matmul_us=tuple(overhead),
-        attention_us=multiplied(overhead, ATTENTION), argmax_ns=ns_of_macs(mac_ms[:1] * len(counts), 4),
-        norm_ns=ns_of_macs(mac_ms, NORM), activation_ns=ns_of_macs(mac_ms, ACTIVATION),
-        kv_ms_gb=kv_ms_gb(read_ms, query_ms),
-        attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=query_ms,
-        score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, SCORE),
-        entry_ns=ns_of_macs(mac_ms, ENTRY),
-        memory_ms_gb=tuple(memory_ms),
-        groups=GroupCoefficients(
-            attention_us=multiplied(overhead, ATTENTION), kv_ms_gb=kv_ms_gb(read_ms, group_ms),
-            attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=group_ms,
-            score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, GROUP_SCORE),
-            entry_ns=ns_of_macs(mac_ms, ENTRY),
+        kind="estimated", source="derived from the profile's basic figures and cycles per weight", dialect=dialect,
+        threads=tuple(counts.tolist()), fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
+        groups=GroupCoefficients(**of_attention(group_ms, GROUP_SCORE)), **of_attention(query_ms, SCORE),
+        **listed(
+            cache_within_mb=cache_mb * RESIDENT_EDGE, cache_beyond_mb=cache_mb * STREAMING_EDGE,
+            cache_half_mb=cache_mb * HALF_EDGE, step_us=overhead * STEP, launch_us=overhead * LAUNCH,
+            matmul_us=overhead, argmax_ns=4 * mac_ns[0] * ones, norm_ns=mac_ns * NORM,
+            activation_ns=mac_ns * ACTIVATION, memory_ms_gb=memory_ms,
         ),
-        fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip
 
 
-def kv_ms_gb(read_ms: list[float], pair_ms: Sequence[float]) -> tuple[float, ...]:
-    """Return the time of reading keys and values from the caches beyond their multiply-adds, in ms per GB."""
-    pairs = zip(read_ms, pair_ms, strict=True)
-    return tuple(max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in pairs)
-
-
-def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[float, ...] | None:
-    """Return the ms per 10^9 multiply-adds from a kernel's cycles, at each thread count, or None if the profile lacks
-    the cycles or the clock."""
+def counted_ms(profile: DeviceProfile, kernel: str, counts: np.ndarray, otherwise: Any) -> Any:
+    """Return the ms per 10^9 multiply-adds from a kernel's cycles, at each thread count; `otherwise` if the profile
+    lacks the cycles or the clock."""
     cycles, clock = cycles_of(profile, kernel), profile.cpu.clock_ghz
-    return tuple(1e3 * cycles / (clock.value * count) for count in counts) if cycles and clock else None
+    return 1e3 * cycles / (clock.value * counts) if cycles and clock else otherwise
 
 
 def kernel_of(form: str, dialect: Dialect) -> str:
@@ -154,10 +143,3 @@ def multiplies_bytes(profile: DeviceProfile) -> bool:
     return bool({"dotprod", "avx2"} & set(profile.isa))
 
 
-def multiplied(values: list[float], factor: float) -> tuple[float, ...]:
-    return tuple(value * factor for value in values)
-
-
-def ns_of_macs(mac_ms: list[float], macs: float) -> tuple[float, ...]:
-    """Return the ns of `macs` multiply-adds, from ms per 10^9 of them."""
-    return tuple(1e-3 * ms * macs for ms in mac_ms)

@@ -46,11 +46,6 @@ def cache_needs() -> str:
     return f"onnxruntime {FIRST_QUANTIZED_CACHE} or later"
 
 
-def is_predicted(profile: DeviceProfile, precision: str) -> bool:
-    """Return whether the latency of this format can be predicted."""
-    return precision in formats_of(profile)
-
-
 def dialect_of(profile: DeviceProfile) -> Dialect:
     """Return `fused` if the board's ONNX Runtime has its operators, else `portable`."""
     return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
@@ -79,9 +74,9 @@ def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
 
 def check_format(profile: DeviceProfile, precision: str) -> None:
     """Raise MerinoError for a format whose latency is not predicted."""
-    if not is_predicted(profile, precision):
+    if precision not in formats_of(profile):
         where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
-        others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]
+        others = [name for name in profile.backends if precision in formats_of(profile.with_backend(name))]
         raise MerinoError(
             f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
             + "".join(f", or --backend {name}" for name in others)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
-    from merino_edge.profiles.coefficients import Coefficients, LatencyError
+    from merino_edge.profiles.coefficients import LatencyError
 
 DEFAULT_CONFIDENCE = 0.8  # a tenth of the latencies lies above the upper bound, so nine budgets of ten are kept
 LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.999  # a probe has too few decoders to estimate rarer errors
-PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 
 Interval = tuple[float, float]  # (low, high)
 
@@ -51,23 +50,3 @@ def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
 
     half = error.scale * float(stdtrit(error.degrees_of_freedom, (1 + confidence) / 2))
     return Factors(math.exp(error.center - half), math.exp(error.center + half))
-
-
-def phase_factors(
-    coefficients: "Coefficients", precision: str, confidence: float
-) -> tuple[Factors | None, Factors | None]:
-    """Return the factors of decode and prefill; None if the coefficients have no errors."""
-    known = coefficients.of_format(precision) if precision in coefficients.formats else None
-    errors = (known.decode_error, known.prefill_error) if known else (None, None)
-    return factors(errors[0], confidence), factors(errors[1], confidence)
-
-
-def why_no_interval(coefficients: "Coefficients", precision: str) -> str:
-    """Return why a latency of this weight format has no interval, how to get one, and whose another latency's is."""
-    known = coefficients.of_format(precision).decode_error if precision in coefficients.formats else None
-    whose = "decode's is that of other engines' published speeds; " if known and known.of == "published" else ""
-    if coefficients.dialect == "portable":
-        return f"{whose}a probe below ONNX Runtime 1.18 times no whole decoders"
-    if coefficients.kind == "estimated":
-        return f"{whose}the coefficients are estimated; {PROBE}"
-    return f"the profile has no errors of whole decoders in {precision}; {PROBE}, with nothing else running"

@@ -27,7 +27,7 @@ and per weight format F, for a matmul:
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -105,7 +105,7 @@ class ThreadCoefficients:
 
 def by_threads(
     coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
-) -> dict[int, ThreadCoefficients]:
+) -> dict[int | None, ThreadCoefficients]:
     """Return the coefficients of each measured or estimated thread count. `cache_times`: time of attention's
     multiply-adds over a quantized cache, relative to float32."""
     table, names = coefficients, ("threads", "by_threads", "cache_within_mb", "cache_beyond_mb", "cache_half_mb")
@@ -128,30 +128,14 @@ def with_defaults(us_per_unit: Mapping[str, float], cache_times: Mapping[str, fl
     return {f"{GROUPS}.int8.{name}": times * us_per_unit[f"{GROUPS}.{name}"] for name in ATTENTION_MACS} | caches
 
 
-def latency(
-    operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
-    kv: str | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """Return the latency of the operators over all `runs` in ms: (with all first reads from the caches, the extra
-    latency with all of them from memory). Both are additive over operators.
-
-    kv: the cache's format; None: float32.
-    """
-    counted = [
-        amounts(op, precision, new, cached, dialect, half=at.half_bytes, kv=kv)
-        for op in operators for new, cached in runs
-    ]  # fmt: skip
-    memory_us = first_reads(counted) * at.us_per_unit[MEMORY]
-    return (total_us(counted, at.us_per_unit) - memory_us) / 1e3, memory_us / 1e3
-
-
 def latency_table(
     operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect,
     thread_counts: Sequence[ThreadCoefficients], kv: str | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Return `cached_ms` and `memory_ms` of each operator alone at each thread count, as `latency` computes them.
+    """Return the latency of each operator over all `runs` at each thread count in ms: with all first reads from the
+    caches, and the extra latency with all of them from memory. [operators, thread counts, 2], additive over operators.
 
-    [operators, thread counts, 2]. A search adds up the rows of thousands of decoders.
+    kv: the cache's format; None: float32.
     """
     names = sorted({name for at in thread_counts for name in at.us_per_unit})
     column = {name: index for index, name in enumerate(names)}
@@ -172,19 +156,6 @@ def latency_table(
     return table
 
 
-def read_mb(
-    operators: Sequence[Operator], precision: str, context: int, dialect: Dialect, kv: str | None = None
-) -> float:
-    """Return the MB (2^20 bytes) of a decode step's first reads at a full KV cache. Additive over operators."""
-    counted = [amounts(op, precision, 1, context, dialect, kv=kv) for op in operators]
-    return first_reads(counted) * 1e6 / BYTES_PER_MB
-
-
-def first_reads(counted: Sequence[Mapping[str, float]]) -> float:
-    """Return the first reads of all the amounts, in 10^6 bytes."""
-    return sum(terms.get(MEMORY, 0.0) for terms in counted)
-
-
 def matrix_format(op: Operator, precision: str) -> str:
     """Return the format in which a decoder of `precision` stores this matrix: embeddings of int4 have 8 bits."""
     form = FORMATS[precision]
@@ -200,7 +171,7 @@ def amounts(
     """Return the amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if the previous run left nothing in the cache. Repeated reads count by `reread_share`,
-    with half of them cached at `half` bytes in between. `kv`: as of `latency`.
+    with half of them cached at `half` bytes in between. `kv`: as of `latency_table`.
     """
     totals: Amounts = defaultdict(float)
     groups = runs_on_kernels(dialect, precision)
@@ -219,10 +190,8 @@ def amounts(
         totals["argmax_ns"] += op.matrix / op.columns
     if op.kind == "attention":
         kv = kv or "fp32"
-        if groups and op.width and by_groups(op.query_width, op.width, KV_BITS[kv]):
-            group_amounts(totals, op, tokens, past, kv)
-        else:
-            attention_amounts(totals, op, tokens, past, kv)
+        grouped = groups and bool(op.width) and by_groups(op.query_width, op.width, KV_BITS[kv])
+        attention_amounts(totals, op, tokens, past, kv, grouped)
     if op.kind in ("norm", "activation"):
         totals[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
     if op.kind == "delta":  # the state is read and written once in a run, and multiplied like cached keys
@@ -260,37 +229,20 @@ def reread_share(between: Any, half: float) -> Any:
     return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
-def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """Add the amounts of attention. Every query is multiplied by every key, cached and new: the kernels compute the
-    full matrix of scores."""
-    total = past + tokens
-    size = 2 * op.width * total * KV_BITS[kv] // 8
-    totals["attention_us"] += 1
-    totals[MEMORY] += size
-    totals["kv_ms_gb"] += size
-    pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
-    totals[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
-    totals["decode_score_ns" if tokens == 1 else "score_ns"] += op.heads * tokens * total
-    totals["entry_ns"] += (op.query_width + 2 * op.width) * tokens
-
-
-def group_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
-    """Add the amounts of GroupAttention: masked keys are skipped, and queries are padded to whole tiles unless they are
-    few."""
-    total, seen = past + tokens, past + (tokens + 1) / 2
-    size, group = 2 * op.width * total * KV_BITS[kv] // 8, op.query_width // op.width
-    filled = group if group <= FEW or tokens > 1 else -(-group // LANES) * LANES
+def attention_amounts(totals: Amounts, op: Operator, tokens: int, past: int, kv: str, groups: bool) -> None:
+    """Add the amounts of attention. ONNX Runtime's multiplies every query by every key, cached and new: its kernels
+    compute the full matrix of scores. GroupAttention (`groups`) skips masked keys, and pads queries to whole tiles
+    unless they are few."""
+    seen, channels, prefix = float(past + tokens), op.query_width, ""
+    if groups:
+        group = op.query_width // op.width
+        filled = group if group <= FEW or tokens > 1 else -(-group // LANES) * LANES
+        seen, channels, prefix = past + (tokens + 1) / 2, op.width * filled, f"{GROUPS}."
+    size = 2 * op.width * (past + tokens) * KV_BITS[kv] // 8
     pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
     totals[MEMORY] += size
-    for name, amount in (
-        ("attention_us", 1), ("kv_ms_gb", size), (pairs if kv == "fp32" else f"{kv}.{pairs}",
-         2 * op.width * filled * tokens * seen),
-        ("decode_score_ns" if tokens == 1 else "score_ns", op.heads * tokens * seen),
-        ("entry_ns", (op.query_width + 2 * op.width) * tokens),
-    ):  # fmt: skip
-        totals[f"{GROUPS}.{name}"] += amount
-
-
-def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:
-    """Return the latency in us: amounts times coefficients."""
-    return sum(amount * us_per_unit[name] for terms in amounts_of_all for name, amount in terms.items())
+    totals[f"{prefix}attention_us"] += 1
+    totals[f"{prefix}kv_ms_gb"] += size
+    totals[prefix + (pairs if kv == "fp32" else f"{kv}.{pairs}")] += 2 * channels * tokens * seen
+    totals[f"{prefix}{'decode_score_ns' if tokens == 1 else 'score_ns'}"] += op.heads * tokens * seen
+    totals[f"{prefix}entry_ns"] += (op.query_width + 2 * op.width) * tokens

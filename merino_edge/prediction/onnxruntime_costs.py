@@ -12,16 +12,17 @@ import numpy as np
 from merino_edge.families.operators import Operator, activation_bytes, packed_bytes
 from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
-from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
-from merino_edge.prediction.latency import Run, ThreadCoefficients, matrix_format, memory_share
+from merino_edge.prediction.intervals import Factors, factors
+from merino_edge.prediction.latency import Run, ThreadCoefficients, amounts, matrix_format
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.coefficients import Coefficients, Figure
+from merino_edge.profiles.coefficients import MEMORY, Coefficients, Figure, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
+PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of a smaller packed table stays
 ARENA_FACTOR = 2.0  # ONNX Runtime's arena grows by doubling and returns nothing; small boards run without it
 
@@ -40,7 +41,7 @@ class OnnxRuntimeCosts:
 
     shape: InferenceShape
     coefficients: Coefficients
-    by_threads: Mapping[int, ThreadCoefficients]
+    by_threads: Mapping[int | None, ThreadCoefficients]
     decode_runs: tuple[Run, ...]
     prefill_runs: tuple[Run, ...]
     runtime_figure: Figure
@@ -55,39 +56,15 @@ class OnnxRuntimeCosts:
         """Return the figures that the predictions depend on."""
         return self.coefficients, self.runtime_figure
 
-    @property
-    def threads(self) -> list[int]:
-        return list(self.by_threads)
-
-    @property
-    def thread_counts(self) -> list[ThreadCoefficients]:
-        return list(self.by_threads.values())
-
-    def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """Return (decode, prefill) in ms of a whole decoder for each thread count.
-
-        A step reads from memory what the caches do not hold; a prefill reads all weights from the caches or none.
-        """
-        shape, dialect, read_mb = self.shape, self.coefficients.dialect, self.read_mb(operators)
-        latencies: dict[int | None, tuple[float, float]] = {}
-        for count, at in self.by_threads.items():
-            missed = float(memory_share(read_mb, at.resident_mb, at.streaming_mb))
-            (cached_ms, memory_ms), (prefill_ms, prefill_memory_ms) = (
-                latency.latency(operators, shape.precision, runs, dialect, at, kv=shape.kv)
-                for runs in (self.decode_runs, self.prefill_runs)
-            )
-            latencies[count] = cached_ms + missed * memory_ms, prefill_ms + bool(missed) * prefill_memory_ms
-        return latencies
-
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return `cached_ms` and `memory_ms` of decode and of prefill for each operator alone and each thread count.
 
         Two arrays [operators, thread counts, 2]. Without `prefill` the second is zeros.
         """
-        shape, dialect = self.shape, self.coefficients.dialect
+        shape, dialect, threads = self.shape, self.coefficients.dialect, list(self.by_threads.values())
         decode, prefilled = (
             latency.latency_table(
-                operators, shape.precision, runs, dialect, self.thread_counts, kv=shape.kv
+                operators, shape.precision, runs, dialect, threads, kv=shape.kv
             )
             for runs in (self.decode_runs, self.prefill_runs if prefill else ())
         )  # fmt: skip
@@ -95,8 +72,9 @@ class OnnxRuntimeCosts:
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
         """Return the MB of a decode step's first reads. The caches hold a part of them. Additive over operators."""
-        shape = self.shape
-        return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
+        shape, dialect = self.shape, self.coefficients.dialect
+        steps = (amounts(op, shape.precision, 1, shape.context, dialect, kv=shape.kv) for op in operators)
+        return sum(step.get(MEMORY, 0.0) for step in steps) * 1e6 / BYTES_PER_MB
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
         """Return the MB of weights in one session; while it opens, with the copies of prepacking. Additive over
@@ -122,12 +100,26 @@ class OnnxRuntimeCosts:
         return self.arena_factor * activation_bytes(operators, tokens, self.shape.prompt) / BYTES_PER_MB
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
-        """Return the prediction intervals of decode and prefill."""
-        return phase_factors(self.coefficients, self.shape.precision, confidence)
+        """Return the prediction intervals of decode and prefill; None if their errors were not measured."""
+        decode_error, prefill_error = self._errors
+        return factors(decode_error, confidence), factors(prefill_error, confidence)
 
     def why_no_interval(self) -> str:
-        """Return why a latency has no interval, and how to get one."""
-        return why_no_interval(self.coefficients, self.shape.precision)
+        """Return why a latency has no interval, how to get one, and whose another latency's is."""
+        decode_error, _ = self._errors
+        published = decode_error is not None and decode_error.of == "published"
+        whose = "decode's is that of other engines' published speeds; " if published else ""
+        if self.coefficients.dialect == "portable":
+            return f"{whose}a probe below ONNX Runtime 1.18 times no whole decoders"
+        if self.coefficients.kind == "estimated":
+            return f"{whose}the coefficients are estimated; {PROBE}"
+        lacking = f"the profile has no errors of whole decoders in {self.shape.precision}"
+        return f"{lacking}; {PROBE}, with nothing else running"
+
+    @property
+    def _errors(self) -> tuple[LatencyError | None, LatencyError | None]:
+        form = getattr(self.coefficients, self.shape.precision, None)
+        return (form.decode_error, form.prefill_error) if form else (None, None)
 
 
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:

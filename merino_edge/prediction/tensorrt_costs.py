@@ -78,27 +78,18 @@ class TensorRtCosts:
         return self.speed.fp16_gflops if self.shape.precision == "fp16" else self.speed.fp32_gflops
 
     @property
-    def threads(self) -> list[None]:
-        return [None]
-
-    @property
-    def thread_counts(self) -> list[ThreadCoefficients]:
+    def by_threads(self) -> Mapping[int | None, ThreadCoefficients]:
         """One, without caches: a GPU has no thread counts to choose, and its cache is a fraction of any decoder."""
-        return [ThreadCoefficients({}, 0.0, 0.0, 0.0)]
-
-    def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
-        """Return (decode, prefill) in ms of a decoder. Additive over operators."""
-        runs = -(-self.shape.prompt // self.chunk)
-        return {None: (self._run_ms(operators, 1), runs * self._run_ms(operators, self.chunk))}
+        return {None: ThreadCoefficients({}, 0.0, 0.0, 0.0)}
 
     def latency_tables(self, operators: Sequence[Operator], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the same tables as `onnxruntime_costs`: one column of thread counts, and no latency that caches could
         save."""
         decode, whole = np.zeros((2, len(operators), 1, 2))
-        pairs = [self.by_thread_counts([op])[None] for op in operators]
-        decode[:, 0, 0] = [step_ms for step_ms, _ in pairs]
+        decode[:, 0, 0] = [self._run_ms([op], 1) for op in operators]
         if prefill:
-            whole[:, 0, 0] = [prefill_ms for _, prefill_ms in pairs]
+            runs = -(-self.shape.prompt // self.chunk)
+            whole[:, 0, 0] = [runs * self._run_ms([op], self.chunk) for op in operators]
         return decode, whole
 
     def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:

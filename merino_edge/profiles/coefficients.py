@@ -6,7 +6,7 @@
 import typing
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -159,9 +159,7 @@ class Coefficients(Facts):
         count = len(self.threads)
         if list(self.threads) != sorted(set(self.threads)):
             raise ValueError(f"threads are {list(self.threads)}, must grow")
-        lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
-        lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
-        lists |= self.of_caches | self.of_groups
+        lists = {name: getattr(self, name) for name in EDGES} | self.lists
         wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
         if wrong:
             raise ValueError(f"each list has a value per thread count, {count}; {', '.join(wrong)}")
@@ -169,34 +167,21 @@ class Coefficients(Facts):
             raise ValueError("cache_within_mb must be below cache_beyond_mb")
         return self
 
+    @property
+    def lists(self) -> dict[str, tuple[float, ...]]:
+        """Return the lists that were measured, by the names of `prediction.latency`."""
+        parts: list[tuple[str, Any, tuple[str, ...]]]
+        parts = [("", self, GENERAL), (f"{GROUPS}.", self.groups, OF_ATTENTION)]
+        parts += [(f"{kv}.", getattr(self, f"{kv}_cache"), ATTENTION_MACS) for kv in QUANTIZED_CACHES]
+        parts += [(f"{GROUPS}.int8.", self.groups and self.groups.int8, ATTENTION_MACS)]
+        parts += [(f"{form}.", getattr(self, form), OF_FORMAT) for form in FORMS]
+        return {f"{prefix}{name}": getattr(part, name) for prefix, part, names in parts if part for name in names}
+
     @cached_property
     def by_threads(self) -> tuple[dict[str, float], ...]:
         """Return all coefficients of each thread count, by the names of `prediction.latency`."""
-        return tuple(
-            {name: getattr(self, name)[at] for name in GENERAL}
-            | {REREAD: getattr(self, MEMORY)[at]}
-            | {name: values[at] for name, values in (self.of_caches | self.of_groups).items()}
-            | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
-            for at in range(len(self.threads))
-        )
-
-    @property
-    def of_caches(self) -> dict[str, tuple[float, ...]]:
-        """Return the lists of the quantized caches that were measured, by the names of `prediction.latency`."""
-        caches = {form: getattr(self, f"{form}_cache") for form in QUANTIZED_CACHES}
-        return {
-            f"{form}.{name}": getattr(cache, name)
-            for form, cache in caches.items() if cache for name in ATTENTION_MACS
-        }  # fmt: skip
-
-    @property
-    def of_groups(self) -> dict[str, tuple[float, ...]]:
-        """Return the lists of attention by groups, where it was measured, by the names of `prediction.latency`."""
-        if self.groups is None:
-            return {}
-        named = {f"{GROUPS}.{name}": getattr(self.groups, name) for name in OF_ATTENTION}
-        int8 = self.groups.int8
-        return named | ({f"{GROUPS}.int8.{name}": getattr(int8, name) for name in ATTENTION_MACS} if int8 else {})
+        lists = self.lists | {REREAD: self.memory_ms_gb}
+        return tuple({name: values[at] for name, values in lists.items()} for at in range(len(self.threads)))
 
     @property
     def formats(self) -> tuple[str, ...]:

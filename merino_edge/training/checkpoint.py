@@ -3,39 +3,35 @@
 `OUT/trainer/` has all that an unfinished run needs: `run.json` and the saved states. `OUT` itself is filled
 when the run ends; the record `training.json` is written last and marks the run as finished.
 
-transformers' Trainer writes the files of a state one after another. The list of their hashes is written after the last
-one, so it tells a whole state from one that is damaged, or that a full disk or a killed process cut short.
+Each saved state is whole: it is written in `OUT/trainer/saving/` and then moved (`loop.CheckedTrainer`).
 Loads no torch.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tokenizers import Tokenizer
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage import atomic
-from merino_edge.storage.atomic import cache_folder, write_text
+from merino_edge.storage.atomic import cache_folder
 from merino_edge.storage.faults import fault_list
-from merino_edge.text.tokenizer import load_tokenizer, tokenizer_hash
 from merino_edge.training.recipe import Recipe, option_of
 from merino_edge.training.sources import DataFile
-from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
 SCHEMA = 4  # of training.json
 STATE = "trainer"  # the folder in OUT
 RUN = "run.json"  # in STATE
-WHOLE = "saved.json"  # in a saved state: its files and their hashes
+UNFINISHED = {"tokenizer", "chat"}  # fields of run.json only
+SAVING = "saving"  # in STATE: a state that is being written
 RECORD = "training.json"
 FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
 DIGITS = 12  # of a hash in messages
@@ -46,7 +42,8 @@ class Run(BaseModel):
     """The description of a run: two runs that differ in any field but `name` give different models.
 
     `held_out`: empty if the last documents of `data` are held out. `weights_sha256`: of the model that it started from;
-    empty for random weights. `teacher_sha256`: empty without a teacher.
+    empty for random weights. `teacher_sha256`: empty without a teacher. `tokenizer`, `chat`: in run.json, so that a run
+    is resumed without its tokenizer.json.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -60,6 +57,8 @@ class Run(BaseModel):
     tokenizer_sha256: str
     weights_sha256: str = ""
     teacher_sha256: str = ""
+    tokenizer: str = ""  # the text of its tokenizer.json
+    chat: ChatTemplate | None = None
 
     def options(self) -> dict[str, str]:
         """Return {option: its value in words}. Runs of the same words are the same run."""
@@ -71,7 +70,7 @@ class Run(BaseModel):
             "SOURCE": f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context} ({digest}), weights {weights}",
             **{option: ", ".join(map(str, listed)) or "not given" for option, listed in files.items()},
             **{option: known[:DIGITS] or "none" for option, known in hashes.items()},
-            **{option_of(name): str(value) for name, value in vars(self.recipe).items()},
+            **{option_of(name): str(value) for name, value in self.recipe.model_dump().items()},
         }
 
 
@@ -87,34 +86,15 @@ def check_same(kept: Run, requested: Run, out: Path) -> None:
         )
 
 
-Saved = TypeVar("Saved", bound=Run)
-
-
-class UnfinishedRun(Run):
-    """run.json: what a resumed run needs. `tokenizer`: the text of its tokenizer.json."""
-
-    tokenizer: str
-    chat: ChatTemplate | None
-
-
-def read_run(out: Path, kind: type[Saved] = Run) -> Saved:  # type: ignore[assignment]
+def read_run(out: Path) -> Run:
     """Return the run in `out`, finished or not. Raises MerinoError for a missing or damaged file."""
     path = out / RECORD if is_finished(out) else out / STATE / RUN
     if not path.is_file():
         raise MerinoError(f"{path.parent} has no {RUN}, so it is not known how the run started. {ELSEWHERE}")
     try:
-        return kind.model_validate(read_json(str(path), f"{ELSEWHERE}."))
+        return Run.model_validate(read_json(str(path), f"{ELSEWHERE}."))
     except ValidationError as error:
         raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
-
-
-def read_unfinished(out: Path) -> tuple[UnfinishedRun, Tokenizer]:
-    """Return a run that can be resumed, and its tokenizer. Raises MerinoError if run.json is missing or changed."""
-    run = read_run(out, UnfinishedRun)
-    tokenizer = load_tokenizer(run.tokenizer)
-    if tokenizer_hash(tokenizer) != run.tokenizer_sha256:
-        raise MerinoError(f"the tokenizer in {out / STATE / RUN} is no longer the run's. {ELSEWHERE}")
-    return run, tokenizer
 
 
 def trained_name(folder: Path) -> str | None:
@@ -132,14 +112,14 @@ def is_finished(out: Path) -> bool:
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raises MerinoError if `out` holds no state to resume from, or more than a new run may replace: the files of a run
-    that was stopped before its first saved state was whole."""
-    states, started = saved_states(out / STATE), (out / STATE / RUN).is_file()
+    that was stopped before it saved a state."""
+    states = saved_states(out / STATE)
     if resume and not states:
         raise MerinoError(f"{out} holds no run to resume: leave out --resume to start one")
-    if not resume and any((state / WHOLE).is_file() for state in states):
+    if not resume and states:
         raise MerinoError(f"{out} holds an unfinished run: continue with --resume, or choose another -o")
     if not resume:
-        atomic.check_folder(out, lambda _: {path.name for path in out.iterdir()} == {STATE} and (started or not states))
+        atomic.check_folder(out, lambda _: [path.name for path in out.iterdir()] == [STATE])
 
 
 @contextmanager
@@ -156,55 +136,9 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """Return the folders `checkpoint-STEP` of transformers' Trainer, whole or not, the newest first."""
-    states = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-    return sorted(states, key=step_of, reverse=True)
+    """Return the folders `checkpoint-STEP` of transformers' Trainer, the newest first."""
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=step_of, reverse=True)
 
 
 def step_of(state: Path) -> int:
     return int(state.name.removeprefix("checkpoint-"))
-
-
-def mark_whole(state: Path) -> None:
-    """Write the files of a saved state and their hashes. A state without this list, or with other files, is damaged."""
-    files = {path.name: sha256_of(str(path)) for path in sorted(state.iterdir()) if path.name != WHOLE}
-    write_text(state / WHOLE, json.dumps(files, indent=1) + "\n")
-
-
-def fault_of(state: Path) -> str | None:
-    """Return what is wrong with a saved state; None if it is whole."""
-    try:
-        files = dict(read_json(str(state / WHOLE), ""))
-    except (MerinoError, TypeError, ValueError):
-        return "it was not saved completely"
-    present = {path.name for path in state.iterdir() if path.is_file()}
-    for name, digest in files.items():
-        if name not in present:
-            return f"{name} is missing"
-        if sha256_of(str(state / name)) != digest:
-            return f"{name} is damaged"
-    return None
-
-
-def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
-    """Return the newest whole state, and the faults of newer ones, which are removed.
-
-    Raises MerinoError if none is whole; then nothing is removed.
-    """
-    states = saved_states(folder)
-    faults: list[str] = []
-    for state in states:
-        fault = fault_of(state)
-        if fault is None:
-            for damaged in states[: len(faults)]:
-                shutil.rmtree(damaged)
-            return state, faults
-        faults.append(f"{state.name}: {fault}")
-    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): start the run again with another -o")
-
-
-def remove_older(folder: Path, best: str | None) -> None:
-    """Remove all saved states but the newest two and `best`, the one with the lowest held-out loss."""
-    for state in saved_states(folder)[2:]:
-        if best is None or state.name != Path(best).name:
-            shutil.rmtree(state)

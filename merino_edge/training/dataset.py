@@ -5,12 +5,14 @@ with positions from 0 on, so that none attends to another; the rest of the row i
 rows is a permutation per pass, seeded by the recipe.
 """
 
+from array import array
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset, Dataset
 
 from merino_edge.text.tokenizer import check_separates, end_id
 from merino_edge.training.recipe import Recipe
@@ -24,13 +26,13 @@ MOST_HELD_OUT = 1 << 20  # tokens of a held-out share that are evaluated
 PATTERN = 1000  # rows among which every weighted source has its share
 
 
-class PackedRows:
+class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
     """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
 
-    Row r holds slices `firsts[r]` to `firsts[r + 1] - 1`: of samples each is one, of documents it ends with its row or
-    its shard. `shard_of`, `starts`, `stops`: the shard of each slice, and its range there. `tokens`: number of tokens
-    in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and that were left out because
-    no token with loss remained.
+    A slice is a sample, or a part of a document that ends with its row or its shard. `slices`: the shard of each one,
+    and its range there [slices, 3]. `firsts`: the first slice of each row, and the number of slices. `tokens`: number
+    of tokens in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and that were left
+    out because no token with loss remained.
     """
 
     def __init__(
@@ -38,58 +40,56 @@ class PackedRows:
         remedy: str = "give more text",
     ):  # fmt: skip
         """Raises MerinoError for less than a row, and for samples longer than a row, unless `cut_long`."""
-        self.length, self.pad = length, pad
         texts = [shard for shard in shards if shard.learned is None]
         self.samples = [shard for shard in shards if shard.learned is not None]
-        self.shards = [*self.samples, *texts]
+        self.shards, self.length, self.pad, self.cut, self.lost = [*texts, *self.samples], length, pad, 0, 0
         # 1. Documents: their concatenation is cut at rows and shards.
         text_ends = np.cumsum([0, *(len(shard.ids) for shard in texts)], dtype=np.int64)
         rows = np.arange(0, text_ends[-1] + 1, length)
         cuts = np.union1d(rows, text_ends[text_ends < rows[-1]])
         of_text = np.searchsorted(text_ends, cuts[:-1], "right") - 1
-        # 2. Samples: those that are too long are truncated, left out or refused.
-        shard_of = np.repeat(np.arange(len(self.samples)), [len(shard.ends) for shard in self.samples])
-        stops = np.concatenate([np.array([], np.int64), *(shard.ends for shard in self.samples)])
-        starts = np.concatenate([np.array([], np.int64), *(np.append(0, shard.ends[:-1]) for shard in self.samples)])
-        long = np.flatnonzero(stops - starts > length)
-        if len(long) and not cut_long:
-            shard = self.samples[shard_of[long[0]]]
-            number = shard.first + int(long[0] - np.searchsorted(shard_of, shard_of[long[0]])) + 1
-            raise MerinoError(
-                f"{len(long):,} of {len(starts):,} samples are longer than a row of {length} tokens, the longest"
-                f" {int((stops - starts).max()):,}, the first is sample {number:,} of {shard.source.what}: give"
-                " --set cut_long=true, which cuts off their ends, a longer --length, or shorter samples"
-            )
-        kept = [(self.samples[shard_of[sample]].learned, starts[sample]) for sample in long]
-        lost = long[[not learned[start : start + length].any() for learned, start in kept]]
-        self.cut, self.lost = len(long) - len(lost), len(lost)
-        shard_of, starts = np.delete(shard_of, lost), np.delete(starts, lost)
-        stops = np.minimum(np.delete(stops, lost), starts + length)
-        # 3. Samples are packed into rows, behind those of documents.
-        filled, firsts, done = np.cumsum(stops - starts), [0], 0
-        while firsts[-1] < len(filled):
-            firsts.append(int(np.searchsorted(filled, done + length, "right")))
-            done = int(filled[firsts[-1] - 1])
-        self.shard_of = np.concatenate([of_text + len(self.samples), shard_of])
-        self.starts = np.concatenate([cuts[:-1] - text_ends[of_text], starts])
-        self.stops = np.concatenate([cuts[1:] - text_ends[of_text], stops])
-        self.firsts = np.concatenate([np.searchsorted(cuts, rows[:-1]), np.array(firsts) + len(of_text)])
-        if (texts and len(rows) == 1) or (self.samples and len(firsts) == 1):
+        of_documents = np.stack([of_text, cuts[:-1] - text_ends[of_text], cuts[1:] - text_ends[of_text]], 1)
+        # 2. Samples: a row takes the next ones as long as they fit. Those that are too long are cut, or refused.
+        packed, firsts, filled, self.tokens = array("q"), array("q"), length, int(rows[-1])
+        for number, shard in enumerate(self.samples, len(texts)):
+            assert shard.learned is not None
+            sizes = np.diff(shard.ends, prepend=0)
+            long = np.flatnonzero(sizes > length)
+            if len(long) and not cut_long:
+                raise MerinoError(
+                    f"{len(long):,} of {len(sizes):,} samples of {shard.source.what} are longer than a row of {length}"
+                    f" tokens, the longest {sizes.max():,}, the first is sample {shard.first + long[0] + 1:,}: give"
+                    " --set cut_long=true, which cuts off their ends, a longer --length, or shorter samples"
+                )
+            for start, end in zip(map(int, shard.ends - sizes), map(int, shard.ends), strict=True):
+                stop = min(end, start + length)
+                if stop < end and not shard.learned[start:stop].any():
+                    self.lost += 1
+                    continue
+                self.cut += stop < end
+                if filled + stop - start > length:
+                    firsts.append(len(of_documents) + len(packed) // 3)
+                    filled = 0
+                packed.extend((number, start, stop))
+                filled += stop - start
+                self.tokens += stop - start
+        self.slices = np.concatenate([of_documents, np.array(packed, np.int64).reshape(-1, 3)])
+        self.firsts = np.concatenate([np.searchsorted(cuts, rows[:-1]), np.array(firsts, np.int64), [len(self.slices)]])
+        if (texts and len(rows) == 1) or (self.samples and not firsts):
             raise MerinoError(
                 f"{what} gives {sum(len(shard.ids) for shard in shards)} tokens, fewer than one sequence of {length}:"
                 f" {remedy}, or design with a shorter --context"
             )
-        self.tokens = int(rows[-1]) + done
 
     def __len__(self) -> int:
         return len(self.firsts) - 1
 
-    def row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, labels, positions), each [length]."""
         ids, labels = np.full(self.length, self.pad, np.int64), np.full(self.length, NO_LOSS, np.int64)
         positions, place = np.arange(self.length), 0
-        for number in range(self.firsts[row], self.firsts[row + 1]):
-            shard, start, stop = self.shards[self.shard_of[number]], self.starts[number], self.stops[number]
+        for number, start, stop in self.slices[self.firsts[row] : self.firsts[row + 1]]:
+            shard = self.shards[number]
             here = slice(place, place + stop - start)
             ids[here] = labels[here] = shard.ids[start:stop]
             place = here.stop
@@ -100,61 +100,50 @@ class PackedRows:
         return ids, labels, positions
 
 
-class RowDataset(torch.utils.data.Dataset):
-    """Rows of groups in the order of a run: place i has row `row_of[i]` of group `group_of[i]`.
+class RowDataset(Dataset[dict[str, torch.Tensor]]):
+    """The rows of groups in the order of a run: place i has row `order[i]` of `rows`, all groups' one after the other.
 
-    `padding_rows`: number of rows without loss at the end, so that all processes get equal batches.
-    `logits`: a teacher's logits for all rows of the groups (distill.py), or None.
+    `padding_rows`: number of rows without loss at the end, so that all processes get equal batches. `tokens`: number of
+    tokens in `rows`. `logits`: a teacher's logits for all of `rows` (distill.py), or None.
     """
 
-    def __init__(self, groups: Sequence[PackedRows], group_of: np.ndarray, row_of: np.ndarray, padding_rows: int = 0):
-        self.groups, self.group_of, self.row_of, self.padding_rows = groups, group_of, row_of, padding_rows
+    def __init__(self, groups: Sequence[PackedRows], order: np.ndarray, padding_rows: int = 0):
+        self.rows: ConcatDataset[Any] = ConcatDataset(groups)
+        self.order, self.padding_rows = order, padding_rows
         self.has_samples = any(group.samples for group in groups)
-        self.offsets = np.cumsum([0, *map(len, groups)])  # of each group, among all rows
+        self.tokens = sum(group.tokens for group in groups)
         self.logits: Any = None
 
     def __len__(self) -> int:
-        return len(self.row_of) + self.padding_rows
+        return len(self.order) + self.padding_rows
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         if place >= len(self):
             raise IndexError(place)
-        real = place < len(self.row_of)
-        group, row = (int(self.group_of[place]), int(self.row_of[place])) if real else (0, 0)
-        inputs = self.inputs(group, row)
-        if not real:
+        row = int(self.order[place]) if place < len(self.order) else 0
+        inputs = self.inputs(row)
+        if place >= len(self.order):
             inputs["labels"] = torch.full_like(inputs["labels"], NO_LOSS)
-        return inputs if self.logits is None else inputs | self.logits.row(self.offsets[group] + row)
+        return inputs if self.logits is None else inputs | self.logits.row(row)
 
-    def inputs(self, group: int, row: int) -> dict[str, torch.Tensor]:
+    def inputs(self, row: int) -> dict[str, torch.Tensor]:
         """Return the model's inputs, each [length]; without samples no positions."""
-        ids, labels, positions = map(torch.from_numpy, self.groups[group].row(row))
+        ids, labels, positions = map(torch.from_numpy, self.rows[row])
         tensors = {"input_ids": ids, "labels": labels}
         return tensors | {"position_ids": positions} if self.has_samples else tensors
 
     @cached_property
     def learned(self) -> int:
         """The number of tokens that are predicted and whose loss counts."""
-        rows = (self.groups[group].row(row) for group, row in zip(self.group_of, self.row_of, strict=True))
-        return sum(int((labels[1:] != NO_LOSS).sum()) for _, labels, _ in rows)
-
-
-class RunData(NamedTuple):
-    """`tokens`: number in the training rows, each row counted once; `held_out_tokens`: number in the held-out rows that
-    are evaluated."""
-
-    rows: RowDataset
-    held_out: RowDataset
-    tokens: int
-    held_out_tokens: int
+        return sum(int((self.rows[row][1][1:] != NO_LOSS).sum()) for row in self.order)
 
 
 def load_data(
     data: Sequence[DataSource], held_out: Sequence[DataSource], tokenization: Tokenization, recipe: Recipe,
-    *, length: int, say: Say, multiple: int = 1,
-) -> RunData:  # fmt: skip
-    """Return the rows of a run, from cached shards if there are any. The number of held-out rows becomes a multiple of
-    `multiple`.
+    *, length: int, say: Say = lambda _: None, multiple: int = 1,
+) -> tuple[RowDataset, RowDataset]:  # fmt: skip
+    """Return the rows for training and the held-out rows of a run, from cached shards if there are any. The number of
+    held-out rows becomes a multiple of `multiple`.
 
     Raises MerinoError for text that cannot be used, too little text, and a tokenizer that separates no documents.
     """
@@ -181,20 +170,19 @@ def load_data(
     if cut or lost:
         say(f"{cut:,} samples are cut at {length} tokens; {lost:,} are left out, because the loss would count nothing")
     # 3. Groups to an order of rows.
-    order = run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
-    rows = RowDataset(groups, *order)
+    rows = RowDataset(
+        groups, run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
+    )
     if weights:
-        places = np.bincount(rows.group_of, minlength=len(groups))
-        for source, group, count in zip(data, groups, places, strict=True):
+        counts, _ = np.histogram(rows.order, [0, *rows.rows.cumulative_sizes])
+        for source, group, count in zip(data, groups, counts, strict=True):
             say(f"{source.what}: {count / len(group):.2g} passes over its rows")
     taken = len(held_out_rows) if held_out else min(len(held_out_rows), max(1, MOST_HELD_OUT // length))
     if taken < len(held_out_rows):
         say(f"held out are {len(held_out_rows):,} rows; {taken:,} of them, evenly spread, are evaluated")
-    spread = np.arange(taken) * len(held_out_rows) // taken
-    evaluated = RowDataset([held_out_rows], np.zeros(taken, np.uint16), spread, -taken % multiple)
+    evaluated = RowDataset([held_out_rows], np.arange(taken) * len(held_out_rows) // taken, -taken % multiple)
     evaluated.has_samples = rows.has_samples = rows.has_samples or evaluated.has_samples
-    tokens = sum(group.tokens for group in groups)
-    return RunData(rows, evaluated, tokens, held_out_rows.tokens * taken // len(held_out_rows))
+    return rows, evaluated
 
 
 def split(shard: Shard, least: int = 1) -> tuple[Shard, Shard]:
@@ -219,8 +207,8 @@ def split(shard: Shard, least: int = 1) -> tuple[Shard, Shard]:
     )
 
 
-def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the group and the row of each of a run's `count` places.
+def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> np.ndarray:
+    """Return the row of each of a run's `count` places, which counts through the rows of all groups.
 
     Every group gets its share of each PATTERN places, shuffled. A group's rows are read in passes: each pass reads all
     rows once, in another order. A shorter run of the same seed reads the same first rows. Raises MerinoError for a
@@ -238,7 +226,7 @@ def run_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: i
     for group, size in enumerate(sizes):
         places, generator = np.flatnonzero(groups == group), np.random.default_rng([seed, group])
         for start in range(0, len(places), size):
-            order = np.arange(size, dtype=np.uint32)
+            order = np.arange(sum(sizes[:group]), sum(sizes[: group + 1]), dtype=np.uint32)
             generator.shuffle(order)
             rows[places[start : start + size]] = order[: len(places) - start]
-    return groups, rows
+    return rows

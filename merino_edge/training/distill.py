@@ -25,7 +25,7 @@ from merino_edge.training.shards import TYPES, Say, check_owner
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
 
-FORMAT = 2
+FORMAT = 3
 TOP = 16
 BATCH_TOKENS = 4096  # of one forward pass of the teacher
 
@@ -42,13 +42,13 @@ class Logits:
     """A teacher's logits for all rows of a dataset's groups, in order. `record`: the type of a row in the file."""
 
     def __init__(self, teacher_sha256: str, run: Run, rows: RowDataset, length: int):
-        sizes, self.vocab, self.length = list(map(len, rows.groups)), int(run.architecture["vocab"]), length
+        self.vocab, self.length, self.rows = int(run.architecture["vocab"]), length, len(rows.rows)
         facts = [
-            FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data], sizes,
-            bool(run.held_out), length, run.recipe.cut_long,
+            FORMAT, TOP, teacher_sha256, run.tokenizer_sha256, [file.sha256 for file in run.data],
+            rows.rows.cumulative_sizes, bool(run.held_out), length, run.recipe.cut_long,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-        self.path, self.rows = cache_folder() / "teachers" / f"{key}.bin", sum(sizes)
+        self.path = cache_folder() / "teachers" / f"{key}.bin"
         self.record = np.dtype([("ids", TYPES[self.vocab > 1 << 16], (length, TOP)), ("logits", "<f2", (length, TOP))])
 
     def stored_rows(self) -> int:
@@ -67,6 +67,7 @@ class Logits:
         }
 
 
+@torch.no_grad()
 def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: RowDataset, say: Say) -> None:
     """Compute the missing logits. Raises MerinoError if the teacher does not fit the run, and if the disk is full."""
     folder = logits.path.parent
@@ -81,7 +82,8 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
     loaded = teacher.load()
     check_teacher(teacher.name, loaded, tokenizer, logits.length)
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
-    model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = loaded.model.to(device).eval()  # type: ignore[arg-type]
     # 2. Its logits, appended batch by batch to the rows that are there.
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +93,13 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
             for first in range(start, logits.rows, batch):
                 if (first - start) * 10 // logits.rows != (first - start - batch) * 10 // logits.rows:
                     say(f"{teacher.name}: {100 * first // logits.rows} % read")
-                file.write(top_logits(model, rows, logits, range(first, min(first + batch, logits.rows))).tobytes())
+                inputs = [rows.inputs(number) for number in range(first, min(first + batch, logits.rows))]
+                given = {key: torch.stack([row[key] for row in inputs]).to(device) for key in inputs[0]}
+                del given["labels"]
+                top = model(**given, use_cache=False).logits[..., : logits.vocab].float().topk(TOP)
+                records = np.empty(len(inputs), logits.record)
+                records["ids"], records["logits"] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+                file.write(records.tobytes())
     except OSError as error:
         raise MerinoError(
             f"the teacher's logits cannot be kept: {machine_fault(f'write {logits.path}', error)} They are kept in"
@@ -113,20 +121,6 @@ def check_teacher(name: str, loaded: Checkpoint, tokenizer: Tokenizer, length: i
             f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {length}: give --length"
             f" {loaded.geometry.context}"
         )
-
-
-@torch.no_grad()
-def top_logits(model: torch.nn.Module, rows: RowDataset, logits: Logits, numbers: range) -> np.ndarray:
-    """Return the records of some rows, of which `numbers` counts through all groups."""
-    groups = np.searchsorted(rows.offsets, numbers, "right") - 1
-    inputs = [rows.inputs(int(group), number - int(rows.offsets[group]))
-              for group, number in zip(groups, numbers, strict=True)]  # fmt: skip
-    device = next(model.parameters()).device
-    given = {key: torch.stack([row[key] for row in inputs]).to(device) for key in inputs[0] if key != "labels"}
-    top = model(**given, use_cache=False).logits[..., : logits.vocab].float().topk(TOP)
-    records = np.empty(len(numbers), logits.record)
-    records["ids"], records["logits"] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-    return records
 
 
 def distillation_loss(

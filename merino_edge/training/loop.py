@@ -1,7 +1,9 @@
-"""The training loop: transformers' Trainer with this project's loss, optimizer and checks, and a callback that reports,
-stops on a signal and marks whole saved states."""
+"""The training loop: transformers' Trainer with this project's loss, optimizer, checks and saved states, and a callback
+that reports and stops on a signal."""
 
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -16,13 +18,12 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from merino_edge.training.checkpoint import mark_whole, remove_older
+from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
 from merino_edge.training.optimizer import NGRAMS, optimizer_for
-from merino_edge.training.processes import any_process, count
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import peak_mb
+from merino_edge.training.resources import any_process, peak_mb, process_count
 from merino_edge.training.shards import Say, Tokenization
 from merino_runtime.errors import MerinoError
 
@@ -81,7 +82,10 @@ class CheckedTrainer(Trainer):
         taught = self.recipe.teacher_weight if "teacher_ids" in inputs else 0.0
         prompt_weight = self.recipe.prompt_weight if model.training else 0.0
         outputs = model(**{name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs})
-        weights = token_weights(ids, labels, self.padding, 1 - taught, prompt_weight)
+        # The weight of each position's next token, 0 for padding. [B, T]
+        learned = labels[:, 1:] != NO_LOSS
+        prompts = ~learned & (ids[:, 1:] != self.padding)
+        weights = pad((1 - taught) * learned + prompt_weight * prompts, (0, 1))
         loss = self.sum_of_losses(outputs["logits"], ids, weights)
         if taught:
             loss = loss + taught * distillation_loss(
@@ -98,20 +102,36 @@ class CheckedTrainer(Trainer):
         check_finite("gradient's norm", float(torch.nn.utils.get_total_norm(gradients)), step, self.recipe)
         return loss
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / SAVING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a state, and move it to its place when all of its files are on the disk, so that each state there is
+        whole. Remove the others but the newest two and, with patience, the one with the lowest held-out loss."""
+        super()._save_checkpoint(model, trial)
+        folder, state = Path(str(self.args.output_dir)), self.state
+        best_step = state.best_global_step if self.recipe.patience else None
+        best = folder / f"checkpoint-{best_step}" if best_step else None
+        state.best_model_checkpoint = str(best) if best else None
+        if process_count() > 1:
+            torch.distributed.barrier()  # each process writes the state of its generators
+        if state.is_world_process_zero:
+            made = folder / SAVING / f"checkpoint-{state.global_step}"
+            state.save_to_json(str(made / "trainer_state.json"))
+            for path in filter(Path.is_file, made.rglob("*")):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            made.replace(folder / made.name)
+            for older in saved_states(folder)[2:]:
+                if older != best:
+                    shutil.rmtree(older)
+
     def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
         """Return a loss whose mean over all rows, which transformers takes, is the mean over tokens."""
         inputs, held_out = self._prepare_inputs(inputs), self.eval_dataset
         with torch.no_grad(), self.compute_loss_context_manager():
             total = self.compute_loss(model, inputs, num_items_in_batch=self.accelerator.num_processes)
         return total * len(held_out) / (held_out.learned * len(inputs["labels"])), None, None  # type: ignore
-
-def token_weights(
-    ids: torch.Tensor, labels: torch.Tensor, padding: int, learned_weight: float, prompt_weight: float
-) -> torch.Tensor:
-    """Return the weight of each position's next token in the loss, 0 for padding: ids and labels [B, T] -> [B, T]."""
-    learned = labels[:, 1:] != NO_LOSS
-    prompts = ~learned & (ids[:, 1:] != padding)
-    return pad(learned_weight * learned + prompt_weight * prompts, (0, 1))
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -132,17 +152,15 @@ def check_finite(what: str, value: float, step: int, recipe: Recipe) -> None:
 
 
 class RunCallback(TrainerCallback):
-    """Report progress, time and memory; save on a signal and by time; mark saved states as whole; stop early.
+    """Report progress, time and memory; save on a signal and by time; stop early.
 
-    `folder`: of the saved states. `stop`: set by a signal, in any process. `sample`: writes some text with the model.
+    `stop`: set by a signal, in any process. `sample`: writes some text with the model.
     """
 
     def __init__(
-        self, folder: Path, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress,
-        sample: Callable[[Any], str],
-    ):  # fmt: skip
-        self.folder, self.stop, self.recipe, self.say, self.progress = folder, stop, recipe, say, progress
-        self.sample = sample
+        self, stop: threading.Event, recipe: Recipe, say: Say, progress: Progress, sample: Callable[[Any], str]
+    ):
+        self.stop, self.recipe, self.say, self.progress, self.sample = stop, recipe, say, progress, sample
         self.ended_early = False
         self.first_step, self.started = 0, 0.0  # the first step of this process, and its end
         self.saved = time.monotonic()
@@ -167,7 +185,7 @@ class RunCallback(TrainerCallback):
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, self.recipe)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if count() == 1:  # a model that is sharded over processes runs in all of them at once
+        if process_count() == 1:  # a model that is sharded over processes runs in all of them at once
             self.say(f"step {state.global_step}: held-out loss {losses[-1]:.3f}; {self.sample(kwargs['model'])}")
         waited, patience = len(losses) - 1 - losses.index(min(losses)), self.recipe.patience
         if patience and waited >= patience and not self.ended_early:
@@ -176,11 +194,6 @@ class RunCallback(TrainerCallback):
             self.ended_early = control.should_training_stop = True
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if count() > 1:
-            torch.distributed.barrier()  # each process writes the state of its generators
-        if state.is_world_process_zero:
-            mark_whole(self.folder / f"checkpoint-{state.global_step}")
-            remove_older(self.folder, state.best_model_checkpoint if self.recipe.patience else None)
         self.saved = time.monotonic()
 
     def timing(self, state: TrainerState) -> tuple[float, str]:
@@ -190,30 +203,30 @@ class RunCallback(TrainerCallback):
         return step_s, f"about {left} to go"
 
 
-@torch.no_grad()
 def written_sample(model: Any, tokenization: Tokenization, held_out: RowDataset) -> str:
     """Return a beginning of held-out text, and its likeliest continuation by the model: the prompt of the first sample
     and an answer, or the first tokens of the first document."""
-    row, tokenizer, ends = held_out[0], tokenization.tokenizer, tokenization.stops()
-    ids, learned = row["input_ids"], (row["labels"] != NO_LOSS).nonzero().flatten()
+    ids, labels = held_out[0]["input_ids"], held_out[0]["labels"]
+    learned = (labels != NO_LOSS).nonzero().flatten()
     first = int(learned[0]) if held_out.has_samples and len(learned) else min(SAMPLE_PROMPT, len(ids) // 2)
-    written = ids[: max(1, first)].tolist()
-    given, was_training = len(written), model.training
+    given, was_training = ids[None, : max(1, first)].to(model.device), model.training
     model.eval()
-    while len(written) < min(given + SAMPLE_TOKENS, len(ids)) and not (len(written) > given and written[-1] in ends):
-        written.append(int(model(input_ids=torch.tensor([written], device=model.device)).logits[0, -1].argmax()))
+    written = model.generate(
+        given, attention_mask=torch.ones_like(given), max_length=min(given.shape[1] + SAMPLE_TOKENS, len(ids)),
+        do_sample=False, use_cache=False, eos_token_id=tokenization.stops() or None, pad_token_id=0,
+    )  # fmt: skip
     model.train(was_training)
-    prompt, answer = tokenizer.decode(written[:given]), tokenizer.decode(written[given:])
+    parts = written[0].tensor_split([given.shape[1]])
+    prompt, answer = (tokenization.tokenizer.decode(part.tolist()) for part in parts)
     return f"{prompt[-SAMPLE_CHARACTERS:].strip()!r} -> {answer.strip()!r}"
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
-    stop = threading.Event()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():  # the others get no signals
-        handlers = {}
+    stop, in_main = threading.Event(), threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()  # the other threads get no signals
+    handlers = {number: signal.getsignal(number) for number in numbers}
     handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore(*signaled: Any) -> None:
@@ -230,16 +243,16 @@ def stop_on_signal() -> Iterator[threading.Event]:
         restore()
 
 
-def training_arguments(recipe: Recipe, folder: Path, micro_batch: int, accumulate: int = 1) -> Arguments:
+def training_arguments(recipe: Recipe, folder: Path, micro_batch: int) -> Arguments:
     """Return transformers' arguments: linear warm-up, cosine decay, gradients clipped at norm 1.
 
-    micro_batch, accumulate: see `train.Request`.
+    micro_batch: number of rows that a process computes at once.
     """
     between = max(1, recipe.steps // recipe.evaluations)
     return Arguments(
         output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed,
         per_device_train_batch_size=micro_batch, per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0,
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
         bf16=recipe.bf16, torch_compile=recipe.compile, use_cpu=not torch.cuda.is_available(),

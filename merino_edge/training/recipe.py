@@ -1,4 +1,4 @@
-"""The hyperparameters of a training run, presets of them, and their defaults. Loads no torch."""
+"""The settings of a training run, presets of them, and their defaults. Loads no torch."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,7 @@ from merino_edge.storage.faults import in_words
 from merino_runtime.errors import MerinoError
 
 BETA2 = 0.95  # of AdamW
-# Hyperparameters without an option of their own: `--set NAME=VALUE`.
-SETTINGS = (
-    "optimizer", "weight_decay", "warmup_share", "evaluations", "prompt_weight", "teacher_weight", "temperature",
-    "table_rate", "patience", "cut_long", "bf16", "compile",
-)  # fmt: skip
-MACHINE = ("accumulate", "threads", "ignore_memory")  # by `--set` too, of the machine and not of the run
+OPTIONS = ("steps", "batch", "learning_rate", "seed", "length", "lora")  # the other settings: `--set NAME=VALUE`
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
 TUNING_LENGTH = 1024  # tokens of a row in fine-tuning, if the context is not shorter
@@ -25,30 +20,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Checked(BaseModel):
-    """Values of options. Strings, as `--set` gives them, are parsed."""
+class Recipe(BaseModel):
+    """Hyperparameters, and settings of the machine, which a resumed run may change. Strings, as `--set` gives them, are
+    parsed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, **values: Any):
-        """Raises MerinoError for values that are not allowed."""
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            faults = error.errors(include_url=False)
-            raise MerinoError("; ".join(fault_words(str(fault["loc"][0]), fault) for fault in faults)) from None
-
-
-class Machine(Checked):
-    """What one machine computes with. None: torch's number of threads, and the preset's number of micro-batches."""
-
-    accumulate: Count | None = None  # micro-batches of a step
-    threads: Count | None = None
-    ignore_memory: bool = False  # start even if the estimate exceeds the free memory
-
-
-class Recipe(Checked):
-    """Hyperparameters."""
 
     steps: Count = 1000  # of the optimizer
     batch: Count = 16  # rows of a step
@@ -69,33 +45,42 @@ class Recipe(Checked):
     optimizer: Literal["adamw", "muon"] = "muon"
     table_rate: Positive = 1.0  # of n-gram tables, relative to an embedding's
     prompt_weight: Share = 0.0  # of prompt tokens in the loss; completion tokens have 1
+    # Of the machine: they are not written, and have no effect on the result.
+    accumulate: Count = Field(1, exclude=True)  # micro-batches in which a process computes its rows of a step
+    threads: Count | None = Field(None, exclude=True)  # None: torch's number
+    ignore_memory: bool = Field(False, exclude=True)  # start even if the estimate exceeds the free memory
 
-
-def fault_words(name: str, fault: Mapping[str, Any]) -> str:
-    value = fault["input"]
-    shown = f"{value:g}" if isinstance(value, float) else value
-    return f"{option_of(name)}{'=' if name in (*SETTINGS, *MACHINE) else ' '}{shown} {in_words(fault['msg'])}"
+    def __init__(self, **values: Any):
+        """Raises MerinoError for values that are not allowed."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = []
+            for fault in error.errors(include_url=False):
+                name, value = str(fault["loc"][0]), fault["input"]
+                shown = f"{value:g}" if isinstance(value, float) else value
+                faults.append(f"{option_of(name)}{' ' if name in OPTIONS else '='}{shown} {in_words(fault['msg'])}")
+            raise MerinoError("; ".join(faults)) from None
 
 
 def option_of(name: str) -> str:
     """Return the words that set a hyperparameter on the command line."""
-    return f"--set {name}" if name in (*SETTINGS, *MACHINE) else f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')}" if name in OPTIONS else f"--set {name}"
 
 
 def read_settings(given: Sequence[str]) -> dict[str, Any]:
     """Read `--set NAME=VALUE`. Raises MerinoError for an unknown name."""
-    pairs = [text.partition("=") for text in given]
+    pairs, known = [text.partition("=") for text in given], Recipe.model_fields.keys() - OPTIONS
     for name, equals, value in pairs:
-        if name not in (*SETTINGS, *MACHINE) or not value:
+        if name not in known or not value:
             raise MerinoError(
-                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of"
-                f" {', '.join((*SETTINGS, *MACHINE))}"
+                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of {', '.join(sorted(known))}"
             )
     return {name: value for name, _, value in pairs}
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Return `about`, `needs`, `accumulate` and `recipe` of a preset. Raises MerinoError for an unknown name."""
+    """Return `about`, `needs` and `recipe` of a preset. Raises MerinoError for an unknown name."""
     presets = tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
     if name not in presets:
         choices = "; ".join(f"{known}: {preset['about']}" for known, preset in presets.items())
@@ -116,7 +101,6 @@ def new_recipe(
     if fine_tuned:
         tuning = {"optimizer": "adamw", "learning_rate": LORA_RATE if options.get("lora") else TUNING_RATE}
         return Recipe(**{"bf16": bf16, "length": min(context, TUNING_LENGTH), **preset, **tuning, **options})
-    values = {"bf16": bf16, **preset, **options}
-    given = Recipe(**values)
+    given = Recipe(**{"bf16": bf16, **preset, **options})
     decay = min(MOST_DECAY, float(f"{1 / (DECAY_SHARE * given.learning_rate * given.steps):.2g}"))
-    return Recipe(**{**values, "weight_decay": options.get("weight_decay", decay)})
+    return given if "weight_decay" in options else given.model_copy(update={"weight_decay": decay})

@@ -1,7 +1,8 @@
-"""Memory and time of a training run: estimates before it starts, and the message if memory or the disk runs out all
-the same.
+"""What a run takes of its machine: its processes under torchrun, memory, time, and the message if memory or the disk
+runs out.
 
-The estimate of memory counts bytes on top of the process with its libraries:
+Each process computes its share of the rows. The first one alone writes, locks, tokenizes and prints. The estimate of
+memory counts bytes on top of the process with its libraries:
 
 * weights, gradients and AdamW's two moments, 4 bytes each per parameter;
 * tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
@@ -13,23 +14,25 @@ The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
 """
 
 import errno
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
+from torch import distributed
 
 from merino_edge.design.design_file import Training
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import params
-from merino_edge.training import processes
-from merino_edge.training.checkpoint import WHOLE, saved_states
+from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
@@ -47,6 +50,57 @@ MOST_PASSES = 40  # over a text: more lower the loss of no decoder
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of safetensors (Rust) and of torch's archive writer, which raise their own errors.
 DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
+TIMEOUT = timedelta(days=2)  # of the other processes, while the first one tokenizes
+KEPT_GROUPS: list[Any] = []  # of processes, until this one ends
+Result = TypeVar("Result")
+
+
+def process_count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Connect the processes if there are several: over NCCL between GPUs, else over gloo."""
+    if process_count() == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    # A group that ended with the trainer, its last owner, could wait forever: it joins gloo's threads while it holds
+    # Python's lock, which such a thread takes to free the tensors of the last collective (torch 2.13).
+    KEPT_GROUPS.append(distributed.group.WORLD)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def on_first_process(work: Callable[[], Result]) -> Result:
+    """Return the first process's result of `work` in all processes. If it raises there, the others end silently."""
+    if process_count() == 1:
+        return work()
+    shared: list[Any] = [None, False]
+    try:
+        if is_first():
+            shared = [work(), True]
+    finally:
+        distributed.broadcast_object_list(shared)
+    if not shared[1]:
+        raise SystemExit(1)
+    return shared[0]
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set in any process."""
+    if process_count() == 1:
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int, device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in shared]
 
 
 def size(count: float) -> str:
@@ -84,17 +138,16 @@ def peak_mb() -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_rss_mb()
 
 
-def check_memory(
-    arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None, rows: int | None = None
-) -> str:
-    """Return a line with needed and available memory. Raises MerinoError if it does not fit, unless `ignore`."""
+def check_memory(arch: Geometry, recipe: Recipe, trained: int | None = None, rows: int | None = None) -> str:
+    """Return a line with needed and available memory. Raises MerinoError if it does not fit, unless the recipe ignores
+    that."""
     need, available = training_need(arch, recipe, rows, trained), available_bytes()
     held = torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
     line = (
         f"training needs about {size(held + need)}: {size(held)} that this process holds with its libraries, and"
         f" {size(need)}; {size(available)} are available for these"
     )
-    if need > available and not ignore:
+    if need > available and not recipe.ignore_memory:
         raise MerinoError(
             f"{line}. {largest_batch(arch, recipe, available, trained)}; --set accumulate=N computes a batch in parts."
             " A smaller --length or vocabulary (`design --vocab`) needs less. --set ignore_memory=true starts anyway"
@@ -110,8 +163,8 @@ def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int |
 
 
 @contextmanager
-def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int | None) -> Iterator[None]:
-    """Raises MerinoError if memory runs out in the body, or the disk is full. A state that it cut short is removed.
+def reported_faults(folder: Path, batch: int) -> Iterator[None]:
+    """Raises MerinoError if memory runs out in the body, or the disk is full. The part of a state is removed.
 
     folder: of the saved states.
     """
@@ -119,32 +172,29 @@ def reported_faults(folder: Path, arch: Geometry, recipe: Recipe, trained: int |
         yield
     except Exception as error:  # torch, safetensors and tokenizers each raise their own
         if not isinstance(error, MerinoError) and (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
-            need, available = size(training_need(arch, recipe, None, trained)), size(available_bytes())
             raise MerinoError(
-                f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the"
-                f" process, which has held up to {peak_mb():,.0f} MB; {available} are available. Close other programs,"
-                " lower --batch or --length (a new run, with another -o), or design with a smaller --vocab"
+                f"out of memory in training with --batch {batch}. The process has held up to {peak_mb():,.0f} MB;"
+                f" {size(available_bytes())} are available. Close other programs, lower --batch or --length (a new run,"
+                " with another -o), or design with a smaller --vocab"
             ) from error
         cause = error.__cause__ if isinstance(error, MerinoError) else error
         if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):
             raise
-        for state in saved_states(folder):
-            if not (state / WHOLE).is_file():
-                shutil.rmtree(state)
-        step = next((state.name for state in saved_states(folder)), None)
-        resumed = f"continue from {step} with the same command and --resume" if step else "run the same command again"
+        shutil.rmtree(folder / SAVING, ignore_errors=True)
+        whole = [state.name for state in saved_states(folder)]
+        resumed = f"continue from {whole[0]} with the same command and --resume" if whole else "run the command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error
 
 
-def steps_within(text: Training, arch: Geometry, recipe: Recipe, accumulate: int) -> int:
+def steps_within(text: Training, arch: Geometry, recipe: Recipe) -> int:
     """Return the number of steps that take the training's hours; fewer if they pass over the text MOST_PASSES times.
 
     Raises MerinoError for several processes, since each would time its own.
     """
     assert text.hours is not None
-    if processes.count() > 1:
+    if process_count() > 1:
         raise MerinoError("the design's training time is for one process: give --steps N with several")
-    length, rows = recipe.length or arch.context, max(1, recipe.batch // accumulate)
+    length, rows = recipe.length or arch.context, max(1, recipe.batch // recipe.accumulate)
     model: Any = build_model(arch)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     ids = torch.randint(arch.vocab, (rows, length), device=model.device)
@@ -155,6 +205,6 @@ def steps_within(text: Training, arch: Geometry, recipe: Recipe, accumulate: int
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         seconds.append(time.perf_counter() - start)
-    steps = 3600 * text.hours * (1 - OTHER_SHARE) / (min(seconds[1:]) * accumulate)
+    steps = 3600 * text.hours * (1 - OTHER_SHARE) / (min(seconds[1:]) * recipe.accumulate)
     passes = MOST_PASSES * (text.tokens or float("inf")) / (recipe.batch * length)
     return max(1, round(min(steps, passes)))

@@ -2,8 +2,8 @@
 cache that another user can change is refused.
 
 A shard is a folder. `ids.bin`: all ids, in 2 bytes each if they fit, else in 4. `ends.bin`: the end of each document or
-sample, in 8 bytes; the last one tells the sizes of the other files. `learned.bin`: of samples a byte per id, 1 if the
-loss counts it; empty for documents. Shards are memory-mapped.
+sample, in 8 bytes. `learned.bin`: of samples a byte per id, 1 if the loss counts it; empty for documents. Shards are
+memory-mapped.
 """
 
 import hashlib
@@ -60,28 +60,37 @@ class Shard(NamedTuple):
     first: int = 0
 
 
-def shards_folder() -> Path:
-    return cache_folder() / "tokens"
-
-
 def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shard:
-    """Return a source's shard. It is made first if it is missing or incomplete.
+    """Return a source's shard. It is made first if it is missing.
 
     Raises MerinoError for text that cannot be used, a full disk, and a cache that another user may change.
     """
+    # 1. The folder, by all that the ids depend on.
     tokenizer, chat, end = tokenization
     facts = [FORMAT, source.kind, source.file.sha256, tokenizer_hash(tokenizer), chat and [chat.text, chat.tokens], end]
-    folder = shards_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    for path in (shards_folder(), folder, *folder.glob("*")):
+    parent, dtype = cache_folder() / "tokens", TYPES[tokenizer.get_vocab_size() > 1 << 16]
+    folder = parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    for path in (parent, folder, *folder.glob("*")):
         check_owner(path)
-    dtype = TYPES[tokenizer.get_vocab_size() > 1 << 16]
-    if (shard := read_shard(folder, source, dtype)) is None:
-        if folder.exists():
-            say(f"the tokens of {source.what} in {folder} are damaged and are made again")
-        make_shard(folder, source, tokenization, dtype, say)
-        shard = read_shard(folder, source, dtype)
-        assert shard is not None
-    return shard
+    # 2. Its files, which exist all or none.
+    if not folder.exists():
+        started = time.perf_counter()
+        try:
+            with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
+                parent.chmod(0o700)  # the files hold users' text
+                tokens = write_ids(made, source, tokenization, dtype, say)
+        except MerinoError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise MerinoError(
+                f"the tokens of {source} cannot be kept: {error} They are kept in {parent}, which may be emptied; set"
+                " XDG_CACHE_HOME to a folder on another disk"
+            ) from None
+        seconds = time.perf_counter() - started
+        say(f"{source.what}: {tokens:,} tokens in {seconds:.1f} s, kept for later runs in {folder}")
+    ids, ends = np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r")
+    learned = np.memmap(folder / LEARNED, np.uint8, "r") if (folder / LEARNED).stat().st_size else None
+    return Shard(source, ids, ends, learned)
 
 
 def check_owner(path: Path) -> None:
@@ -90,34 +99,6 @@ def check_owner(path: Path) -> None:
         raise MerinoError(
             f"other users may change {path}. Remove it, or set XDG_CACHE_HOME to another folder: it is made again"
         )
-
-
-def read_shard(folder: Path, source: DataSource, dtype: str) -> Shard | None:
-    """Map a shard; None if a file is missing or its size is not that by the last end."""
-    try:
-        ids, ends = np.memmap(folder / IDS, dtype, "r"), np.memmap(folder / ENDS, np.int64, "r")
-        sizes = len(ids), (folder / LEARNED).stat().st_size
-    except (OSError, ValueError):  # numpy maps no empty file, and no part of an id
-        return None
-    if sizes not in ((ends[-1], 0), (ends[-1], ends[-1])):
-        return None
-    return Shard(source, ids, ends, np.memmap(folder / LEARNED, np.uint8, "r") if sizes[1] else None)
-
-
-def make_shard(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> None:
-    started = time.perf_counter()
-    try:
-        with new_folder(folder, lambda _: True, 2 * source.file.bytes // 3) as made:
-            shards_folder().chmod(0o700)  # the files hold users' text
-            tokens = write_ids(made, source, tokenization, dtype, say)
-    except MerinoError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise MerinoError(
-            f"the tokens of {source} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
-            " emptied; set XDG_CACHE_HOME to a folder on another disk"
-        ) from None
-    say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
 
 
 def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> int:
@@ -132,12 +113,12 @@ def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtyp
         for batch in batches(segments_of(source, chat)):
             encodings = tokenizer.encode_batch_fast([segment.text for segment in batch], add_special_tokens=False)
             for segment, encoding in zip(batch, encodings, strict=True):
-                form = segment.form
-                before, after = marks[form]
-                ended = segment.last if form == TEXT else segment.learned
+                before, after = marks[segment.form]
+                ended = segment.last if segment.form == TEXT else segment.learned
                 row = [*(before if segment.first else ()), *encoding.ids, *(after if ended else ())]
                 ids.write(np.array(row, dtype).tobytes())
-                learned.write(b"" if form == TEXT else bytes([segment.learned]) * len(row))
+                if segment.form != TEXT:
+                    learned.write(bytes([segment.learned]) * len(row))
                 tokens += len(row)
                 characters += len(segment.text)
                 if segment.last:

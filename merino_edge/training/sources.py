@@ -12,15 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.hub import hub_name
 from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
 from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
-from merino_edge.text.tokenizer import largest_tokenizer, too_large, train_tokenizer
+from merino_edge.text.tokenizer import largest_tokenizer
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
@@ -58,28 +56,20 @@ class DataSource:
     def __str__(self) -> str:
         return f"{self.option} {self.what}"
 
-    @property
-    def path(self) -> Path:
-        return Path(self.what)
-
     @cached_property
     def file(self) -> DataFile:
         """Size and hash; reads all of the source. Raises MerinoError if it cannot be read, or is empty."""
         try:
             if self.kind in ("folder", "hub"):
-                dataset = open_dataset(self)
-                content = hashlib.sha256(dataset._fingerprint.encode())  # datasets' own, of all changes
-                paths = sorted({file["filename"] for file in dataset.cache_files})
-                for path in paths:
-                    content.update(bytes.fromhex(sha256_of(path)))
-                size, sha256 = sum(Path(path).stat().st_size for path in paths), content.hexdigest()
+                dataset = open_dataset(self)  # datasets' fingerprint is of all changes
+                size, sha256 = dataset.data.nbytes, hashlib.sha256(dataset._fingerprint.encode()).hexdigest()
             else:
-                size, sha256 = self.path.stat().st_size, sha256_of(self.what)
+                size, sha256 = Path(self.what).stat().st_size, sha256_of(self.what)
         except OSError as error:
             raise machine_fault(f"read {self}", error) from error
         if size == 0:
             raise MerinoError(f"no text in {self}: {GIVE_TEXT}")
-        name = self.what if self.kind == "hub" else self.path.name
+        name = self.what if self.kind == "hub" else Path(self.what).name
         return DataFile(name=name, bytes=size, sha256=sha256, weight=self.weight)
 
 
@@ -140,7 +130,7 @@ def records(source: DataSource) -> Iterator[tuple[str, Record]]:
     Raises MerinoError for a record that cannot be read.
     """
     if source.kind == "jsonl":
-        yield from read_json_lines(source.path, str(source))
+        yield from read_json_lines(Path(source.what), str(source))
         return
     if source.kind == "parquet":
         rows = parquet_rows(source)
@@ -185,7 +175,7 @@ def segments_of(source: DataSource, chat: ChatTemplate | None) -> Iterator[Segme
     """Return the segments of a source in order. chat: the template for `messages`. They raise MerinoError for text or a
     record that cannot be used, with its place."""
     if source.kind == "text":
-        return (Segment(TEXT, *given) for given in document_segments(read_chunks(source.path, str(source))))
+        return (Segment(TEXT, *given) for given in document_segments(read_chunks(Path(source.what), str(source))))
     render = partial(compiled(chat.text, chat.source), **chat.tokens) if chat else None
     return record_segments(records(source), render)
 
@@ -200,34 +190,15 @@ def chat_template(sources: Sequence[DataSource]) -> ChatTemplate | None:
     return None
 
 
-def new_tokenizer(sources: Sequence[DataSource], vocab: int, chat: ChatTemplate | None) -> Tokenizer:
-    """Train a BPE on the sources. Raises MerinoError for text that cannot be used or fills fewer entries."""
-    return train_tokenizer(text_of(sources, chat), vocab, special=CHATML_MARKS if chat else ())
-
-
-def most_entries(sources: Sequence[DataSource], vocab: int) -> int:
-    """Return how many of `vocab` entries a BPE of these sources has; all for a large text, which is not read."""
-    if sum(source.file.bytes for source in sources) > SMALL_BYTES:
-        return vocab
-    chat = chat_template(sources)
-    special = CHATML_MARKS if chat else ()
-    return largest_tokenizer(text_of(sources, chat), vocab, special=special)[0].get_vocab_size()
-
-
-def check_vocabulary(sources: Sequence[DataSource], vocab: int) -> None:
-    """Raises MerinoError if a small text does not fill so many entries. Before memory is estimated, for which such a
-    vocabulary would be a worse reason."""
-    entries = most_entries(sources, vocab)
-    if entries < vocab:
-        raise too_large(vocab, entries, sum(source.file.bytes for source in sources))
-
-
-def text_bytes(sources: Sequence[DataSource]) -> int:
-    """Return the bytes of the sources' text; of a large source those of its files."""
-    size = sum(source.file.bytes for source in sources)
+def text_size(sources: Sequence[DataSource], vocab: int) -> tuple[int, int]:
+    """Return the bytes of the sources' text, and how many of `vocab` entries a BPE of it has. A large text is not read:
+    its bytes are those of its files, and it fills all entries."""
+    size, chat = sum(source.file.bytes for source in sources), chat_template(sources)
     if size > SMALL_BYTES:
-        return size
-    return sum(len(text.encode()) for text in text_of(sources, chat_template(sources)))
+        return size, vocab
+    texts = list(text_of(sources, chat))
+    tokenizer, _ = largest_tokenizer(texts, vocab, special=CHATML_MARKS if chat else ())
+    return sum(len(text.encode()) for text in texts), tokenizer.get_vocab_size()
 
 
 def text_of(sources: Sequence[DataSource], chat: ChatTemplate | None) -> Iterator[str]:

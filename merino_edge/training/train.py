@@ -21,32 +21,27 @@ from merino_edge.families.hugging_face import Checkpoint, build_model, save_mode
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import scratch_folder, write_text
 from merino_edge.storage.extras import import_extra
-from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash
-from merino_edge.training import checkpoint, loop, processes
-from merino_edge.training.checkpoint import RUN, STATE, Run, UnfinishedRun, is_finished
-from merino_edge.training.dataset import RunData, load_data
+from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.training import checkpoint, loop, resources
+from merino_edge.training.checkpoint import RUN, STATE, Run, is_finished
+from merino_edge.training.dataset import RowDataset, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.resources import check_memory, reported_faults, uses_eager_attention
 from merino_edge.training.shards import Say, Tokenization
-from merino_edge.training.sources import DataSource, chat_template, check_vocabulary, new_tokenizer, read_sources
+from merino_edge.training.sources import CHATML_MARKS, DataSource, chat_template, read_sources, text_of
 from merino_runtime.errors import MerinoError
 
 ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
-def silent(*_: Any) -> None:
-    pass
-
-
 class Request(NamedTuple):
     """The options of a run.
 
     `name`: the model's name. `design`: written beside the weights. `pretrained`: a checkpoint to start from, of the
-    geometry `arch`; None: random weights. `resume`: continue from the last whole saved state. `accumulate`: number of
-    micro-batches in which a process computes its rows of a step. `say` prints a line for people.
+    geometry `arch`; None: random weights. `resume`: continue from the last whole saved state. `say` prints a line for
+    people.
     """
 
     arch: Geometry
@@ -58,9 +53,8 @@ class Request(NamedTuple):
     teacher: Teacher | None = None
     tokenizer_file: Path | None = None
     resume: bool = False
-    accumulate: int = 1
-    say: Say = silent
-    progress: Progress = silent
+    say: Say = lambda _: None
+    progress: Progress = lambda *_: None
 
     @property
     def length(self) -> int:
@@ -82,12 +76,12 @@ class Request(NamedTuple):
     @property
     def micro_batch(self) -> int:
         """The number of rows that a process computes at once."""
-        return self.recipe.batch // (processes.count() * self.accumulate)
+        return self.recipe.batch // (resources.process_count() * self.recipe.accumulate)
 
 
 def train(
     arch: Geometry, data: Sequence[str | Path], out: Path, *, recipe: Recipe, held_out: Sequence[str | Path] = (),
-    threads: int | None = None, ignore_memory: bool = False, **options: Any,
+    **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
@@ -99,86 +93,77 @@ def train(
     Raises MerinoError if `out` is in use or holds another run, for text or a tokenizer that cannot be used, if memory
     or disk do not suffice, and if the loss is not finite. Raises KeyboardInterrupt after ctrl-C or SIGTERM.
     """
-    if not processes.is_first():
-        options |= {"say": silent, "progress": silent}
+    if not resources.is_first():
+        options = {name: value for name, value in options.items() if name not in ("say", "progress")}
     request = Request(arch, recipe, out, **options)
-    with processes.joined():
+    with resources.joined():
         # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
-        run, sources, held_out_sources = processes.on_first_process(
-            lambda: check(request, data, held_out, ignore_memory)
+        sources, held_out_sources, run = resources.on_first_process(
+            lambda: check(request, read_sources(data), read_sources(held_out, "--held-out"))
         )
         if is_finished(out):
-            processes.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
+            resources.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
             request.say(f"this run is finished: nothing in {out} is changed")
             return dict(json.loads((out / checkpoint.RECORD).read_bytes()))
-        lock = checkpoint.locked(out) if processes.is_first() else nullcontext()
-        with lock, reported_faults(out / STATE, arch, recipe, request.trained):
-            if threads is not None:
-                torch.set_num_threads(threads)
+        lock = checkpoint.locked(out) if resources.is_first() else nullcontext()
+        with lock, resources.reported_faults(out / STATE, recipe.batch):
+            if recipe.threads is not None:
+                torch.set_num_threads(recipe.threads)
             # 2. Fill the caches, by the first process: the shards and the teacher's logits. Write run.json.
-            run, tokenization = processes.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
+            run, tokenization = resources.on_first_process(lambda: prepare(request, run, sources, held_out_sources))
             # 3. Load the rows from the caches, in every process.
-            multiple = request.micro_batch * processes.count() if processes.count() > 1 else 1
-            dataset = load_data(
-                sources, held_out_sources, tokenization, recipe, length=request.length, say=silent, multiple=multiple
+            multiple = request.micro_batch * resources.process_count() if resources.process_count() > 1 else 1
+            rows, held_out_rows = load_data(
+                sources, held_out_sources, tokenization, recipe, length=request.length, multiple=multiple
             )
             if request.teacher:
-                dataset.rows.logits = Logits(request.teacher.sha256, run, dataset.rows, request.length)
+                rows.logits = Logits(request.teacher.sha256, run, rows, request.length)
             # 4. Run the training loop, and write the checkpoint.
             started = time.perf_counter()
-            trainer = fit(request, tokenization, dataset)
-            record = record_of(trainer, run, dataset, time.perf_counter() - started)
-            if processes.is_first():
+            trainer = fit(request, tokenization, rows, held_out_rows)
+            record = record_of(trainer, run, rows, held_out_rows, time.perf_counter() - started)
+            if resources.is_first():
                 write_checkpoint(trainer.model, request, tokenization, record)
             return record
 
 
 def check(
-    request: Request, data: Sequence[str | Path], held_out: Sequence[str | Path], ignore_memory: bool
-) -> tuple[Run, list[DataSource], list[DataSource]]:
-    """Return the description of the run, with a tokenizer only if one is given, and its sources."""
-    check_options(request)
+    request: Request, sources: list[DataSource], held_out: list[DataSource]
+) -> tuple[list[DataSource], list[DataSource], Run]:
+    """Return the sources, hashed, and the description of the run, with a tokenizer only if one is given. Raises
+    MerinoError for options that do not go together, or that this machine does not have."""
     arch, recipe, pretrained, teacher = request.arch, request.recipe, request.pretrained, request.teacher
-    sources, held_out_sources = read_sources(data), read_sources(held_out, "--held-out")
-    if not is_finished(request.out):
-        checkpoint.check_folder(request.out, request.resume)
-        if not request.tokenizer and not request.resume:
-            check_vocabulary(sources, arch.vocab)
-        rows, trained = request.micro_batch, request.trained
-        request.say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
-    run = Run(
-        name=request.name, family=family_of(arch).name, architecture=arch.model_dump(mode="json"), recipe=recipe,
-        data=[source.file for source in sources], held_out=[source.file for source in held_out_sources],
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
-        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
-        teacher_sha256=teacher.sha256 if teacher else "",
-    )  # fmt: skip
-    return run, sources, held_out_sources
-
-
-def check_options(request: Request) -> None:
-    """Raises MerinoError for options that do not go together, or that this machine does not have."""
-    recipe, context, compiler = request.recipe, request.arch.context, os.environ.get("CXX", "g++")
-    divided = processes.count() * request.accumulate
-    if request.pretrained and request.tokenizer_file:
+    divided, compiler = resources.process_count() * recipe.accumulate, os.environ.get("CXX", "g++")
+    width = max(layer.width for layer in arch.layer_shapes)
+    if pretrained and request.tokenizer_file:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
-    if recipe.lora and not request.pretrained:
+    if recipe.lora and not pretrained:
         raise MerinoError("--lora goes with a trained model: leave it out, a design has no weights to put adapters on")
-    if recipe.lora > (width := max(layer.width for layer in request.arch.layer_shapes)):
+    if recipe.lora > width:
         raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give less, such as 16")
     if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
         raise MerinoError(
             f"--set compile=true needs a C++ compiler, and there is no {compiler}: install one (on Debian by"
             " apt install g++), or leave it out"
         )
-    if request.length > context:
-        raise MerinoError(f"--length {recipe.length} is more than the model's context, {context}: give less")
+    if request.length > arch.context:
+        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
     if recipe.batch % divided:
-        of = f"{processes.count()} processes and " if processes.count() > 1 else ""
+        of = f"{resources.process_count()} processes and " if resources.process_count() > 1 else ""
         raise MerinoError(
-            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--set accumulate={request.accumulate}: give"
+            f"--batch {recipe.batch} is not a multiple of {divided}, by {of}--set accumulate={recipe.accumulate}: give"
             f" --batch {-(-recipe.batch // divided) * divided}"
         )
+    if not is_finished(request.out):
+        request.say(resources.check_memory(arch, recipe, trained=request.trained, rows=request.micro_batch))
+    run = Run(
+        name=request.name, family=family_of(arch).name, architecture=arch.model_dump(mode="json"), recipe=recipe,
+        data=[source.file for source in sources], held_out=[source.file for source in held_out],
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(request.tokenizer)) if request.tokenizer else "",
+        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
+        teacher_sha256=teacher.sha256 if teacher else "",
+    )  # fmt: skip
+    return sources, held_out, run
 
 
 def prepare(
@@ -186,12 +171,13 @@ def prepare(
 ) -> tuple[Run, Tokenization]:
     """Make the tokenizer, the cached shards and the teacher's cached logits of a run, and write its description. To
     resume a run, read its tokenizer and compare its description instead."""
-    out, pretrained, say = request.out, request.pretrained, request.say
-    checkpoint.check_folder(out, request.resume)  # again: now no other process can change it
+    out, pretrained, teacher, say = request.out, request.pretrained, request.teacher, request.say
+    checkpoint.check_folder(out, request.resume)  # under the lock
     if request.resume:
-        unfinished, tokenizer = checkpoint.read_unfinished(out)
-        checkpoint.check_same(unfinished, run, out)
-        run, chat = unfinished, unfinished.chat
+        kept = checkpoint.read_run(out)
+        checkpoint.check_same(kept, run, out)
+        run, tokenizer, chat = kept, load_tokenizer(kept.tokenizer), kept.chat
+        shutil.rmtree(out / STATE / checkpoint.SAVING, ignore_errors=True)  # of a process that was killed
     else:
         shutil.rmtree(out / STATE, ignore_errors=True)  # of a run that was stopped before it saved a state
         given, vocab = request.tokenizer, request.arch.vocab
@@ -201,44 +187,50 @@ def prepare(
         else:
             chat = chat_template(sources)
             say(f"training a BPE of {vocab:,} entries{', with the tokens of ChatML' if chat else ''}")
-            tokenizer = new_tokenizer(sources, vocab, chat)
+            tokenizer = train_tokenizer(text_of(sources, chat), vocab, special=CHATML_MARKS if chat else ())
         check_fits(tokenizer, vocab)
-        facts = vars(run) | {"tokenizer_sha256": tokenizer_hash(tokenizer)}
-        run = UnfinishedRun(**facts, tokenizer=tokenizer.to_str(), chat=chat)
+        made = {"tokenizer": tokenizer.to_str(), "tokenizer_sha256": tokenizer_hash(tokenizer), "chat": chat}
+        run = run.model_copy(update=made)
     tokenization = Tokenization(tokenizer, chat, next(iter(pretrained.stop_ids), None) if pretrained else None)
-    rows = load_data(sources, held_out, tokenization, request.recipe, length=request.length, say=say).rows
-    if request.teacher:
-        keep_logits(request.teacher, Logits(request.teacher.sha256, run, rows, request.length), tokenizer, rows, say)
+    rows, _ = load_data(sources, held_out, tokenization, request.recipe, length=request.length, say=say)
+    if teacher:
+        keep_logits(teacher, Logits(teacher.sha256, run, rows, request.length), tokenizer, rows, say)
     if not request.resume:
         write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
     return run, tokenization
 
 
-def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> CheckedTrainer:
+def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out: RowDataset) -> CheckedTrainer:
     """Return the trainer after the last step. Raises KeyboardInterrupt after a signal."""
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
-    state = None
-    if request.resume:
-        state, faults = processes.on_first_process(lambda: checkpoint.newest_whole_state(folder))
-        for fault in faults:
-            say(f"{fault}: removed")
+    state = checkpoint.saved_states(folder)[0] if request.resume else None
+    if state:
         say(f"resuming from {state.name}")
     set_seed(recipe.seed)
-    model = model_of(request, end)
-    if uses_eager_attention(recipe, request.arch):
+    model: Any
+    if request.pretrained is None:
+        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        loop.initialize_matrices(model)
+    else:
+        model = request.pretrained.model
+    if rank := recipe.lora:
+        peft = import_extra("peft")  # a scale of 2 at every rank, so that one learning rate suits all ranks
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, config)
+    if resources.uses_eager_attention(recipe, request.arch):
         model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache, transformers lets the samples of a row attend to each other
     trainer = CheckedTrainer(
         recipe, end or 0, by_width=request.pretrained is None, model=model,
-        args=loop.training_arguments(recipe, folder, request.micro_batch, request.accumulate),
-        train_dataset=dataset.rows, eval_dataset=dataset.held_out,
+        args=loop.training_arguments(recipe, folder, request.micro_batch),
+        train_dataset=rows, eval_dataset=held_out,
     )  # fmt: skip
-    passes = recipe.steps * recipe.batch / sum(map(len, dataset.rows.groups))
-    say(f"{recipe.steps:,} steps on {dataset.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
+    passes = recipe.steps * recipe.batch / len(rows.rows)
+    say(f"{recipe.steps:,} steps on {rows.tokens:,} tokens, {passes:.2g} passes over the data; ctrl-C saves,"
         " --resume continues")  # fmt: skip
     with loop.stop_on_signal() as stop:
-        sample = partial(loop.written_sample, tokenization=tokenization, held_out=dataset.held_out)
-        watch = loop.RunCallback(folder, stop, recipe, say, request.progress, sample)
+        sample = partial(loop.written_sample, tokenization=tokenization, held_out=held_out)
+        watch = loop.RunCallback(stop, recipe, say, request.progress, sample)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -248,31 +240,18 @@ def fit(request: Request, tokenization: Tokenization, dataset: RunData) -> Check
     return trainer
 
 
-def model_of(request: Request, end: int | None) -> Any:
-    """Return the model to train: random weights, a checkpoint's weights, or LoRA adapters on these. Adapters have a
-    scale of 2 at every rank, so that one learning rate suits all ranks."""
-    rank = request.recipe.lora
-    if request.pretrained is None:
-        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        loop.initialize_matrices(model)
-        return model
-    if not rank:
-        return request.pretrained.model
-    peft = import_extra("peft")
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return peft.get_peft_model(request.pretrained.model, config)
-
-
-def record_of(trainer: CheckedTrainer, run: Run, dataset: RunData, seconds: float) -> dict[str, Any]:
+def record_of(
+    trainer: CheckedTrainer, run: Run, rows: RowDataset, held_out: RowDataset, seconds: float
+) -> dict[str, Any]:
     state = trainer.state
     last = [entry for entry in state.log_history if entry["step"] == state.global_step and "eval_loss" in entry]
     # With patience the model has the weights of its best step, so it is evaluated again.
     loss = float((last[-1] if last and not trainer.recipe.patience else trainer.evaluate())["eval_loss"])
     return {
-        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json", include=set(Run.model_fields)),
-        "train_tokens": dataset.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
-        "held_out_tokens": dataset.held_out_tokens, "held_out_loss": loss, "held_out_perplexity": math.exp(loss),
-        "seconds_of_last_run": round(seconds, 1),
+        "schema": checkpoint.SCHEMA, **run.model_dump(mode="json", exclude=checkpoint.UNFINISHED),
+        "train_tokens": rows.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
+        "held_out_tokens": held_out.tokens * len(held_out.order) // len(held_out.rows),
+        "held_out_loss": loss, "held_out_perplexity": math.exp(loss), "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry],
     }  # fmt: skip
 

@@ -22,13 +22,12 @@ from merino_edge.design.axes import tokens, vocabulary
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
 from merino_edge.design.costs import AtThreads, Costs
 from merino_edge.design.designer import design, design_by_paper
-from merino_edge.design.existing import existing_score
 from merino_edge.design.law import effective_weights, ln_loss
 from merino_edge.design.paper import search
 from merino_edge.design.paper.score import linear_entropy
 from merino_edge.design.paper.search import solve, variables_of
 from merino_edge.design.paper.space import PaperSpace
-from merino_edge.design.score import MEASURED, MERINO, SCORES, MeasuredScoring, score_named
+from merino_edge.design.score import MEASURED, MERINO, SCORES, MeasuredScoring, existing_score, score_named
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.families.zoo import model
@@ -36,7 +35,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.limits import most_within
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_edge.training.sources import read_sources, text_bytes
+from merino_edge.training.sources import read_sources, text_size
 from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +94,8 @@ def test_the_curve_of_the_vocabulary_is_the_fitted_one():
 def test_the_tokens_of_a_text_are_counted_by_its_bytes(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"x" * 37294)
-    assert tokens.count(text_bytes(read_sources([str(path)])), 8192) == 10000 and tokens.count(2 * 37294, 8192) == 20000
+    size, _ = text_size(read_sources([str(path)]), 257)
+    assert tokens.count(size, 8192) == 10000 and tokens.count(2 * size, 8192) == 20000
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
@@ -200,7 +200,7 @@ class Enumerated:
         ])  # fmt: skip
         sums, peak = variables.amounts[chosen].sum(axis=1), variables.peak[chosen].max(axis=1)
         self.score = variables.score[chosen].sum(axis=1)
-        costs, counts = Costs(model, lambda number: sums[:, number], peak), range(len(model.on.thread_counts))
+        costs, counts = Costs(model, lambda number: sums[:, number], peak), range(len(model.thread_counts))
         self.at = [AtThreads(costs, decode, prefill) for decode in counts for prefill in counts]
 
     def fits(self, limits):

@@ -12,8 +12,9 @@ from sample_models import of_two_cores
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import bundle_bytes
-from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal, requested, shares_over, with_board_defaults
+from merino_edge.design.budgets import BUDGETS_BY_NAME, refusal, shares_over, with_board_defaults
 from merino_edge.design.designer import design
+from merino_edge.design.recommend import recommend
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -83,7 +84,7 @@ def test_all_impossible_budgets_are_named_at_once():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name, value):
     with pytest.raises(MerinoError, match=re.escape(BUDGETS_BY_NAME[name].given(value))):
-        requested({name: value})
+        recommend(BOARD, {name: value}, context=64, prompt=32)
     with pytest.raises(MerinoError, match="is not a positive, finite number") as caught:
         solved({name: value})
     assert spent(solved({name: named(str(caught.value))[option(name)]}))[name] > 0

@@ -26,7 +26,7 @@ from merino_edge.families.operators import CPU_FORMATS, weight_bytes
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import added_file_mb, cost_model
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.formats import formats_of, is_predicted
+from merino_edge.prediction.formats import formats_of
 from merino_edge.prediction.intervals import factors
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
@@ -138,7 +138,7 @@ def test_decode_latency_does_not_jump_at_the_edges_of_the_cache(board):
 
 def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
-    assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
+    assert set(FORMATS) <= set(formats_of(model.profile)) and "fp16" not in formats_of(model.profile)
     assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
     with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
         model.predict(operators)

@@ -16,8 +16,7 @@ from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.design import enumeration
 from merino_edge.design.costs import AtThreads
 from merino_edge.design.designer import design
-from merino_edge.design.existing import existing_score
-from merino_edge.design.score import MEASURED
+from merino_edge.design.score import MEASURED, existing_score
 from merino_edge.design.space import Space
 from merino_edge.design.space import architecture as space_architecture
 from merino_edge.export.export import export

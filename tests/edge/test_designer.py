@@ -20,9 +20,8 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, with_board_defau
 from merino_edge.design.costs import AtThreads
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import caches_of, design, design_by_paper
-from merino_edge.design.existing import existing_score, geometry_loss
 from merino_edge.design.paper.space import PaperSpace
-from merino_edge.design.score import CONSTANTS, MEASURED
+from merino_edge.design.score import CONSTANTS, MEASURED, existing_score, loss_of
 from merino_edge.design.space import SPACE, Layer, Space, architecture
 from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
@@ -99,8 +98,8 @@ def test_a_loss_ratio_is_of_the_scores_and_its_interval_of_the_constants():
     result, reference = small_design(), model("opt-350m").geometry
 
     def ratio(constants):
-        own = geometry_loss(result.architecture, constants, result.precision, result.kv)
-        return math.exp(own - geometry_loss(reference, constants))
+        own = loss_of(result.architecture, constants, result.precision, result.kv)
+        return math.exp(own - loss_of(reference, constants))
 
     loss = result.loss_ratio
     assert loss.value == pytest.approx(ratio(MEASURED.constants))
@@ -163,7 +162,7 @@ def test_the_totals_of_arrays_are_the_predictions(data):
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for kind, depth in zip(random.integers(0, len(kinds.weights), 40), random.integers(0, 62, 40), strict=True):
         arch = architecture(kinds.layers[kind], SPACE.depths[depth], vocab, shape.context)
-        counts = range(len(model.on.thread_counts))
+        counts = range(len(model.thread_counts))
         pairs = [(decode, prefill) for decode in counts for prefill in counts]
         for pair, predicted in zip(pairs, model.predict_each(arch.operators), strict=True):
             for name, budget in BUDGETS_BY_NAME.items():

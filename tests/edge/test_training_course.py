@@ -51,6 +51,10 @@ def whole(text, samples, tmp_path_factory):
     return out, train(ARCH, [f"{text}:1", f"{samples}:1"], out, recipe=RECIPE)
 
 
+def in_parts(count):
+    return RECIPE.model_copy(update={"accumulate": count})
+
+
 def losses(record, key="loss"):
     return [entry[key] for entry in record["losses"] if key in entry]
 
@@ -63,12 +67,12 @@ def alike(one, other):
 
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
-    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=RECIPE, accumulate=4)
+    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=in_parts(4))
     assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0])
     with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --set accumulate=3: give --batch 6"):
-        train(ARCH, [text], tmp_path / "other", recipe=RECIPE, accumulate=3)
+        train(ARCH, [text], tmp_path / "other", recipe=in_parts(3))
 
 
 @pytest.mark.slow
@@ -241,7 +245,7 @@ def test_several_processes_refuse_with_one_voice(whole, text, samples, tmp_path)
 def test_a_rank_that_is_killed_ends_the_run_which_one_process_goes_on_with(whole, text, samples, tmp_path):
     out = tmp_path / "out"
     process = torchrun(words_of(text, samples, out, tmp_path), free_port())
-    while not list((out / "trainer").glob("checkpoint-*/saved.json")):
+    while not list((out / "trainer").glob("checkpoint-*")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
@@ -249,8 +253,8 @@ def test_a_rank_that_is_killed_ends_the_run_which_one_process_goes_on_with(whole
     process.communicate(timeout=300)
     assert process.returncode != 0 and not (out / "training.json").exists()
     assert all(
-        {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(path.read_text()).keys()
-        for path in (out / "trainer").glob("checkpoint-*/saved.json")
+        {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in state.iterdir()}
+        for state in (out / "trainer").glob("checkpoint-*")
     )
     main_ends(0, "train", *words_of(text, samples, out, tmp_path, "--resume"))
     record = json.loads((out / "training.json").read_text())
@@ -369,7 +373,7 @@ def test_words_are_bounded_where_a_bpe_is_trained():
 def test_threads_are_torchs(text, tmp_path):
     before = torch.get_num_threads()
     try:
-        train(ARCH, [text], tmp_path / "out", recipe=Recipe(steps=1, batch=1), threads=before + 1)
+        train(ARCH, [text], tmp_path / "out", recipe=Recipe(steps=1, batch=1, threads=before + 1))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -391,8 +395,9 @@ def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=QUICK)
-    train(ARCH, [text], tmp_path / "out", recipe=QUICK, ignore_memory=True)
-    assert "1 MB are available" in check_memory(ARCH, QUICK, ignore=True)
+    ignoring = QUICK.model_copy(update={"ignore_memory": True})
+    train(ARCH, [text], tmp_path / "out", recipe=ignoring)
+    assert "1 MB are available" in check_memory(ARCH, ignoring)
 
 
 # (block, vocabulary, context, batch, bf16); what counts most

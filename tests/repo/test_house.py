@@ -163,6 +163,7 @@ FILLERS = {
     "merino_edge.benchmarking.engine_models",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face",
     "merino_edge.training.train", "merino_edge.training.shards",
+    "merino_edge.training.loop",  # moves a saved state to its place
     "merino_edge.training.distill",  # appends records to a cache; its size says how many are whole
     "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",

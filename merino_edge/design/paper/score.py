@@ -72,15 +72,11 @@ def total_score(blocks: Iterable[Block], head_size: int, scoring: MerinoScoring)
     )
 
 
-def effectiveness_loss(width: int, depth: int, scoring: MerinoScoring) -> float:
-    """gamma in [0, 1]: the share of a block's entropy that is lost since depth makes it hard to train."""
-    return min(1.0, depth / (scoring.beta * width))
-
-
 def block_score(
     width: int, ffn_width: int, depth: int, shared: bool, scoring: MerinoScoring, *, kv_width: int | None = None
 ) -> float:
-    """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
+    """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats. gamma: the share that is lost, because depth makes a
+    block hard to train.
 
     `kv_width`: channels of keys and of values; None: the block's width. With fewer, their two matrices have fewer
     columns and less entropy (own choice).
@@ -90,4 +86,5 @@ def block_score(
     ffn_entropy = 2 * linear_entropy(width, ffn_width, scoring.eps)
     layer = scoring.attention_weight * attention_entropy + scoring.ffn_weight * ffn_entropy
     uses = depth - (scoring.shared_discount * (depth - 1) if shared else 0.0)
-    return (1 - effectiveness_loss(width, depth, scoring)) * uses * layer
+    gamma = min(1.0, depth / (scoring.beta * width))
+    return (1 - gamma) * uses * layer

@@ -140,7 +140,7 @@ def variables_of(space: PaperSpace, model: CostModel, scoring: MerinoScoring) ->
 def cases_of(model: CostModel, phases: int) -> list[Case]:
     """Every case that a search must try. `phases`: how many of decode and prefill have a limit on their latency. Two
     thread counts take more memory, and serve only limits on both."""
-    threads = model.on.thread_counts
+    threads = model.thread_counts
     if not phases:
         return [Case(0, 0, math.inf)]
     return [
@@ -160,14 +160,14 @@ class Piece(Costs):
         self.case, self.first = case, first
 
     def _missed(self, threads: int) -> np.ndarray:
-        at = self.model.on.thread_counts[threads]
+        at = self.model.thread_counts[threads]
         if self.first and at.resident_mb < self.case.most_mb <= at.streaming_mb:
             return np.asarray(at.streaming_mb / (at.streaming_mb - at.resident_mb))
         return np.asarray(float(self.case.most_mb > at.streaming_mb))
 
     def _decode_ms(self, threads: int) -> np.ndarray:
         """In a partial residency reads up to the resident edge are spared, once in a decoder."""
-        at = self.model.on.thread_counts[threads]
+        at = self.model.thread_counts[threads]
         partial = self.first and at.resident_mb < self.case.most_mb <= at.streaming_mb
         spared_ms = at.resident_mb * MB * 1e-9 * at.us_per_unit[MEMORY] if partial else 0.0
         return super()._decode_ms(threads) - self.model.upper_decode * self._missed(threads) * spared_ms

@@ -155,7 +155,8 @@ nap: lie snooze taking
 yoga meditation: mat meditate roll
 """
 NUMBER_TEXT = "zero one two three four five six seven eight nine ten eleven twelve"
-NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_TEXT.split())}
+NUMBER_WORDS = NUMBER_TEXT.split()
+NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
 ALIKE = 0.8  # least ratio of two words that a typing error tells apart
 
 
