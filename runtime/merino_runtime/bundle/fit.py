@@ -4,10 +4,11 @@ library of this project's operators for ONNX Runtime (runtime/kernels), a part o
 A bundle names the operators that its graph uses, and the library of this release computes them: no native code is ever
 loaded from a bundle. Standard library only: all of this runs before numpy or a backend is imported.
 """
+import contextlib
 import os
 import pkgutil
 from functools import lru_cache
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
 from merino_runtime import __version__
 from merino_runtime.bundle import Bundle, without_kernels
@@ -27,7 +28,7 @@ from merino_runtime.io.board import (
     this_board,
 )
 from merino_runtime.io.json_shape import listed
-from merino_runtime.io.memory import memory_figures
+from merino_runtime.io.memory import is_out_of_memory, memory_figures
 
 MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
 OPERATORS = frozenset(("MatMul4", "MatMul5", "MatMul6", "MatMul8", "Rows4", "Rows5", "Rows6", "Rows8",
@@ -142,15 +143,21 @@ def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
     return [name for name in bundle.isa if name not in board.isa and name not in foreign | reported]
 
 
-def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
-    """Return the message. doing: what the runtime was doing, as in "a decode step"."""
-    parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / MB:.0f} MB of weights"
-    parts += f", {bundle.kv_bytes / MB:.0f} MB of KV cache, about {PROCESS_MB} MB for Python and libraries"
-    equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
-    return (f"out of memory in {doing}: bundle {bundle.name!r} needs "
-            f"{memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
-            f"for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, or export with a "
-            "shorter --context or a smaller --precision.")
+@contextlib.contextmanager
+def reporting_memory(bundle: Bundle, doing: str, sessions: int = 1) -> Iterator[None]:
+    """Raise a MerinoError with what the bundle needs if memory runs out in the body. doing: as in "a decode step"."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        if not is_out_of_memory(error):
+            raise
+        parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / MB:.0f} MB of weights"
+        parts += f", {bundle.kv_bytes / MB:.0f} MB of KV cache, about {PROCESS_MB} MB for Python and libraries"
+        equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
+        raise MerinoError(
+            f"out of memory in {doing}: bundle {bundle.name!r} needs {memory_need_mb(bundle, sessions):.0f} MB "
+            f"({parts}) and memory for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, "
+            "or export with a shorter --context or a smaller --precision.") from error
 
 
 def unknown_operators(bundle: Bundle) -> List[str]:
