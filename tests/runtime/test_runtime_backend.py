@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
+from merino_runtime.api import selftest
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Generation
-from merino_runtime.generation.selftest import selftest
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.sampling import GREEDY, GenerateOptions
 
