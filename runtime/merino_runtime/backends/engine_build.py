@@ -75,7 +75,7 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
         with opened_plan(bundle, key) as (path, _):
             if path and not rebuild:
                 return Made(path, False)
-        need_mb = check_memory(bundle, cuda, precision, workspace_mb, report)
+        need_mb = check_memory(bundle, precision, workspace_mb, report)
         started = time.monotonic()
         report(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about "
                f"{need_mb:.0f} MB): this takes minutes, once per bundle")
@@ -85,26 +85,20 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
     return Made(path, True)
 
 
-def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, report: Report) -> float:
-    """Return the MB that the build needs. Raise MerinoError if the machine has less in all, and report if less is
-    free."""
+def check_memory(bundle: Bundle, precision: str, workspace_mb: int, report: Report) -> float:
+    """Return the MB that the build needs on a Jetson, whose GPU shares the memory. Raise MerinoError if the machine has
+    less in all, and report if less is free."""
     weights_mb = bundle.weight_bytes / MB
     engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
     need_mb = 2 * weights_mb + 2 * engine_mb + workspace_mb + board.CUDA_MB + board.PROCESS_MB
-    here, shared = board.this_board(), device_of(cuda).integrated
+    here = board.this_board()
     total_mb, free_mb = here.memory_total_mb, here.memory_available_mb
     parts = (f"{need_mb:.0f} MB: twice {weights_mb:.0f} MB of weights, twice {engine_mb:.0f} MB of engine, "
              f"{workspace_mb} MB of workspace, about {board.CUDA_MB + board.PROCESS_MB} MB for CUDA and Python")
-    remedy = ("Make the workspace smaller (--workspace-mb), add swap, build with --fp16, or export with --precision "
-              "fp16")
     if total_mb is not None and need_mb > total_mb:
         raise MerinoError(f"building an engine of {bundle.name!r} needs about {parts}; this machine has "
-                          f"{total_mb:.0f} MB in all. {remedy}.")
-    if not shared:
-        gpu_free_mb = cuda.mem_get_info()[0] / MB
-        if engine_mb + workspace_mb > gpu_free_mb:
-            raise MerinoError(f"building an engine of {bundle.name!r} needs {engine_mb:.0f} MB of GPU memory for "
-                              f"weights and {workspace_mb} MB of workspace; {gpu_free_mb:.0f} MB are free. {remedy}.")
+                          f"{total_mb:.0f} MB in all. Make the workspace smaller (--workspace-mb), add swap, build "
+                          "with --fp16, or export with --precision fp16.")
     if free_mb is not None and need_mb > free_mb:
         report(f"note: the build needs about {parts}; {free_mb:.0f} MB are available: it may swap or be killed. Stop "
                "other programs first")

@@ -11,15 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole
-from merino_runtime.backends.onnx_arrays import (
-    Rows,
-    States,
-    bind_caches,
-    bind_input,
-    bind_output,
-    caches,
-    takes_batch,
-)
+from merino_runtime.backends.onnx_arrays import Rows, States, bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import returns_all_logits
 from merino_runtime.bundle.fit import reporting_memory
@@ -196,7 +188,8 @@ class OnnxBackend(Backend):
 
     def rows(self, count: int) -> List[Backend]:
         model = self._open_model()
-        if not takes_batch(model):
+        ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
+        if isinstance(ids.shape[0], int):  # its batch axis has no name: a batch of one
             return super().rows(count)
         with reporting_memory(model.bundle, f"allocating {count} KV caches", model.threads.sessions):
             rows = Rows(model, count)

@@ -44,12 +44,6 @@ def element_type(array: np.ndarray) -> Any:
     return np.longlong if array.dtype == np.int64 else array.dtype.type
 
 
-def takes_batch(model: Model) -> bool:
-    """Return whether the graph's batch axis has a name. Other graphs have a batch of one."""
-    ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
-    return not isinstance(ids.shape[0], int)
-
-
 class Rows:
     """Decodes several sequences together: their KV caches are rows of one buffer, and one run of the graph computes a
     step of each. A step reads all weights once, for any number of rows.

@@ -136,15 +136,6 @@ def faster_attention(bundle: Bundle) -> Iterator[None]:
         del os.environ[SWITCH]
 
 
-def attention_path(bundle: Bundle) -> str:
-    """Return the choice for people."""
-    if SWITCH in os.environ:
-        return f"as {SWITCH}={os.environ[SWITCH]} requires"
-    if is_faster_untiled(bundle):
-        return "by matrix multiplications, faster here"
-    return "as onnxruntime does by default"
-
-
 def is_faster_untiled(bundle: Bundle) -> bool:
     """Return whether the earlier kernel is faster: on x86 over a quantized cache, by measurement; on Cortex-A53 over a
     float cache, by a model of the core."""

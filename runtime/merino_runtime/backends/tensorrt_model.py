@@ -57,21 +57,19 @@ def open_model(bundle: Bundle, report: Report) -> Model:
     there is no sound one. Raise MerinoError."""
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
-    rejected = None
+    precision, rejected = bundle.precision, False
     with raising_cuda_faults("opening the engine"):
         # 1. The stored engine.
-        for precision in sorted({"fp16", bundle.precision}):
+        for stored in sorted({"fp16", bundle.precision}):
             try:
-                model = _opened(bundle, trt, cuda, precision)
+                model = _opened(bundle, trt, cuda, stored)
+                if model is not None:
+                    return model
             except NotLoadedError as error:
                 report(f"TensorRT does not load the engine ({error}): it is built again")
-                rejected = precision
-                continue
-            if model is not None:
-                return model
+                precision, rejected = stored, True
         # 2. A new engine.
-        precision = rejected or bundle.precision
-        ensure_engine(bundle, trt, cuda, precision, report, rebuild=rejected is not None)
+        ensure_engine(bundle, trt, cuda, precision, report, rebuild=rejected)
         try:
             model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:
