@@ -74,7 +74,7 @@ class ChatSession:
         self._template, self._no_think = ChatTemplate(bundle, bundle.chat), options.no_think
         if bundle.chat.parts is None:
             self._template.render()  # without jinja2 this ends here
-        if options.no_think and not self._template.can_not_think():
+        if options.no_think and not self._template.switches_thinking():
             raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "
                               "(enable_thinking). Leave out --no-think.")
         self._past: List[PastTurn] = []

@@ -58,8 +58,8 @@ class ChatTemplate:
             self._render = compiled(self.source(), f"the chat template of {self._bundle.name!r}")
         return self._render
 
-    def can_not_think(self) -> bool:
-        """Return whether the template has a switch for answers without thinking."""
+    def switches_thinking(self) -> bool:
+        """Return whether the template can be asked for answers without thinking."""
         if self.chat.parts is not None:
             return self.chat.parts.no_think is not None
         messages = messages_of(None, (), "x")
