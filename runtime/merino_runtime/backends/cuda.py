@@ -6,9 +6,6 @@ the user's message.
 """
 import contextlib
 import ctypes
-import glob
-import os
-import sys
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -18,8 +15,18 @@ OUT_OF_MEMORY, INSUFFICIENT_DRIVER, NO_DEVICE = 2, 35, 100
 TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 NON_BLOCKING = 1  # of a stream: it does not wait for the default stream
 CAPTURE_THREAD_LOCAL = 1  # other threads may allocate meanwhile
-# A kernel that failed, or a bus that did: every later call of the process fails too.
-LOST = frozenset([46, 214, 700, 702, 703, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999])
+# Of a kernel that failed, or a bus that did: every later call of the process fails too.
+LOST = (46, 214, 700, 702, 703, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999)
+FAULTS = {  # by the code of the error
+    **dict.fromkeys(LOST, "the GPU failed in {doing} ({error}): its state is lost for this process. Start the command "
+                          "again; if it fails again, look into `dmesg`."),
+    INSUFFICIENT_DRIVER: "CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "
+                         "runtime. Check with `nvidia-smi`, on a Jetson with `dmesg | grep nvgpu`.",
+    NO_DEVICE: "CUDA finds no GPU ({error}). Check with `nvidia-smi`.",
+    OUT_OF_MEMORY: "out of GPU memory in {doing} ({error}). On a Jetson the CPU shares that memory. Stop other "
+                   "programs, or export with a shorter --context or --precision fp16.",
+}
+OTHER_FAULT = "CUDA failed in {doing} ({error}). Start the command again; if it fails again, look into `dmesg`."
 MB = 2 ** 20
 
 SIGNATURES: Dict[str, List[Any]] = {
@@ -159,30 +166,14 @@ def c_function(library: Any, name: str, types: Sequence[Any], result: Any) -> An
     return function
 
 
-def cuda_fault(doing: str, error: CudaError) -> MerinoError:
-    """Return the user's message. doing: as in `a decode step`."""
-    on_cpu = "Or run on the CPU: --backend onnxruntime."
-    if error.code == INSUFFICIENT_DRIVER:
-        return MerinoError(f"CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "
-                           f"runtime. Check with `nvidia-smi`, on a Jetson with `dmesg | grep nvgpu`. {on_cpu}")
-    if error.code == NO_DEVICE:
-        return MerinoError(f"CUDA finds no GPU ({error}). Check with `nvidia-smi`. {on_cpu}")
-    if error.code == OUT_OF_MEMORY:
-        return MerinoError(f"out of GPU memory in {doing} ({error}). On a Jetson the CPU shares that memory. Stop "
-                           f"other programs, or export with a shorter --context or --precision fp16. {on_cpu}")
-    if error.code in LOST:
-        return MerinoError(f"the GPU failed in {doing} ({error}): its state is lost for this process. Start the "
-                           f"command again; if it fails again, look into `dmesg`. {on_cpu}")
-    return MerinoError(f"CUDA failed in {doing} ({error}). Start the command again; if it fails again, look into "
-                       f"`dmesg`. {on_cpu}")
-
-
 @contextlib.contextmanager
 def raising_cuda_faults(doing: str) -> Iterator[None]:
+    """Turn a CudaError of the body into the user's MerinoError. doing: as in `a decode step`."""
     try:
         yield
     except CudaError as error:
-        raise cuda_fault(doing, error) from error
+        fault = FAULTS.get(error.code, OTHER_FAULT).format(doing=doing, error=error)
+        raise MerinoError(f"{fault} Or run on the CPU: --backend onnxruntime.") from error
 
 
 class Device(NamedTuple):
@@ -199,25 +190,14 @@ def open_library(names: Sequence[str]) -> Optional[Any]:
     return None
 
 
-def library_names(tensorrt_version: Tuple[int, ...]) -> List[str]:
-    """Return the possible names of libcudart. That of the CUDA version that TensorRT was built for is first, because
-    both share the process."""
-    versions = ["10.2"] if tensorrt_version < (10,) else ["12", "13"]
-    folders = ["", "/usr/local/cuda/lib64/"]
-    names = [f"{folder}libcudart.so.{version}" for version in versions for folder in folders]
-    names += [f"{folder}libcudart.so" for folder in folders]
-    for folder in sys.path:  # of pip's packages
-        names += sorted(glob.glob(os.path.join(glob.escape(folder), "nvidia", "cuda_runtime", "lib", "libcudart.so.*")))
-    return names
-
-
 def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
-    """Return the CUDA runtime of this machine. Raise MerinoError if there is none, no driver or no GPU."""
-    library = open_library(library_names(tensorrt_version))
+    """Return the CUDA runtime of this machine, that of the JetPack which has this TensorRT. Raise MerinoError if there
+    is none, no driver or no GPU."""
+    names = ("libcudart.so.10.2" if tensorrt_version < (10,) else "libcudart.so.12", "libcudart.so")
+    library = open_library([folder + name for name in names for folder in ("", "/usr/local/cuda/lib64/")])
     if library is None:
-        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. On a Jetson: sudo "
-                          "apt-get install nvidia-jetpack. Elsewhere: python3 -m pip install nvidia-cuda-runtime-cu12. "
-                          "Or run on the CPU: --backend onnxruntime.")
+        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. Run: sudo apt-get install "
+                          "nvidia-jetpack. Or run on the CPU: --backend onnxruntime.")
     with raising_cuda_faults("starting CUDA"):
         cuda = Cuda(library)
         if not cuda.integer("cudaDriverGetVersion"):  # no driver is installed
