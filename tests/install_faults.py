@@ -23,7 +23,6 @@ from merino_runtime.__main__ import main
 from merino_runtime.backends import onnx, onnx_session  # noqa: F401
 from merino_runtime.delivery import archive, install, probation, releases, verbs  # noqa: F401
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation import selftest  # noqa: F401
 from merino_runtime.io import outputs
 
 PIECE = 30_000  # bytes per write of an unpacked file: kills in the middle of files too

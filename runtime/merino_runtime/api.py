@@ -2,8 +2,9 @@
 
 The commands use only this. numpy and a backend are imported when a model is opened.
 """
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.backends.choice import choose_backend
 from merino_runtime.backends.threads import thread_counts
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from merino_runtime.chat.conversation import ChatSession
     from merino_runtime.generation.constraints import Compiled
     from merino_runtime.generation.generate import Done, Generation
-    from merino_runtime.generation.selftest import Mismatch
     from merino_runtime.generation.text import Tokenizer
 
 
@@ -43,6 +43,29 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
     from merino_runtime.backends import open_backend
 
     return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, chosen, say))
+
+
+class Mismatch(NamedTuple):
+    position: int  # in greedy_ids, from 0
+    expected: int
+    actual: int
+
+
+def selftest(bundle: Bundle, backend: "Backend") -> Optional[Mismatch]:
+    """Compare greedy decoding of the golden prompt with the golden ids, in an empty cache -> the first difference, or
+    None. Logits are not compared, because kernels of different CPUs round differently."""
+    golden = bundle.golden
+    if not golden.prompt_ids or not golden.greedy_ids:
+        raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")
+    backend.truncate(0)
+    logits = backend.prefill(golden.prompt_ids)
+    for position, expected in enumerate(golden.greedy_ids):
+        token_id = int(logits.argmax())
+        if token_id != expected or not math.isfinite(logits[token_id]):
+            return Mismatch(position, expected, token_id)
+        if position + 1 < len(golden.greedy_ids):
+            logits = backend.step(token_id)
+    return None
 
 
 def path_of(path: Any) -> str:
@@ -143,10 +166,8 @@ class LanguageModel:
 
         load_cache(self.bundle, self.backend, path_of(path))
 
-    def selftest(self) -> Optional["Mismatch"]:
+    def selftest(self) -> Optional[Mismatch]:
         """Compare greedy decoding with the bundle's golden ids -> the first difference, or None."""
-        from merino_runtime.generation.selftest import selftest
-
         return selftest(self.bundle, self.backend)
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends.choice import TENSORRT, choose_backend
-from merino_runtime.backends.onnx_session import attention_path
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
 from merino_runtime.bundle.fit import check_bundle_fits, needs_text, unknown_operators
 from merino_runtime.bundle.requirements import require
@@ -211,7 +210,6 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("flops per token", f"{bundle.flops_per_token:,}"),
         ("weights read", f"{bundle.decode_weight_bytes / board.MB:.1f} MB per token"),
         ("KV cache", f"{bundle.kv_bytes / board.MB:.1f} MB, {cache_formats(bundle)}"),
-        ("attention", attention_path(bundle)),
         ("needs", needs_text(bundle)),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)), ("kernels", _shown_kernels(bundle)),

@@ -27,26 +27,23 @@ from merino_runtime.backends.backend import Backend
 class KnownDelays(Backend):
     engine = "onnxruntime 0.0 CPU"
     def __init__(self, bundle, threads):
-        self.context, self.vocab, self.threads = bundle.context, bundle.vocab, threads or 1
-        self._ids, self._calls, self._logits = [], [], np.zeros(bundle.vocab, np.float32)
-    @property
-    def ids(self):
-        return self._ids
+        self.context, self.vocab, self.decode_threads = bundle.context, bundle.vocab, threads or 1
+        self.ids, self._calls, self._logits = [], [], np.zeros(bundle.vocab, np.float32)
     def prefill(self, ids):
         return self._take("prefill", {id_s} * len(ids), ids)
     def step(self, token_id):
-        return self._take("step", {step_s} + {cached_s} * len(self._ids), [token_id])
+        return self._take("step", {step_s} + {cached_s} * len(self.ids), [token_id])
     def _take(self, kind, seconds, ids):
         start = time.monotonic()
-        cached = len(self._ids)
-        self._ids.extend(ids)
+        cached = len(self.ids)
+        self.ids.extend(ids)
         while time.monotonic() < start + seconds:
             time.sleep(max(0.0, start + seconds - time.monotonic()))
         self._calls.append([kind, cached, len(ids), 1000 * (time.monotonic() - start)])
         return self._logits
     def truncate(self, length):
-        assert 0 <= length <= len(self._ids)
-        del self._ids[length:]
+        assert 0 <= length <= len(self.ids)
+        del self.ids[length:]
     def close(self):
         folder = {folder!r}
         with open(os.path.join(folder, "%03d" % len(os.listdir(folder))), "w") as file:

@@ -22,7 +22,7 @@ from merino_edge.families.checkpoint import ChatTemplate, read_chat_template, st
 from merino_edge.families.gguf.tokenizer import chat_template
 from merino_runtime.api import open_model
 from merino_runtime.bundle import load_bundle
-from merino_runtime.chat.template import Turn, by_jinja, by_parts, compiled, messages_of
+from merino_runtime.chat.template import Turn, by_parts, compiled, messages_of, segments_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import GREEDY
 
@@ -59,7 +59,7 @@ def test_parts_give_what_transformers_renders_for_any_texts(name):
         no_think = no_think and parts.no_think is not None
         expected = transformers_text(template, system, turns, user, **({"enable_thinking": False} if no_think else {}))
         assert "".join(piece.text for piece in by_parts(parts, system, turns, user, no_think)) == expected
-        pieces = by_jinja(by_board, result.chat, system, turns, user, no_think)
+        pieces = segments_of(by_board, result.chat, messages_of(system, turns, user), no_think)
         assert "".join(piece.text for piece in pieces) == expected
 
     check()
@@ -96,7 +96,7 @@ def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
     template, result = exported_template(name)
     assert result.chat.parts is None and result.why_jinja
     conversation = ("S", [Turn("a ", " b"), Turn("c", "d")], "e")
-    pieces = by_jinja(compiled(template, name), result.chat, *conversation, no_think=False)
+    pieces = segments_of(compiled(template, name), result.chat, messages_of(*conversation), False)
     assert "".join(piece.text for piece in pieces) == transformers_text(template, *conversation)
 
 

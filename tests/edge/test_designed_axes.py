@@ -33,10 +33,10 @@ from merino_edge.training.loop import initialize_matrices
 from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.selftest import selftest
 
 VOCAB, CONTEXT = 1500, 24  # ids above 1,023 have two parts in the cache
 AXES = {

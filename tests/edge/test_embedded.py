@@ -10,9 +10,9 @@ import pytest
 from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
 from merino_edge.embedded import FOLDER
 from merino_edge.families.designed import Architecture
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generation.selftest import selftest
 from tests.sample_bundles import mean_loss
 
 DATA = os.environ.get("MERINO_DATA")

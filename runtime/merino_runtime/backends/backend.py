@@ -18,14 +18,18 @@ class Backend:
     engine = ""  # name, version and processor, for records: "onnxruntime 1.32.0 CPU"
     context = 0  # KV slots
     vocab = 0
+    decode_threads = prefill_threads = 1  # of the CPU
+    replays_graph = True  # whether a decode step costs the CPU a single call, as it should
     changes = 0  # grows by at least 1 with each `prefill`, `step`, `truncate` and `fill`
     extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
     verifies = False  # whether `verify` exists: one run of the graph returns the logits of several positions
+    ids: List[int]  # in the cache, in order; callers do not change the list
+    _model: Any = None  # what forks share; None: this backend is closed
 
-    @property
-    def ids(self) -> List[int]:
-        """Return the ids in the cache, in order. Do not change the list."""
-        raise NotImplementedError
+    def _open_model(self) -> Any:
+        if self._model is None:
+            raise MerinoError("this backend is closed. Open another one, or close it later.")
+        return self._model
 
     @property
     def length(self) -> int:
@@ -136,7 +140,3 @@ def check_truncate(backend: Backend, length: int) -> None:
     if not 0 <= length <= backend.length:
         raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {backend.length}. Allowed: 0 to "
                           f"{backend.length}.")
-
-
-def closed() -> MerinoError:
-    return MerinoError("this backend is closed. Open another one, or close it later.")

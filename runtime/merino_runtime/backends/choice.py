@@ -52,7 +52,8 @@ def _checked(requested: Optional[str]) -> Optional[str]:
 
 def _of_jetson(otherwise: str, say: Say) -> str:
     """Return TensorRT on a Jetson that has a version which this runtime can drive; elsewhere `otherwise`."""
-    if not is_jetson() or not is_installed(TENSORRT):
+    model = board.read_text("/proc/device-tree/model")
+    if not re.search(r"\bjetson\b", model, re.IGNORECASE) or not is_installed(TENSORRT):
         return otherwise
     require("numpy")  # the package of the backends imports it
     from merino_runtime.backends.tensorrt_versions import open_tensorrt
@@ -64,11 +65,6 @@ def _of_jetson(otherwise: str, say: Say) -> str:
         return otherwise
     say(f"TensorRT {version} is used, because this is a Jetson that has it; --backend {otherwise} runs on the CPU")
     return TENSORRT
-
-
-def is_jetson() -> bool:
-    """Return whether the device tree names a Jetson."""
-    return re.search(r"\bjetson\b", board.read_text("/proc/device-tree/model"), re.IGNORECASE) is not None
 
 
 def is_installed(backend: str) -> bool:

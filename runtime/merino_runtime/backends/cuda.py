@@ -6,11 +6,8 @@ the user's message.
 """
 import contextlib
 import ctypes
-import glob
-import os
-import sys
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -18,8 +15,18 @@ OUT_OF_MEMORY, INSUFFICIENT_DRIVER, NO_DEVICE = 2, 35, 100
 TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 NON_BLOCKING = 1  # of a stream: it does not wait for the default stream
 CAPTURE_THREAD_LOCAL = 1  # other threads may allocate meanwhile
-# A kernel that failed, or a bus that did: every later call of the process fails too.
-LOST = frozenset([46, 214, 700, 702, 703, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999])
+# Of a kernel that failed, or a bus that did: every later call of the process fails too.
+LOST = (46, 214, 700, 702, 703, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999)
+FAULTS = {  # by the code of the error
+    **dict.fromkeys(LOST, "the GPU failed in {doing} ({error}): its state is lost for this process. Start the command "
+                          "again; if it fails again, look into `dmesg`."),
+    INSUFFICIENT_DRIVER: "CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "
+                         "runtime. Check with `nvidia-smi`, on a Jetson with `dmesg | grep nvgpu`.",
+    NO_DEVICE: "CUDA finds no GPU ({error}). Check with `nvidia-smi`.",
+    OUT_OF_MEMORY: "out of GPU memory in {doing} ({error}). On a Jetson the CPU shares that memory. Stop other "
+                   "programs, or export with a shorter --context or --precision fp16.",
+}
+OTHER_FAULT = "CUDA failed in {doing} ({error}). Start the command again; if it fails again, look into `dmesg`."
 MB = 2 ** 20
 
 SIGNATURES: Dict[str, List[Any]] = {
@@ -59,7 +66,7 @@ class Cuda:
     def __init__(self, library: Any) -> None:
         self._functions = {name: c_function(library, name, types, c_int) for name, types in SIGNATURES.items()}
         self._texts = [c_function(library, name, [c_int], c_char_p) for name in TEXTS]
-        self.runtime = self._integer("cudaRuntimeGetVersion")
+        self.runtime = self.integer("cudaRuntimeGetVersion")  # 10020 is 10.2
         instantiate = INSTANTIATE_FROM_12 if self.runtime >= 12000 else INSTANTIATE_BEFORE_12
         self._functions["cudaGraphInstantiate"] = c_function(library, "cudaGraphInstantiate", instantiate, c_int)
 
@@ -71,7 +78,8 @@ class Cuda:
             words = [function(code) for function in self._texts]
             raise CudaError(name, code, *((word or b"").decode("utf-8", "replace") for word in words))
 
-    def _integer(self, name: str, *arguments: Any) -> int:
+    def integer(self, name: str, *arguments: Any) -> int:
+        """Return the result of a function that returns an integer."""
         number = c_int()
         self._call(name, ctypes.byref(number), *arguments)
         return number.value
@@ -81,33 +89,33 @@ class Cuda:
         self._call(name, ctypes.byref(address), *arguments)
         return address.value or 0
 
-    def driver_version(self) -> int:
-        """Return the version; 0 if no driver is installed."""
-        return self._integer("cudaDriverGetVersion")
-
-    def get_device(self) -> int:
-        return self._integer("cudaGetDevice")
-
-    def attribute(self, attribute: int, device: int) -> int:
-        return self._integer("cudaDeviceGetAttribute", attribute, device)
-
     def mem_get_info(self) -> Tuple[int, int]:
         """Return the free and the total bytes."""
         free, total = c_size_t(), c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
-    def malloc(self, size: int) -> int:
-        return self._address("cudaMalloc", size)
+    def malloc(self, size: int, stack: contextlib.ExitStack) -> int:
+        """Allocate GPU memory, which `stack` frees."""
+        return self._made(stack, "cudaFree", "cudaMalloc", size)
 
-    def free(self, address: int) -> None:
-        self._call("cudaFree", address)
+    def host_alloc(self, size: int, stack: contextlib.ExitStack) -> int:
+        """Allocate pinned memory, which `stack` frees."""
+        return self._made(stack, "cudaFreeHost", "cudaHostAlloc", size, 0)
 
-    def host_alloc(self, size: int) -> int:
-        return self._address("cudaHostAlloc", size, 0)
+    def stream_create(self, stack: contextlib.ExitStack) -> int:
+        """Make a stream, which `stack` destroys."""
+        return self._made(stack, "cudaStreamDestroy", "cudaStreamCreateWithFlags", NON_BLOCKING)
 
-    def free_host(self, address: int) -> None:
-        self._call("cudaFreeHost", address)
+    def _made(self, stack: contextlib.ExitStack, release: str, name: str, *arguments: Any) -> int:
+        resource = self._address(name, *arguments)
+        stack.callback(self._release, release, resource)
+        return resource
+
+    def _release(self, name: str, resource: int) -> None:
+        """Free a resource at the end of its use. A lost GPU has freed it, or never will."""
+        with contextlib.suppress(CudaError):
+            self._call(name, resource)
 
     def memcpy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
@@ -123,37 +131,32 @@ class Cuda:
     def memset_2d(self, address: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
         self._call("cudaMemset2DAsync", address, pitch, value, width, height, stream)
 
-    def stream_create(self) -> int:
-        return self._address("cudaStreamCreateWithFlags", NON_BLOCKING)
-
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
-    def stream_destroy(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", stream)
+    def settle(self, stream: int) -> None:
+        """Wait until nothing on the stream still writes, also if that failed."""
+        self._release("cudaStreamSynchronize", stream)
 
-    def begin_capture(self, stream: int) -> None:
-        self._call("cudaStreamBeginCapture", stream, CAPTURE_THREAD_LOCAL)
-
-    def end_capture(self, stream: int) -> int:
-        """Return the graph."""
-        graph = c_void_p()
-        self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
-        return graph.value or 0
-
-    def instantiate(self, graph: int) -> int:
-        """Return the executable that `launch` runs."""
-        rest = (0,) if self.runtime >= 12000 else (None, None, 0)
-        return self._address("cudaGraphInstantiate", graph, *rest)
+    def captured(self, stream: int, enqueue: Callable[[], None], stack: contextlib.ExitStack) -> int:
+        """Return what `enqueue` puts on the stream as an executable CUDA graph, which `stack` destroys; 0 if this
+        version or a layer of the engine cannot be captured. Call this after a run: then TensorRT has allocated what it
+        needs."""
+        graph, executable = c_void_p(), 0
+        with contextlib.suppress(CudaError, MerinoError):
+            self._call("cudaStreamBeginCapture", stream, CAPTURE_THREAD_LOCAL)
+            try:
+                enqueue()
+            finally:
+                self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
+            rest = (0,) if self.runtime >= 12000 else (None, None, 0)
+            executable = self._made(stack, "cudaGraphExecDestroy", "cudaGraphInstantiate", graph.value, *rest)
+        if graph.value:
+            self._release("cudaGraphDestroy", graph.value)
+        return executable
 
     def launch(self, executable: int, stream: int) -> None:
         self._call("cudaGraphLaunch", executable, stream)
-
-    def exec_destroy(self, executable: int) -> None:
-        self._call("cudaGraphExecDestroy", executable)
-
-    def graph_destroy(self, graph: int) -> None:
-        self._call("cudaGraphDestroy", graph)
 
 
 def c_function(library: Any, name: str, types: Sequence[Any], result: Any) -> Any:
@@ -163,37 +166,20 @@ def c_function(library: Any, name: str, types: Sequence[Any], result: Any) -> An
     return function
 
 
-def cuda_fault(doing: str, error: CudaError) -> MerinoError:
-    """Return the user's message. doing: as in `a decode step`."""
-    on_cpu = "Or run on the CPU: --backend onnxruntime."
-    if error.code == INSUFFICIENT_DRIVER:
-        return MerinoError(f"CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "
-                           f"runtime. Check with `nvidia-smi`, on a Jetson with `dmesg | grep nvgpu`. {on_cpu}")
-    if error.code == NO_DEVICE:
-        return MerinoError(f"CUDA finds no GPU ({error}). Check with `nvidia-smi`. {on_cpu}")
-    if error.code == OUT_OF_MEMORY:
-        return MerinoError(f"out of GPU memory in {doing} ({error}). On a Jetson the CPU shares that memory. Stop "
-                           f"other programs, or export with a shorter --context or --precision fp16. {on_cpu}")
-    if error.code in LOST:
-        return MerinoError(f"the GPU failed in {doing} ({error}): its state is lost for this process. Start the "
-                           f"command again; if it fails again, look into `dmesg`. {on_cpu}")
-    return MerinoError(f"CUDA failed in {doing} ({error}). Start the command again; if it fails again, look into "
-                       f"`dmesg`. {on_cpu}")
-
-
 @contextlib.contextmanager
 def raising_cuda_faults(doing: str) -> Iterator[None]:
+    """Turn a CudaError of the body into the user's MerinoError. doing: as in `a decode step`."""
     try:
         yield
     except CudaError as error:
-        raise cuda_fault(doing, error) from error
+        fault = FAULTS.get(error.code, OTHER_FAULT).format(doing=doing, error=error)
+        raise MerinoError(f"{fault} Or run on the CPU: --backend onnxruntime.") from error
 
 
 class Device(NamedTuple):
     name: str
     capability: str  # "5.3"
     integrated: bool  # it shares its memory with the CPU, as on every Jetson
-    runtime: int  # version of the CUDA runtime: 10020 is 10.2
 
 
 def open_library(names: Sequence[str]) -> Optional[Any]:
@@ -204,40 +190,29 @@ def open_library(names: Sequence[str]) -> Optional[Any]:
     return None
 
 
-def library_names(tensorrt_version: Tuple[int, ...]) -> List[str]:
-    """Return the possible names of libcudart. That of the CUDA version that TensorRT was built for is first, because
-    both share the process."""
-    versions = ["10.2"] if tensorrt_version < (10,) else ["12", "13"]
-    folders = ["", "/usr/local/cuda/lib64/"]
-    names = [f"{folder}libcudart.so.{version}" for version in versions for folder in folders]
-    names += [f"{folder}libcudart.so" for folder in folders]
-    for folder in sys.path:  # of pip's packages
-        names += sorted(glob.glob(os.path.join(glob.escape(folder), "nvidia", "cuda_runtime", "lib", "libcudart.so.*")))
-    return names
-
-
 def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
-    """Return the CUDA runtime of this machine. Raise MerinoError if there is none, no driver or no GPU."""
-    library = open_library(library_names(tensorrt_version))
+    """Return the CUDA runtime of this machine, that of the JetPack which has this TensorRT. Raise MerinoError if there
+    is none, no driver or no GPU."""
+    names = ("libcudart.so.10.2" if tensorrt_version < (10,) else "libcudart.so.12", "libcudart.so")
+    library = open_library([folder + name for name in names for folder in ("", "/usr/local/cuda/lib64/")])
     if library is None:
-        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. On a Jetson: sudo "
-                          "apt-get install nvidia-jetpack. Elsewhere: python3 -m pip install nvidia-cuda-runtime-cu12. "
-                          "Or run on the CPU: --backend onnxruntime.")
+        raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. Run: sudo apt-get install "
+                          "nvidia-jetpack. Or run on the CPU: --backend onnxruntime.")
     with raising_cuda_faults("starting CUDA"):
         cuda = Cuda(library)
-        if not cuda.driver_version():
+        if not cuda.integer("cudaDriverGetVersion"):  # no driver is installed
             raise CudaError("cudaDriverGetVersion", INSUFFICIENT_DRIVER)
-        cuda.get_device()
+        cuda.integer("cudaGetDevice")
         cuda.mem_get_info()  # makes the context: what the driver rejects, it rejects here
     return cuda
 
 
 def device_of(cuda: Cuda) -> Device:
     """Return the GPU in use. Raise CudaError."""
-    number = cuda.get_device()
-    major, minor, integrated = (cuda.attribute(attribute, number)
+    number = cuda.integer("cudaGetDevice")
+    major, minor, integrated = (cuda.integer("cudaDeviceGetAttribute", attribute, number)
                                 for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED))
-    return Device(_name_of(number), f"{major}.{minor}", bool(integrated), cuda.runtime)
+    return Device(_name_of(number), f"{major}.{minor}", bool(integrated))
 
 
 def _name_of(number: int) -> str:

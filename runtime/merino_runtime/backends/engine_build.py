@@ -4,22 +4,14 @@ Two optimization profiles: profile 0 is decode, one id; profile 1 is prefill, ch
 engine of float16 kernels keeps its norms in float32, because squares of activations overflow float16. `engine_file`
 stores what was built.
 """
-import contextlib
 import hashlib
 import os
 import pkgutil
-import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
 
 from merino_runtime.backends.cuda import MB, Cuda, device_of, open_cuda, raising_cuda_faults
-from merino_runtime.backends.engine_file import (
-    EngineKey,
-    engine_folder,
-    keep_engine,
-    model_sha256,
-    sound_path,
-)
+from merino_runtime.backends.engine_file import EngineKey, engine_folder, keep_engine, model_sha256, opened_plan
 from merino_runtime.backends.tensorrt_versions import TensorRt, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
 from merino_runtime.bundle.requirements import version_tuple
@@ -33,7 +25,6 @@ DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # at this length the boards' GPUs read the weights about as long as they compute
 WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix multiplications need little
 WAIT_S = 7200.0  # for another builder: a Jetson Nano builds a large model for a quarter of an hour and more
-REPORT_EVERY_S = 15.0
 Report = Callable[[str], None]
 
 
@@ -45,7 +36,7 @@ def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineK
     """Return the key of the engine of this bundle for this machine. Raise CudaError."""
     device = device_of(cuda)
     return EngineKey(
-        gpu=device.name, capability=device.capability, tensorrt=trt.version, cuda=device.runtime,
+        gpu=device.name, capability=device.capability, tensorrt=trt.version, cuda=cuda.runtime,
         model_sha256=model_sha256(bundle), precision=precision, context=bundle.context, chunk=chunk_ids(bundle),
         builder=builder_version())
 
@@ -80,51 +71,41 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, rep
     because TensorRT would not load it. Raise MerinoError if it cannot be built, CudaError if the GPU does not
     answer."""
     key = key_of(bundle, trt, cuda, precision)
-    path = None if rebuild else sound_path(bundle, key)
-    if path:
-        return Made(path, False)
     with locked(engine_folder(bundle), "build-engine", WAIT_S):  # a small board has too little memory for two builds
-        path = None if rebuild else sound_path(bundle, key)  # the process that held the lock may have built it
-        if path:
-            return Made(path, False)
-        need_mb = check_memory(bundle, cuda, precision, workspace_mb, report)
+        with opened_plan(bundle, key) as (path, _):
+            if path and not rebuild:
+                return Made(path, False)
+        need_mb = check_memory(bundle, precision, workspace_mb, report)
         started = time.monotonic()
         report(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about "
                f"{need_mb:.0f} MB): this takes minutes, once per bundle")
-        plan = build(bundle, trt, key, workspace_mb=workspace_mb, need_mb=need_mb, report=report)
+        plan = build(bundle, trt, key, workspace_mb=workspace_mb, need_mb=need_mb)
         path = keep_engine(bundle, key, plan)
     report(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
     return Made(path, True)
 
 
-def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, report: Report) -> float:
-    """Return the MB that the build needs. Raise MerinoError if the machine has less in all, and report if less is
-    free."""
+def check_memory(bundle: Bundle, precision: str, workspace_mb: int, report: Report) -> float:
+    """Return the MB that the build needs on a Jetson, whose GPU shares the memory. Raise MerinoError if the machine has
+    less in all, and report if less is free."""
     weights_mb = bundle.weight_bytes / MB
     engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
     need_mb = 2 * weights_mb + 2 * engine_mb + workspace_mb + board.CUDA_MB + board.PROCESS_MB
-    here, shared = board.this_board(), device_of(cuda).integrated
+    here = board.this_board()
     total_mb, free_mb = here.memory_total_mb, here.memory_available_mb
     parts = (f"{need_mb:.0f} MB: twice {weights_mb:.0f} MB of weights, twice {engine_mb:.0f} MB of engine, "
              f"{workspace_mb} MB of workspace, about {board.CUDA_MB + board.PROCESS_MB} MB for CUDA and Python")
-    remedy = ("Make the workspace smaller (--workspace-mb), add swap, build with --fp16, or export with --precision "
-              "fp16")
     if total_mb is not None and need_mb > total_mb:
         raise MerinoError(f"building an engine of {bundle.name!r} needs about {parts}; this machine has "
-                          f"{total_mb:.0f} MB in all. {remedy}.")
-    if not shared:
-        gpu_free_mb = cuda.mem_get_info()[0] / MB
-        if engine_mb + workspace_mb > gpu_free_mb:
-            raise MerinoError(f"building an engine of {bundle.name!r} needs {engine_mb:.0f} MB of GPU memory for "
-                              f"weights and {workspace_mb} MB of workspace; {gpu_free_mb:.0f} MB are free. {remedy}.")
+                          f"{total_mb:.0f} MB in all. Make the workspace smaller (--workspace-mb), add swap, build "
+                          "with --fp16, or export with --precision fp16.")
     if free_mb is not None and need_mb > free_mb:
         report(f"note: the build needs about {parts}; {free_mb:.0f} MB are available: it may swap or be killed. Stop "
                "other programs first")
     return need_mb
 
 
-def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, need_mb: float, report: Report
-          ) -> memoryview:
+def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, need_mb: float) -> memoryview:
     """Return the plan. need_mb: estimated memory of this process. Raise MerinoError with the errors of TensorRT."""
     module = trt.module
     try:
@@ -144,8 +125,7 @@ def build(bundle: Bundle, trt: TensorRt, key: EngineKey, *, workspace_mb: int, n
         keep_norms_float32(trt, network)
     for length in (1, key.chunk):
         config.add_optimization_profile(_profile(builder, network, length))
-    with _reporting_time(report):
-        plan = builder.build_serialized_network(network, config)
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         why = trt.why()
         failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
@@ -218,21 +198,3 @@ def keep_norms_float32(trt: TensorRt, network: Any) -> int:
         layer.precision = trt.module.float32
         layer.set_output_type(0, trt.module.float32)
     return len(norms)
-
-
-@contextlib.contextmanager
-def _reporting_time(report: Report) -> Iterator[None]:
-    """Report the time so far while an engine is built."""
-    ended, started = threading.Event(), time.monotonic()
-
-    def report_time() -> None:
-        while not ended.wait(REPORT_EVERY_S):
-            report(f"still building, {time.monotonic() - started:.0f} s")
-
-    thread = threading.Thread(target=report_time, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -10,11 +10,10 @@ import hashlib
 import json
 import mmap
 import os
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import others_may_write, raising_machine_faults
 from merino_runtime.io.outputs import open_output
 
@@ -81,43 +80,31 @@ def paths_of(bundle: Bundle, key: EngineKey) -> List[str]:
     return [os.path.join(folder, key.file_name) for folder in _folders(bundle)]
 
 
-def sound_path(bundle: Bundle, key: EngineKey) -> Optional[str]:
-    """Return the path of this key's engine; None if there is no sound one."""
-    with contextlib.ExitStack() as stack:
-        return next((path for path in paths_of(bundle, key) if _mapped_plan(path, key, stack) is not None), None)
-
-
 @contextlib.contextmanager
-def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Optional[memoryview]]:
-    """Yield the plan of this key's engine, mapped; None if there is no sound one."""
+def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Tuple[str, Optional[memoryview]]]:
+    """Yield the path of this key's engine and its plan, mapped; "" and None if there is no sound one."""
     with contextlib.ExitStack() as stack:
-        plans = (_mapped_plan(path, key, stack) for path in paths_of(bundle, key))
-        yield next((plan for plan in plans if plan is not None), None)
+        for path in paths_of(bundle, key):
+            plan = _mapped_plan(path, key, stack)
+            if plan is not None:
+                yield path, plan
+                return
+        yield "", None
 
 
 def _mapped_plan(path: str, key: EngineKey, stack: contextlib.ExitStack) -> Optional[memoryview]:
     try:
-        with _opened_own(path) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
+            if others_may_write(os.fstat(file.fileno())) or others_may_write(os.stat(os.path.dirname(path))):
+                return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # absent, unreadable, or empty
         return None
     stack.callback(_close, mapped)
-    header = _header_of(bytes(mapped[:HEADER_BYTES]))
     with memoryview(mapped) as whole:
         plan = whole[HEADER_BYTES:]
     stack.callback(plan.release)
-    if header is None or header.get("key") != dict(key._asdict()) or header.get("plan_bytes") != len(plan):
-        return None
-    return plan if hashlib.sha256(plan).hexdigest() == header.get("plan_sha256") else None
-
-
-@contextlib.contextmanager
-def _opened_own(path: str) -> Iterator[Any]:
-    """Open a file for reading. Raise OSError if a user other than this one and root could have written it."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe ends
-        if others_may_write(os.fstat(file.fileno())) or others_may_write(os.stat(os.path.dirname(path))):
-            raise PermissionError(f"another user can write {path}")
-        yield file
+    return plan if mapped[:HEADER_BYTES] == _header(key, plan) else None
 
 
 def _close(mapped: mmap.mmap) -> None:
@@ -125,29 +112,24 @@ def _close(mapped: mmap.mmap) -> None:
         mapped.close()
 
 
-def _header_of(start: bytes) -> Optional[Dict[str, Any]]:
-    if not start.startswith(MAGIC) or len(start) < HEADER_BYTES:
-        return None
-    try:
-        header = value_of(start[len(MAGIC):].rstrip(b"\0").decode("utf-8"))
-    except ValueError:
-        return None
-    return header if isinstance(header, dict) and header.get("schema") == SCHEMA else None
+def _header(key: EngineKey, plan: Any) -> bytes:
+    """Return the only header of a sound file with this plan, a buffer."""
+    facts = {"schema": SCHEMA, "key": dict(key._asdict()), "plan_bytes": len(plan),
+             "plan_sha256": hashlib.sha256(plan).hexdigest()}
+    header = MAGIC + json.dumps(facts).encode("utf-8")
+    assert len(header) <= HEADER_BYTES, "the names of a GPU and a version are short"
+    return header.ljust(HEADER_BYTES, b"\0")
 
 
 def keep_engine(bundle: Bundle, key: EngineKey, plan: Any) -> str:
     """Write the plan, a buffer, completely or not at all. Return its path. Engines of the same model and GPU in another
     precision are removed: the one that was requested last is the one that runs. Raise MerinoError if the disk rejects
     it."""
-    header = MAGIC + json.dumps({
-        "schema": SCHEMA, "key": dict(key._asdict()), "plan_bytes": len(plan),
-        "plan_sha256": hashlib.sha256(plan).hexdigest()}).encode("utf-8")
-    assert len(header) <= HEADER_BYTES, "the names of a GPU and a version are short"
     path = os.path.join(engine_folder(bundle), key.file_name)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # unsound, and a new file would keep its owner
     with open_output(path, size_bytes=HEADER_BYTES + len(plan)) as file:
-        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        file.write(_header(key, plan))
         file.write(plan)
     os.chmod(path, os.stat(path).st_mode & 0o755)  # whatever the umask
     for other in PRECISIONS:

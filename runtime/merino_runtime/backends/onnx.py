@@ -10,12 +10,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole, closed
-from merino_runtime.backends.onnx_rows import Rows, bind_caches, bind_input, bind_output, caches, takes_batch
+from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole
+from merino_runtime.backends.onnx_arrays import Rows, States, bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_session import Model, first_line
-from merino_runtime.backends.states import States
 from merino_runtime.bundle import returns_all_logits
-from merino_runtime.bundle.fit import out_of_memory
+from merino_runtime.bundle.fit import reporting_memory
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import is_out_of_memory
 
@@ -34,20 +34,18 @@ class OnnxBackend(Backend):
         self.context, self.vocab = bundle.context, bundle.vocab
         self.prefill_threads, self.decode_threads = model.threads.prefill, model.threads.decode
         self._model: Optional[Model] = model
-        self._ort_version = model.ort_version
         self.engine = f"onnxruntime {model.version} CPU"
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
         self._fused = bundle.dialect == "fused"
+        self.extends_fast = not self._fused or version_tuple(model.version) >= FIRST_CHUNKED_GQA
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
-        self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
+        self.ids: List[int] = []  # of the filled slots; all other state follows from it
         # Held while ids and cache disagree, so that a fork copies a state that agrees. Before Python 3.10 an interrupt
         # at the end of a `with` can leave its lock held (bpo-29988). The same thread can take an RLock again.
         self._lock = threading.RLock()
-        try:
+        with reporting_memory(bundle, "allocating the KV cache", model.threads.sessions):
             # [1, heads, context, head_size] each, by the name of the input that reads it
             self.cache = caches(bundle, 1) if cache is None else cache
-        except MemoryError as error:
-            raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
         self._states = States(bundle)
         self._rows = rows
         self._ahead: Optional[Tuple[int, int, np.ndarray]] = None  # `changes`, an id, its logits [vocab]
@@ -64,19 +62,6 @@ class OnnxBackend(Backend):
         optional = [node.name for node in self._decode_session.get_overridable_initializers()]
         self.verifies = FIRST_LOGITS in optional and self.extends_fast and not self._states
         self._guess_bindings: Dict[int, Tuple[Any, ...]] = {}  # by the number of ids
-
-    @property
-    def threads(self) -> int:
-        """Return the thread count of decode."""
-        return self.decode_threads
-
-    @property
-    def ids(self) -> List[int]:
-        return self._ids
-
-    @property
-    def extends_fast(self) -> bool:  # type: ignore[override]
-        return not self._fused or self._ort_version >= FIRST_CHUNKED_GQA
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         return deque(self._chunks(ids), maxlen=1)[0][-1]
@@ -99,22 +84,16 @@ class OnnxBackend(Backend):
         check_prefill(self, ids)
         chunk = PREFILL_CHUNK_IDS
         if not self.extends_fast:
-            chunk = 1 if self._ids else len(ids)
+            chunk = 1 if self.ids else len(ids)
         for start in range(0, len(ids), chunk):
-            yield self._prefill_chunk(ids[start:start + chunk])
-
-    def _open_model(self) -> Model:
-        if self._model is None:
-            raise closed()
-        return self._model
-
-    def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
-        if len(ids) == 1:
-            return self.step(ids[0])[None]
-        self._catch_up()
-        logits = self._run_prefill(self.length, ids)
-        self._states.keep()
-        return logits
+            part = ids[start:start + chunk]
+            if len(part) == 1:
+                yield self.step(part[0])[None]
+                continue
+            self._catch_up()
+            logits = self._run_prefill(self.length, part)
+            self._states.keep()
+            yield logits
 
     def _catch_up(self) -> None:
         """Compute the ids again that recurrent states lack after a truncation."""
@@ -122,18 +101,17 @@ class OnnxBackend(Backend):
             self._states.truncate(self.length)  # after an interrupt they may include an id more
             while self._states.length < self.length:
                 start = self._states.length
-                self._run_prefill(start, self._ids[start:start + PREFILL_CHUNK_IDS])
+                self._run_prefill(start, self.ids[start:start + PREFILL_CHUNK_IDS])
             self._states.keep()
 
     def _run_prefill(self, start: int, ids: Sequence[int]) -> np.ndarray:
         """Compute ids from position `start` on."""
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
-        try:
+        model = self._open_model()
+        with reporting_memory(model.bundle, f"the prefill of {len(ids)} ids", model.threads.sessions):
             logits = np.zeros((1, len(ids), self.vocab), self._logits.dtype) if self._all_logits else self._logits
             binding, new = self._bind(self._prefill_session, id_array, positions, logits, start)
-        except MemoryError as error:
-            raise MerinoError(self._out_of_memory(len(ids))) from error
         return self._run(self._prefill_session, binding, new, id_array, logits, start)
 
     def step(self, token_id: int) -> np.ndarray:
@@ -143,7 +121,7 @@ class OnnxBackend(Backend):
         if ahead is not None and ahead[:2] == (self.changes, token_id):
             with self._lock:
                 self.changes += 1
-                self._ids.append(token_id)
+                self.ids.append(token_id)
             return ahead[2]
         self._catch_up()
         self._decode_id[0, 0] = token_id
@@ -182,7 +160,7 @@ class OnnxBackend(Backend):
         check_truncate(self, length)
         with self._lock:
             self.changes += 1
-            del self._ids[length:]
+            del self.ids[length:]
             self._states.truncate(length)
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
@@ -191,7 +169,7 @@ class OnnxBackend(Backend):
             raise MerinoError(f"the cache of {bundle.name!r} is not stored, because its layers have recurrent states. "
                               "Leave the cache file out: the prompt is computed again.")
         with self._lock:
-            return self._ids[:], {name: cache[:, :, :self.length].copy() for name, cache in self.cache.items()}
+            return self.ids[:], {name: cache[:, :, :self.length].copy() for name, cache in self.cache.items()}
 
     def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
         self.truncate(0)
@@ -200,7 +178,7 @@ class OnnxBackend(Backend):
             for entries in arrays:  # [1, heads, len(ids), head_size]
                 left.pop(0)[:, :, :len(ids)] = entries
             assert not left, "arrays that fill a cache are as many as it has"
-            self._ids.extend(ids)
+            self.ids.extend(ids)
 
     def fork(self) -> "OnnxBackend":
         twin = OnnxBackend(self._open_model())
@@ -210,13 +188,11 @@ class OnnxBackend(Backend):
 
     def rows(self, count: int) -> List[Backend]:
         model = self._open_model()
-        if not takes_batch(model):
+        ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
+        if isinstance(ids.shape[0], int):  # its batch axis has no name: a batch of one
             return super().rows(count)
-        try:
+        with reporting_memory(model.bundle, f"allocating {count} KV caches", model.threads.sessions):
             rows = Rows(model, count)
-        except MemoryError as error:
-            raise MerinoError(out_of_memory(model.bundle, f"allocating {count} KV caches", model.threads.sessions)
-                              ) from error
         rows.backends = [OnnxBackend(model, rows.row(index), rows) for index in range(count)]
         return rows.backends
 
@@ -234,18 +210,18 @@ class OnnxBackend(Backend):
         with self._lock:
             for name, cache in source.cache.items():  # [1, heads, context, head_size]
                 self.cache[name][:, :, :length] = cache[:, :, :length]
-            self._ids.extend(source.ids[:length])
+            self.ids.extend(source.ids[:length])
             self._states.copy(source._states, length)
 
     def close(self) -> None:
         self._rows = self._ahead = None
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
-        self.cache, self._decode_new, self._guess_bindings, self._ids = {}, {}, {}, []
+        self.cache, self._decode_new, self._guess_bindings, self.ids = {}, {}, {}, []
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray,
              start: int) -> np.ndarray:
         """Run the graph over ids [1, count] from position `start` on. Return `logits`, which are bound, without their
-        first axis. `_ids` changes last and all other state follows from it, so the cache is valid after an interrupt at
+        first axis. `ids` changes last and all other state follows from it, so the cache is valid after an interrupt at
         any line."""
         with self._lock:
             self.changes += 1
@@ -254,57 +230,37 @@ class OnnxBackend(Backend):
             if not self._fused:
                 self._mask[0] = self._slots < start
             self._compute(session, binding, ids.shape[1])
-            if not self._all_finite(logits) and self._clear_free_slots(start):
+            if not self._fused and not self._all_finite(logits):
+                # A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN: an entry of
+                # a dropped id would reach every later sum. A fused graph does not read slots past its length.
+                for cache in self.cache.values():  # [1, heads, context, head_size]
+                    cache[:, :, start:] = 0
                 self._compute(session, binding, ids.shape[1])
             if not self._all_finite(logits):
-                raise MerinoError(self._non_finite(new, start, end))
+                raise MerinoError(f"the model's logits at position {end - 1} are not finite: the weights or their "
+                                  "format overflow. Check the bundle with `selftest`, or export in another "
+                                  "--precision.")
             for name, entries in new.items():  # entries [1, heads, count, head_size]
                 self.cache[name][:, :, start:end] = entries
             self._states.computed(end)
-            self._ids[start:end] = ids[0].tolist()
+            self.ids[start:end] = ids[0].tolist()
             return logits[0]
 
     def _compute(self, session: Any, binding: Any, count: int) -> None:
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's exceptions have no base of their own
-            if is_out_of_memory(error):
-                raise MerinoError(self._out_of_memory(count)) from error
-            raise MerinoError(f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
-                              "Check the bundle with `info --check` and `selftest`, or export it again.") from error
-
-    def _out_of_memory(self, count: int) -> str:
-        doing = "a decode step" if count == 1 else f"the prefill of {count} ids"
-        model = self._open_model()
-        return out_of_memory(model.bundle, doing, model.threads.sessions)
+        model, doing = self._open_model(), "a decode step" if count == 1 else f"the prefill of {count} ids"
+        with reporting_memory(model.bundle, doing, model.threads.sessions):
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # onnxruntime's exceptions have no base of their own
+                if is_out_of_memory(error):
+                    raise
+                raise MerinoError(f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
+                                  "Check the bundle with `info --check` and `selftest`, or export it again."
+                                  ) from error
 
     def _all_finite(self, logits: np.ndarray) -> bool:
-        return _finite(logits) if logits.shape[1] > 1 else bool(np.isfinite(logits, out=self._finite).all())
-
-    def _clear_free_slots(self, start: int) -> bool:
-        """Zero the slots from start on if they hold values that are not finite. Return whether they did.
-
-        A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN: a non-finite entry of
-        a dropped id would reach every later sum. A fused graph does not read slots past its length.
-        """
-        cleared = False
-        if not self._fused:
-            for cache in self.cache.values():  # [1, heads, context, head_size]
-                if not _finite(cache[:, :, start:]):
-                    cache[:, :, start:] = 0
-                    cleared = True
-        return cleared
-
-    def _non_finite(self, new: Dict[str, np.ndarray], start: int, end: int) -> str:
-        """Return the message for logits that are not finite, with the first layer that has such keys or values."""
-        where = "after the last layer's keys and values"
-        for name, cache in self.cache.items():
-            entries = new.get(name, cache[:, :, start:end])
-            if not _finite(cache[:, :, :start]) or not _finite(entries):
-                where = "in layer {}, {} cache".format(*name.split(".")[1:])
-                break
-        return (f"the model's logits at position {end - 1} are not finite; the first such values are {where}. The "
-                "weights or their format overflow: check the bundle with `selftest`, or export in another --precision.")
+        finite = self._finite if logits.shape == self._finite.shape else None
+        return bool(np.isfinite(logits, out=finite).all())
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray, logits: np.ndarray, start: int = 0
               ) -> Tuple[Any, Dict[str, np.ndarray]]:
@@ -324,7 +280,3 @@ class OnnxBackend(Backend):
         bind_output(binding, "logits", logits)
         bind_caches(binding, self.cache, self.cache if self._fused else new)
         return binding, new
-
-
-def _finite(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).all())

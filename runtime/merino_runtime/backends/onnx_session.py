@@ -9,16 +9,15 @@ import ctypes
 import os
 import platform
 import re
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph, quantized_cache, without_kernels
-from merino_runtime.bundle.fit import library_path, out_of_memory
+from merino_runtime.bundle.fit import library_path, reporting_memory
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
 from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.io.memory import is_out_of_memory
 
 SMALL_BOARD_MB = 2000
 FIRST_LENDING_THREADS = (1, 17)  # to a library's operators; before, the library has its own threads
@@ -34,25 +33,15 @@ class Model(NamedTuple):
     decode_session: Any  # the same object if the thread counts are equal
     version: str  # of onnxruntime
 
-    @property
-    def ort_version(self) -> Tuple[int, ...]:
-        return version_tuple(self.version)
-
 
 def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
-    try:
+    with reporting_memory(bundle, "opening the graph", counts.sessions), faster_attention(bundle):
         onnxruntime = import_onnxruntime(bundle)
         check_external_data(bundle)
-        with faster_attention(bundle):
-            prefill_session = open_session(onnxruntime, bundle, counts.prefill, counts.decode)
-            decode_session = prefill_session
-            if counts.sessions > 1:
-                decode_session = open_session(onnxruntime, bundle, counts.decode, counts.decode)
-    except Exception as error:  # onnxruntime's exceptions have no base of their own
-        if is_out_of_memory(error):
-            raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
-        raise
+        prefill_session = decode_session = open_session(onnxruntime, bundle, counts.prefill, counts.decode)
+        if counts.sessions > 1:
+            decode_session = open_session(onnxruntime, bundle, counts.decode, counts.decode)
     return Model(bundle, counts, prefill_session, decode_session, onnxruntime.__version__)
 
 
@@ -150,15 +139,6 @@ def faster_attention(bundle: Bundle) -> Iterator[None]:
         yield
     finally:
         del os.environ[SWITCH]
-
-
-def attention_path(bundle: Bundle) -> str:
-    """Return the choice for people."""
-    if SWITCH in os.environ:
-        return f"as {SWITCH}={os.environ[SWITCH]} requires"
-    if is_faster_untiled(bundle):
-        return "by matrix multiplications, faster here"
-    return "as onnxruntime does by default"
 
 
 def is_faster_untiled(bundle: Bundle) -> bool:

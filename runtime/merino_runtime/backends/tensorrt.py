@@ -3,7 +3,7 @@
 The graph is a `portable` one (docs/formats.md): it reads caches of fixed shape with a mask, and returns the new keys
 and values, which are copied to their position on the device. So no input is ever an output. A decode step is one
 replay of a CUDA graph (inputs to the GPU, the network, logits back), and mostly one copy. A prefill runs in chunks of
-one fixed length. `tensorrt_model` holds what sessions share, `tensorrt_session` the memory of one.
+one fixed length. `tensorrt_model` holds what sessions share, and the memory of one.
 Why it is so: docs/decisions/export.md.
 """
 import contextlib
@@ -11,41 +11,35 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
-from merino_runtime.backends.cuda import MB, ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, cuda_fault
+from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate
+from merino_runtime.backends.cuda import MB, ON_DEVICE, TO_DEVICE, TO_HOST, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, PREFILL
-from merino_runtime.backends.tensorrt_model import Model, captured, released
-from merino_runtime.backends.tensorrt_session import Phase, SessionMemory
+from merino_runtime.backends.tensorrt_model import Model, Phase, SessionMemory
 from merino_runtime.errors import MerinoError
 
 
 class TensorRtBackend(Backend):
-    """One user of the model, which it closes. Raise MerinoError if the GPU has no memory for the cache."""
-    decode_threads = prefill_threads = threads = 1  # of the CPU, which waits for the GPU
-
+    """One user of the model, which it closes, also if the GPU has no memory for the cache and this raises
+    MerinoError."""
     def __init__(self, model: Model) -> None:
         bundle = model.bundle
         self.context, self.vocab, self.engine = bundle.context, bundle.vocab, model.engine_name
         self._model: Optional[Model] = model
         self._cuda, self._stream = model.cuda, model.stream
-        self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
+        self.ids: List[int] = []  # of the filled slots; all other state follows from it
         self._logits = np.zeros(bundle.vocab, dtype=model.tensors["logits"].dtype)  # [vocab]
         self._slots = np.arange(bundle.context)
         self._graph = 0  # the decode step as a CUDA graph; 0: none yet, or none at all
         self._decoded = self._tried_capture = False
         try:
-            with model.lock:
+            with model.lock, raising_cuda_faults(f"allocating a KV cache of {bundle.kv_bytes / MB:.0f} MB"):
                 self._memory = SessionMemory(model)
-        except CudaError as error:
-            raise cuda_fault(f"allocating a KV cache of {bundle.kv_bytes / MB:.0f} MB", error) from error
+        except BaseException:
+            model.close()
+            raise
 
     @property
-    def ids(self) -> List[int]:
-        return self._ids
-
-    @property
-    def replays_graph(self) -> bool:
-        """Return whether decode steps replay a CUDA graph."""
+    def replays_graph(self) -> bool:  # type: ignore[override]
         return bool(self._graph)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
@@ -67,12 +61,12 @@ class TensorRtBackend(Backend):
         check_truncate(self, length)
         with model.lock:
             self.changes += 1
-            del self._ids[length:]
+            del self.ids[length:]
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
         model = self._open_model()
         with model.lock, self._raising_faults("reading the KV cache"):
-            return self._ids[:], {field.name: self._memory.read_cache(field)[:, :, :self.length].copy()
+            return self.ids[:], {field.name: self._memory.read_cache(field)[:, :, :self.length].copy()
                                   for field in self._memory.caches}
 
     def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
@@ -86,21 +80,17 @@ class TensorRtBackend(Backend):
                 array[:, :, :len(ids)] = entries
                 self._memory.write_cache(field, array)
             assert not left, "arrays that fill a cache are as many as it has"
-            self._ids.extend(ids)
+            self.ids.extend(ids)
 
     def fork(self) -> "TensorRtBackend":
         model = self._open_model().shared()
-        try:
-            twin = TensorRtBackend(model)
-        except BaseException:
-            model.close()
-            raise
+        twin = TensorRtBackend(model)
         try:
             with model.lock, self._raising_faults("copying the KV cache"):
                 memory = self._memory
                 self._cuda.memcpy(twin._memory.base, memory.base, memory.cache_bytes, ON_DEVICE, self._stream)
                 self._cuda.synchronize(self._stream)
-                twin._ids.extend(self._ids)
+                twin.ids.extend(self.ids)
         except BaseException:
             twin.close()
             raise
@@ -110,18 +100,16 @@ class TensorRtBackend(Backend):
         model, self._model = self._model, None
         if model is None:
             return
-        self._ids = []
+        self.ids = []
         with model.lock:
-            self._settle()
-            if self._graph:
-                released(self._cuda.exec_destroy, self._graph)
-                self._graph = 0
+            self._cuda.settle(self._stream)
+            self._graph = 0
             model.owners = [None if owner is self else owner for owner in model.owners]
             self._memory.close()
         model.close()
 
     def _run(self, number: int, ids: Sequence[int]) -> np.ndarray:
-        """Run the graph over ids, at most as many as the phase takes. Return logits [vocab]. `_ids` changes last and
+        """Run the graph over ids, at most as many as the phase takes. Return logits [vocab]. `ids` changes last and
         all other state follows from it, so the cache is valid after an interrupt at any line."""
         model, phase = self._open_model(), self._memory.phases[number]
         doing = "a decode step" if number == DECODE else f"a prefill of {len(ids)} ids"
@@ -138,7 +126,7 @@ class TensorRtBackend(Backend):
                                       f"format or the engine's ({model.precision}) overflow. Check with "
                                       "`selftest`, build the engine again in fp32 (`build-engine` without --fp16), or "
                                       "run on the CPU: --backend onnxruntime.")
-            self._ids.extend(ids)
+            self.ids.extend(ids)
         return self._logits
 
     def _write_inputs(self, phase: Phase, ids: Sequence[int]) -> None:
@@ -150,7 +138,7 @@ class TensorRtBackend(Backend):
         padding = phase.length - (end - start)
         arrays = phase.arrays
         arrays["input_ids"][0, :padding] = 0
-        arrays["input_ids"][0, padding:] = [*self._ids[start:], *ids]
+        arrays["input_ids"][0, padding:] = [*self.ids[start:], *ids]
         if "position_ids" in arrays:
             arrays["position_ids"][0, :padding] = self.context - 1
             arrays["position_ids"][0, padding:] = self._slots[start:end]
@@ -159,10 +147,10 @@ class TensorRtBackend(Backend):
     def _compute(self, number: int, count: int) -> None:
         """Copy the inputs to the GPU, run the network, move the new entries of the last `count` ids into the cache, and
         copy the logits back. Steps are enqueued one by one if the engine cannot be captured as a CUDA graph."""
-        phase, base, stream = self._memory.phases[number], self._memory.base, self._stream
+        phase, stream = self._memory.phases[number], self._stream
         if number == DECODE and self._decoded and not self._tried_capture:
             self._tried_capture = True
-            self._graph = captured(self._cuda, stream, lambda: self._enqueue(DECODE))
+            self._graph = self._cuda.captured(stream, lambda: self._enqueue(DECODE), self._memory.resources)
         if number == DECODE and self._graph:
             self._cuda.launch(self._graph, stream)
         else:
@@ -170,8 +158,8 @@ class TensorRtBackend(Backend):
         for copy in phase.copies:
             skipped = (phase.length - count) * copy.entry
             self._cuda.memcpy_2d(
-                to=base + copy.to + self.length * copy.entry, to_pitch=copy.to_pitch,
-                source=base + copy.source + skipped, pitch=copy.pitch,
+                to=copy.to + self.length * copy.entry, to_pitch=copy.to_pitch,
+                source=copy.source + skipped, pitch=copy.pitch,
                 width=count * copy.entry, height=copy.rows, kind=ON_DEVICE, stream=stream)
         self._cuda.synchronize(stream)
         self._decoded = self._decoded or number == DECODE
@@ -193,28 +181,17 @@ class TensorRtBackend(Backend):
         id left in a slot must not reach later sums."""
         for copy in self._memory.phases[DECODE].copies:
             self._cuda.memset_2d(
-                address=self._memory.base + copy.to + self.length * copy.entry, pitch=copy.to_pitch, value=0,
+                address=copy.to + self.length * copy.entry, pitch=copy.to_pitch, value=0,
                 width=(self.context - self.length) * copy.entry, height=copy.rows, stream=self._stream)
         self._cuda.synchronize(self._stream)
-
-    def _open_model(self) -> Model:
-        if self._model is None:
-            raise closed()
-        return self._model
 
     @contextlib.contextmanager
     def _raising_faults(self, doing: str) -> Iterator[None]:
         """Settle the stream if the body fails, so that nothing on it still writes. Raise MerinoError for a
         CudaError."""
         try:
-            yield
-        except CudaError as error:
-            self._settle()
-            raise cuda_fault(doing, error) from error
+            with raising_cuda_faults(doing):
+                yield
         except BaseException:
-            self._settle()
+            self._cuda.settle(self._stream)
             raise
-
-    def _settle(self) -> None:
-        with contextlib.suppress(CudaError):
-            self._cuda.synchronize(self._stream)

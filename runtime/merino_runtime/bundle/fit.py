@@ -4,27 +4,18 @@ library of this project's operators for ONNX Runtime (runtime/kernels), a part o
 A bundle names the operators that its graph uses, and the library of this release computes them: no native code is ever
 loaded from a bundle. Standard library only: all of this runs before numpy or a backend is imported.
 """
+import contextlib
 import os
 import pkgutil
 from functools import lru_cache
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
 from merino_runtime import __version__
 from merino_runtime.bundle import Bundle, without_kernels
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.board import (
-    CUDA_MB,
-    KERNELS_NEED,
-    MB,
-    PROCESS_MB,
-    VNNI,
-    X86_MACHINES,
-    Board,
-    libc_function,
-    this_board,
-)
+from merino_runtime.io import board
 from merino_runtime.io.json_shape import listed
-from merino_runtime.io.memory import memory_figures
+from merino_runtime.io.memory import is_out_of_memory, memory_figures
 
 MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
 OPERATORS = frozenset(("MatMul4", "MatMul5", "MatMul6", "MatMul8", "Rows4", "Rows5", "Rows6", "Rows8",
@@ -33,37 +24,37 @@ NATIVE = "native"  # a folder: beside modules a library would be taken for one
 MFD_CLOEXEC = 1
 
 
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, sessions: int = 1,
+def check_bundle_fits(bundle: Bundle, here: Optional[board.Board] = None, sessions: int = 1,
                       backend: str = "onnxruntime") -> List[str]:
     """Raise MerinoError if the bundle cannot run on this machine. Return notes on what will make it slow.
 
     sessions: of the backend; each of them holds the weights. What a GPU can compute, TensorRT checks when it builds
     the engine.
     """
-    board = board or this_board()
-    if board.pointer_bits != 64:
+    here = here or board.this_board()
+    if here.pointer_bits != 64:
         raise MerinoError(
-            f"this Python is {board.pointer_bits}-bit (kernel: {board.architecture}): numpy and onnxruntime "
+            f"this Python is {here.pointer_bits}-bit (kernel: {here.architecture}): numpy and onnxruntime "
             "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
             "OS 64-bit) and its Python, then run again.")
     notes = []
     on_gpu = backend == "tensorrt"
     need_mb = memory_need_mb(bundle, sessions, backend)
-    if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
+    if here.memory_total_mb is not None and need_mb > here.memory_total_mb:
         raise MerinoError(
             f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process"
             f"{' with CUDA' if on_gpu else ''}, this machine has "
-            f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
+            f"{here.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
             "--precision, or design for this board.")
-    if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
-        notes.append(f"needs {need_mb:.0f} MB and {board.memory_available_mb:.0f} MB are available: it may "
+    if here.memory_available_mb is not None and need_mb > here.memory_available_mb:
+        notes.append(f"needs {need_mb:.0f} MB and {here.memory_available_mb:.0f} MB are available: it may "
                      "swap; stop other programs first")
     if on_gpu:
         return notes
     if bundle.precision == "fp16":
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
-    _check_overflow(bundle, board)
-    _check_kernels(bundle, board)
+    _check_overflow(bundle, here)
+    _check_kernels(bundle, here)
     return notes
 
 
@@ -71,32 +62,32 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
     """Return the resident MB without activations: the weights, once per session of the CPU's backend, the KV cache and
     the process. With TensorRT the engine holds the weights once, and a Jetson's CPU shares its memory with CUDA."""
     if backend == "tensorrt":
-        return (bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB + CUDA_MB
-    return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
+        return (bundle.weight_bytes + bundle.kv_bytes) / board.MB + board.PROCESS_MB + board.CUDA_MB
+    return (sessions * bundle.weight_bytes + bundle.kv_bytes) / board.MB + board.PROCESS_MB
 
 
-def _check_overflow(bundle: Bundle, board: Board) -> None:
+def _check_overflow(bundle: Bundle, here: board.Board) -> None:
     """Raise MerinoError if 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     by_rows = bundle.dialect == "portable" and bundle.precision in ("int8", "int4")
-    if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
+    if by_rows and here.architecture in board.X86_MACHINES and not here.isa & board.VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
                           "weights with one scale per row overflow 16 bits, and the results are wrong. "
                           f"Export {bundle.name!r} again with --precision fp32, or with --dialect fused.")
 
 
-def _check_kernels(bundle: Bundle, board: Board) -> None:
+def _check_kernels(bundle: Bundle, here: board.Board) -> None:
     """Raise MerinoError if this release's library does not compute the bundle's operators, or not on this machine."""
     if not bundle.kernels:
         return
     remedy = f"Export {bundle.name!r} again with {without_kernels(bundle)}, or pack that beside it"
-    missing = KERNELS_NEED - board.isa if board.architecture in X86_MACHINES else ()
+    missing = board.KERNELS_NEED - here.isa if here.architecture in board.X86_MACHINES else ()
     unknown = unknown_operators(bundle)
     if unknown:
         raise MerinoError(f"its graph needs a newer library of kernels: that of merino-runtime {__version__} lacks "
                           f"{listed(unknown)}. Update merino-runtime or merino.pyz. Or: {remedy}.")
-    if board.architecture not in MACHINES:
+    if here.architecture not in MACHINES:
         raise MerinoError(f"its graph needs kernels that are built for {', '.join(MACHINES)}, this is "
-                          f"{board.architecture}. {remedy}.")
+                          f"{here.architecture}. {remedy}.")
     if missing:
         raise MerinoError(f"its graph needs kernels that use {', '.join(sorted(missing))}, which this CPU lacks. "
                           f"{remedy}.")
@@ -106,18 +97,25 @@ def needs_text(bundle: Bundle) -> str:
     """Return the CPUs that run the bundle, for people."""
     if not bundle.kernels:
         return "no special instructions"
-    return f"64-bit Arm, or x86-64 with {', '.join(sorted(KERNELS_NEED))}"
+    return f"64-bit Arm, or x86-64 with {', '.join(sorted(board.KERNELS_NEED))}"
 
 
-def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
-    """Return the message. doing: what the runtime was doing, as in "a decode step"."""
-    parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / MB:.0f} MB of weights"
-    parts += f", {bundle.kv_bytes / MB:.0f} MB of KV cache, about {PROCESS_MB} MB for Python and libraries"
-    equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
-    return (f"out of memory in {doing}: bundle {bundle.name!r} needs "
-            f"{memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
-            f"for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, or export with a "
-            "shorter --context or a smaller --precision.")
+@contextlib.contextmanager
+def reporting_memory(bundle: Bundle, doing: str, sessions: int = 1) -> Iterator[None]:
+    """Raise a MerinoError with what the bundle needs if memory runs out in the body. doing: as in "a decode step"."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        if not is_out_of_memory(error):
+            raise
+        parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / board.MB:.0f} MB of weights"
+        parts += f", {bundle.kv_bytes / board.MB:.0f} MB of KV cache"
+        parts += f", about {board.PROCESS_MB} MB for Python and libraries"
+        equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
+        raise MerinoError(
+            f"out of memory in {doing}: bundle {bundle.name!r} needs {memory_need_mb(bundle, sessions):.0f} MB "
+            f"({parts}) and memory for activations{memory_figures()}. Stop other programs, {equal}shorten the prompt, "
+            "or export with a shorter --context or a smaller --precision.") from error
 
 
 def unknown_operators(bundle: Bundle) -> List[str]:
@@ -140,7 +138,7 @@ def library_path(machine: str) -> str:
     if os.path.isfile(path):
         return path
     content = pkgutil.get_data(__name__.rpartition(".")[0], f"{NATIVE}/{library_file(machine)}")
-    create = libc_function("memfd_create")  # os.memfd_create is younger than Python 3.6
+    create = board.libc_function("memfd_create")  # os.memfd_create is younger than Python 3.6
     handle = create(library_file(machine).encode("ascii"), MFD_CLOEXEC) if create else -1
     if content is None or handle < 0:
         raise OSError("this system has no memfd_create, by which merino.pyz loads a library: install merino-runtime "

@@ -3,6 +3,8 @@
 All problems of a file are reported at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
 """
 import collections
+import functools
+import operator
 from typing import Any, Dict, List, Optional
 
 from merino_runtime.io.json_shape import (
@@ -46,13 +48,6 @@ def problems_of(description: Any) -> List[str]:
 
 def _axis(value: Any) -> Optional[str]:
     return None if size(value) is None or text(value) is None else "a length or a name"
-
-
-def product(lengths: List[int]) -> int:
-    result = 1
-    for length in lengths:
-        result *= length
-    return result
 
 
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
@@ -125,7 +120,7 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
         elif port["dtype"] != "float32" or not all(isinstance(axis, int) for axis in port["shape"]):
             problems.append(f"{name} is {port['dtype']} {port['shape']}, a state is float32 and of fixed shape")
         else:
-            total += STATE_COPIES * 4 * product(port["shape"])
+            total += STATE_COPIES * 4 * functools.reduce(operator.mul, port["shape"], 1)
     problems.extend(f"inputs has {shown(name)}, which is of no layer" for name in ports
                     if name.startswith("past_key_values.") and name not in layer_of)
     if not problems and total != description["kv_bytes"]:

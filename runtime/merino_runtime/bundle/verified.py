@@ -45,8 +45,8 @@ VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # wire types
 
 
 def check_files_once(bundle: Bundle) -> None:
-    """Hash the files unless the stamp shows that they are unchanged. Raise MerinoError if one is missing or damaged."""
-    check_files(bundle, hashes=False)
+    """Hash the files of a loaded bundle unless the stamp shows that they are unchanged. Raise MerinoError if one is
+    missing or damaged."""
     state = _state(bundle)
     if all(_stamped(path) != state for path in (_path(bundle), _path_beside(bundle))):
         check_and_stamp(bundle)

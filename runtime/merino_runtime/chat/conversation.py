@@ -6,21 +6,9 @@ Events are dicts, as `chat --json` prints them.
 """
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.bundle import Bundle, file_path
-from merino_runtime.chat.template import (
-    THINK,
-    THINK_END,
-    Segment,
-    Turn,
-    by_jinja,
-    by_parts,
-    compiled,
-    encode_segments,
-    messages_of,
-    rendered,
-)
+from merino_runtime.bundle import Bundle
+from merino_runtime.chat.template import THINK, THINK_END, ChatTemplate, Turn, encode_segments, messages_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import read_text
 from merino_runtime.sampling import GenerateOptions, Sampling
 
 if TYPE_CHECKING:
@@ -78,7 +66,17 @@ class ChatSession:
             from merino_runtime.generation.constraints import compile_schema
 
             self._constraint = compile_schema(options.json_schema, tokenizer, bundle.stop_ids)
-        self._render = _renderer(bundle, options.no_think)
+        if bundle.chat is None:
+            raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to chat, or was "
+                              "exported without. `generate` continues a text. To chat, export a model of that kind "
+                              "(they are often called -Instruct) from a folder with its chat_template.jinja or "
+                              "tokenizer_config.json.")
+        self._template, self._no_think = ChatTemplate(bundle, bundle.chat), options.no_think
+        if bundle.chat.parts is None:
+            self._template.render()  # without jinja2 this ends here
+        if options.no_think and not self._template.switches_thinking():
+            raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "
+                              "(enable_thinking). Leave out --no-think.")
         self._past: List[PastTurn] = []
         self._active: Optional[_ActiveTurn] = None
         self.system: Optional[str] = None
@@ -181,7 +179,8 @@ class ChatSession:
                           f"is {context}: no answer fits. Shorten it, or export with a longer --context.")
 
     def _ids(self, system: Optional[str], past: Sequence[PastTurn], text: str) -> Tuple[List[int], str]:
-        segments = self._render(system, [Turn(turn.user, turn.answer) for turn in past], text)
+        messages = messages_of(system, [Turn(turn.user, turn.answer) for turn in past], text)
+        segments = self._template.segments(messages, self._no_think)
 
         def known(index: int) -> Sequence[int]:
             segment = segments[index]
@@ -212,29 +211,3 @@ def _opened(opening: str) -> str:
     """Return the thinking that the template opens for the answer; usually empty."""
     start = opening.rfind(THINK)
     return opening[start:] if start > opening.rfind(THINK_END) else ""
-
-
-def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Segment]]:
-    """Return a function (system, turns, user's text) -> segments. Raise MerinoError if the bundle has no template, or
-    one without a switch for `no_think`."""
-    chat = bundle.chat
-    if chat is None:
-        raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to chat, or was "
-                          "exported without. `generate` continues a text. To chat, export a model of that kind (they "
-                          "are often called -Instruct) from a folder with its chat_template.jinja or "
-                          "tokenizer_config.json.")
-    parts = chat.parts
-    if parts is not None:
-        known = parts.no_think is not None
-        render = lambda system, turns, user: by_parts(parts, system, turns, user, no_think)  # noqa: E731
-    else:
-        path = file_path(bundle, chat.template)
-        assert path is not None, chat.template  # otherwise bundle.json is refused
-        template = compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)
-        messages = messages_of(None, (), "x")
-        known = rendered(template, chat.tokens, messages, True) != rendered(template, chat.tokens, messages)
-        render = lambda system, turns, user: by_jinja(template, chat, system, turns, user, no_think)  # noqa: E731
-    if no_think and not known:
-        raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "
-                          "(enable_thinking). Leave out --no-think.")
-    return render

@@ -1,9 +1,9 @@
 """Renders conversations in a model's chat template. Knows nothing of models and ids.
 
 Chat templates are Jinja programs. If the exporter can render one into parts exactly, a board needs no Jinja:
-`by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both return segments, which separate the template's
-own text, in which special tokens count, from the texts of messages, in which they do not. The Jinja environment is that
-of transformers, for which authors write templates.
+`by_parts`. Otherwise jinja2 renders the template here: `segments_of`. Both return segments, which separate the
+template's own text, in which special tokens count, from the texts of messages, in which they do not. The Jinja
+environment is that of transformers, for which authors write templates.
 """
 import itertools
 import json
@@ -11,11 +11,12 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.bundle import Chat, ChatParts
+from merino_runtime.bundle import Bundle, Chat, ChatParts, file_path
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import tail_to_hold
+from merino_runtime.io.json_file import read_text
 
 if TYPE_CHECKING:
     from merino_runtime.generation.text import Tokenizer
@@ -25,6 +26,7 @@ DATE = "\0"  # in parts: today's date
 TOOL_TEXTS = (*MESSAGE_TEXTS[:2], "json")  # forms in which templates render a tool's answer
 MARK, MARK_END = "\ue000", "\ue001"  # of the private use area: no template contains them
 Render = Callable[..., str]  # of a compiled template: its variables by name -> text
+Message = Dict[str, Any]
 
 
 class Turn(NamedTuple):
@@ -34,8 +36,48 @@ class Turn(NamedTuple):
 
 class Segment(NamedTuple):
     text: str
-    turn: Optional[int] = None  # index of the turn whose answer this is; None for other text
+    turn: Optional[int] = None  # index of the answer among the answers; None for other text
     own: bool = False  # the template's own text
+
+
+class ChatTemplate:
+    """The chat template of a bundle. It is read and compiled when that is first needed."""
+
+    def __init__(self, bundle: Bundle, chat: Chat) -> None:
+        self._bundle, self.chat = bundle, chat
+        self._render: Optional[Render] = None
+
+    def source(self) -> str:
+        path = file_path(self._bundle, self.chat.template)
+        assert path is not None, self.chat.template  # otherwise bundle.json is refused
+        return read_text(path, "a chat template", "Copy or export the bundle again.")
+
+    def render(self) -> Render:
+        """Return the compiled template. Raise MerinoError if it is invalid, or jinja2 is missing."""
+        if self._render is None:
+            self._render = compiled(self.source(), f"the chat template of {self._bundle.name!r}")
+        return self._render
+
+    def switches_thinking(self) -> bool:
+        """Return whether the template can be asked for answers without thinking."""
+        if self.chat.parts is not None:
+            return self.chat.parts.no_think is not None
+        messages = messages_of(None, (), "x")
+        without, usual = (rendered(self.render(), self.chat.tokens, messages, no_think) for no_think in (True, False))
+        return without != usual
+
+    def segments(self, messages: Sequence[Message], no_think: bool, variables: Optional[Dict[str, Any]] = None
+                 ) -> List[Segment]:
+        """Render messages up to the next answer. variables: of the template, for which it is rendered by jinja2. Raise
+        as `segments_of`."""
+        parts = self.chat.parts
+        system = messages[0]["content"] if messages[0]["role"] == "system" else None
+        texts = [message["content"] for message in messages[system is not None:]]
+        roles = [message["role"] for message in messages[system is not None:]]
+        if parts is None or variables is not None or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            return segments_of(self.render(), self.chat, messages, no_think, **(variables or {}))
+        turns = [Turn(texts[index], texts[index + 1]) for index in range(0, len(texts) - 1, 2)]
+        return by_parts(parts, system, turns, texts[-1], no_think)
 
 
 def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
@@ -127,27 +169,18 @@ def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List
     return [{"role": role, "content": content} for role, content in [*messages, ("user", user)]]
 
 
-def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
-             ) -> List[Segment]:
-    """Render as `by_parts`, with a compiled template. Raise MerinoError if the template raises, or if the messages'
-    texts cannot be separated from its own."""
-    if system == "":  # some templates leave out an empty system message
-        with_it, without = (rendered(template, chat.tokens, messages_of(text, turns, user), no_think)
-                            for text in ("", None))
-        system = None if with_it == without else system
-    first = 0 if system is None else 1
-    turn_of = {first + 2 * index + 1: index for index in range(len(turns))}
-    return segments_of(template, chat, messages_of(system, turns, user), no_think, turn_of)
-
-
-def segments_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], no_think: bool,
-                turns: Optional[Dict[int, int]] = None, **variables: Any) -> List[Segment]:
+def segments_of(template: Render, chat: Chat, messages: Sequence[Message], no_think: bool, **variables: Any
+                ) -> List[Segment]:
     """Render messages of any roles with a compiled template. A second rendering, with marks instead of the messages'
-    texts, shows where these texts are. turns: turn by index of the message, for answers. Raise as `by_jinja`."""
+    texts, shows where these texts are. Raise MerinoError if the template raises, or if the messages' texts cannot be
+    separated from its own."""
+    text = rendered(template, chat.tokens, messages, no_think, **variables)
+    if messages[0]["role"] == "system" and not messages[0]["content"] and text == rendered(
+            template, chat.tokens, messages[1:], no_think, **variables):
+        messages = messages[1:]  # some templates leave out an empty system message
     spoken = [index for index, message in enumerate(messages)  # a template may test whether a call comes with a text
               if message.get("content") or not message.get("tool_calls")]
     marks = {index: f"{MARK}{index}{MARK_END}" for index in spoken}
-    text = rendered(template, chat.tokens, messages, no_think, **variables)
     stand_ins = [dict(message, content=marks.get(index, message.get("content")))
                  for index, message in enumerate(messages)]
     marked = rendered(template, chat.tokens, stand_ins, no_think, **variables)
@@ -163,8 +196,9 @@ def segments_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]]
             taken = [text_of(of_role.get(role, "whole"), content)
                      for role, content in zip(roles, contents)]  # noqa: B905
             segments = [Segment(own[0], own=True)]
-            for place, index in enumerate(order):
-                segments += [Segment(taken[place], (turns or {}).get(index)), Segment(own[place + 1], own=True)]
+            for place, role in enumerate(roles):
+                turn = roles[:place].count("assistant") if role == "assistant" else None
+                segments += [Segment(taken[place], turn), Segment(own[place + 1], own=True)]
             if "".join(segment.text for segment in segments) == text:
                 return segments
     raise MerinoError("the model's chat template changes the texts of this conversation in a way of its own, so that "

@@ -1,1 +1,1 @@
-"""Text from a model: tokenizer, sampling, the decode loop, the KV cache on disk, the self-test."""
+"""Text from a model: tokenizer, sampling, the decode loop, the KV cache on disk."""

@@ -2,10 +2,11 @@
 
 Only the bundle that wrote a file reads it, because other weights compute other keys and values for the same ids.
 """
+import contextlib
 import hashlib
 import json
 import os
-from typing import Any, BinaryIO, Dict, Iterator, List
+from typing import Any, BinaryIO, Dict, Iterator, List, Tuple
 
 import numpy as np
 
@@ -47,20 +48,22 @@ def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
     """Replace the backend's cache by a file. Raise MerinoError if the file is damaged or of another bundle; the cache
     is then empty."""
     backend.truncate(0)
-    try:
-        with open(path, "rb") as file:
-            header = _header(bundle, file, path)
-            _check_arrays(header, backend, path)
-            backend.fill(header["ids"], _arrays(file, header, path))
-    except OSError as error:
-        raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
+    with _opened(bundle, path) as (file, header):
+        _check_arrays(header, backend, path)
+        backend.fill(header["ids"], _arrays(file, header, path))
 
 
 def cached_ids(bundle: Bundle, path: str) -> List[int]:
     """Read the ids in a file's header. Raise MerinoError as `load_cache`."""
+    with _opened(bundle, path) as (_, header):
+        return header["ids"]
+
+
+@contextlib.contextmanager
+def _opened(bundle: Bundle, path: str) -> Iterator[Tuple[BinaryIO, Dict[str, Any]]]:
     try:
         with open(path, "rb") as file:
-            return _header(bundle, file, path)["ids"]
+            yield file, _header(bundle, file, path)
     except OSError as error:
         raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
 

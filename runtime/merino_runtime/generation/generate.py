@@ -111,12 +111,17 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     """Truncate the cache to the prefix that it shares with ids, and return the other ids, which a prefill must compute.
     The last id is always among them, because the cache holds no logits."""
-    most = min(backend.length, len(ids) - 1)
-    shared = next((index for index in range(most) if backend.ids[index] != ids[index]), most)
-    if not backend.extends_fast and 2 * shared < len(ids):
-        shared = 0
-    backend.truncate(shared)
-    return ids[shared:]
+    kept = shared(backend.ids, ids[:-1])
+    if not backend.extends_fast and 2 * kept < len(ids):
+        kept = 0
+    backend.truncate(kept)
+    return ids[kept:]
+
+
+def shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    most = min(len(ids), len(others))
+    return next((index for index in range(most) if ids[index] != others[index]), most)
 
 
 def token_logprobs(logits: np.ndarray, token_id: int, top: int) -> TokenLogprobs:

@@ -69,12 +69,8 @@ class Sampler:
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float64)
 
     def sample(self, logits: np.ndarray, allowed: Optional[np.ndarray] = None) -> int:
-        """Sample an id from logits [vocab] and count it as seen. allowed [n] of bool: only these ids; ids from n on are
-        not allowed."""
-        if not np.isfinite(logits).all():
-            bad = int(np.argmin(np.isfinite(logits)))
-            raise MerinoError(f"the model's logits are not finite (id {bad}: {logits[bad]}). The weights or "
-                              "the format overflow: check with `selftest`, export in another --precision.")
+        """Sample an id from logits [vocab] and count it as seen. The backend has checked that they are finite. allowed
+        [n] of bool: only these ids; ids from n on are not allowed."""
         if self._sampling.repetition_penalty != 1 and self._seen:
             seen_ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
             logits = penalize(logits, seen_ids, self._sampling.repetition_penalty)

@@ -2,14 +2,18 @@
 
 The schema of the answer is the same for all houses, so it is compiled once. A target that the house does not have is
 chosen again among those that it has.
+
+The targets of a call are compared with its words, which the model copied from the sentence. A name that no training
+house has is copied well and looked up badly: the words are "boombox", the target is a fan. Which words a target
+explains is seen without a model: those of its name and of its area, and those for its domain. If other targets explain
+more, the model chooses again among them.
 """
 import math
 import re
-from typing import Any, List, NamedTuple, Tuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.generation.generate import Token, TokenLogprobs
-from merino_runtime.house.agreement import to_choose_again
 from merino_runtime.house.candidates import candidates, whole_calls
 from merino_runtime.house.house import (
     EVERYWHERE,
@@ -27,7 +31,7 @@ from merino_runtime.house.house import (
     schema,
     write_calls,
 )
-from merino_runtime.house.words import content_words, ratio, split_words
+from merino_runtime.house.words import KINDS, among, content_words, ratio, split_words
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
@@ -40,6 +44,9 @@ LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)
 NO_NAME = re.compile(r" timer$|(?<=\bhour)s$|(?<=\bminute)s$|(?<=\bsecond)s$")  # of a timer's name
 LIKE = 0.6  # the least likeness of words that are put right
 CONFIRMED = ("unlock",)  # tools whose calls are always asked for
+UNCOMPARED = ("add_item", "get_state", "get_temperature") + tuple(
+    name for name, tool in TOOLS.items() if not tool.domains)  # their words name no device, or nothing is done
+COMPARED = {name: tool for name, tool in TOOLS.items() if name not in UNCOMPARED}
 
 
 class Answer(NamedTuple):
@@ -141,6 +148,54 @@ def chosen_again(call: Call, shown: House, _: str = "") -> Any:
     better = to_choose_again(call, shown) if call.tool not in NO_EFFECT else {}
     rows = [row_schema(tool, words, one_of_each(targets)) for tool, targets in better.items()]
     return {"anyOf": rows} if rows else None
+
+
+def explained(said: FrozenSet[str], target: str, house: House) -> Tuple[FrozenSet[str], FrozenSet[str]]:
+    """(the words that the target explains, of these the words of the device's own name or of the group's domain)."""
+    named = [device for device, label in house.labels().items() if label == target]
+    place, _, domain = target.partition("/")
+    kind = KINDS.get(named[0].domain if named else domain, frozenset())  # type: FrozenSet[str]
+    own = content_words(named[0].name) if named else kind
+    places = [device.area for device in named] if named else [place] if place != EVERYWHERE else []
+    where = content_words(" ".join(places))
+    return among(said, own | kind | where), among(said, own - where or own)
+
+
+def to_choose_again(call: Call, house: House) -> Dict[str, List[List[str]]]:
+    """If other targets explain more words than the call's: by tool, for each place in its targets what to choose among.
+    The tool stays if it is for one of them; else it is one of the tools that are. Empty if none do."""
+    said = content_words(call.words)
+    if call.tool in UNCOMPARED or said == frozenset().union(
+            *(explained(said, target, house)[0] for target in call.targets)):
+        return {}
+    better = better_targets(call, house, house.targets(TOOLS[call.tool].domains))
+    if better or len(call.targets) > 1:
+        return {call.tool: better} if better else {}
+    domains = [domain for tool in COMPARED.values() for domain in tool.domains]
+    for choices in better_targets(call, house, house.targets(list(dict.fromkeys(domains)))):
+        fitting = {name: house.targets(tool.domains) for name, tool in COMPARED.items()}
+        by_tool = {name: [target for target in choices if target in targets] for name, targets in fitting.items()}
+        return {name: [targets] for name, targets in by_tool.items() if targets}
+    return {}
+
+
+def better_targets(call: Call, house: House, targets: Sequence[str]) -> List[List[str]]:
+    """Of these targets those that explain more words than the call's, for each of its places. One place changes: that
+    whose target explains least. A call without a target gets one that explains all words."""
+    said = content_words(call.words)
+    by_target = {target: explained(said, target, house) for target in targets}
+    named = {target: words for target, (words, own) in by_target.items() if own}
+    if not call.targets:
+        all_words = [target for target, words in named.items() if words == said]
+        return [all_words] if all_words else []
+    now = [explained(said, target, house)[0] for target in call.targets]
+    for place in sorted(range(len(now)), key=lambda place: len(now[place])):
+        others = frozenset().union(*(now[:place] + now[place + 1:]))  # type: FrozenSet[str]
+        better = {target: words | others for target, words in named.items() if words | others > now[place] | others}
+        most = [target for target, words in better.items() if not any(words < other for other in better.values())]
+        if most:
+            return [most if place == other else [target] for other, target in enumerate(call.targets)]
+    return []
 
 
 def kept(call: Call) -> Any:

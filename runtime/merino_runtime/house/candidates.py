@@ -126,39 +126,28 @@ def said_words(sentence: str) -> Tuple[str, ...]:
 def explanations(house: House, said: Tuple[str, ...]) -> Dict[Device, Dict[str, float]]:
     """By device: how much it explains each word of the sentence."""
     floor_of = {area: floor for floor, areas in house.floors for area in areas}
-    by_name, by_place, by_domain = index(house, name_words), {}, {}  # type: Index, Index, Index
-    for device in house.devices:
-        by_domain.setdefault(device.domain, []).append(device)
-        for word in set(split_words(device.area + " " + floor_of.get(device.area, ""))):
-            by_place.setdefault(word, []).append(device)
+    by_name = index(house, name_words)
+    by_place = index(house, lambda device: split_words(device.area + " " + floor_of.get(device.area, "")))
     result = {device: {} for device in house.devices}  # type: Dict[Device, Dict[str, float]]
-
-    def explain(device: Device, word: str, value: float) -> None:
-        result[device][word] = max(value, result[device].get(word, 0.0))
-
     for word in said:
-        for name, how in likenesses(word, by_name).items():
-            rare = 1 + 0.5 * math.log(len(house.devices) / len(by_name[name]))
-            for device in by_name[name]:
-                explain(device, word, NAME * how * rare)
-        for name, how in likenesses(word, by_place).items():
-            rare = 1 + 0.5 * math.log(len(house.devices) / len(by_place[name]))
-            for device in by_place[name]:
-                explain(device, word, PLACE * how * rare)
-        for domain, devices in by_domain.items():
-            value = KIND if word in KINDS.get(domain, ()) else HINT if word in HINTS.get(domain, ()) else 0.0
-            for device in devices if value else ():
-                explain(device, word, value)
+        for by_word, weight in ((by_name, NAME), (by_place, PLACE)):
+            for name, how in likenesses(word, by_word).items():
+                rare = 1 + 0.5 * math.log(len(house.devices) / len(by_word[name]))
+                for device in by_word[name]:
+                    result[device][word] = max(weight * how * rare, result[device].get(word, 0.0))
+        for device in house.devices:
+            kind, hint = word in KINDS.get(device.domain, ()), word in HINTS.get(device.domain, ())
+            if kind or hint:
+                value = KIND if kind else HINT
+                result[device][word] = max(value, result[device].get(word, 0.0))
     return result
 
 
-Index = Dict[str, List[Device]]
-
-
-def index(house: House, words_of: Callable[[Device], FrozenSet[str]]) -> Index:
-    result = {}  # type: Index
+def index(house: House, words_of: Callable[[Device], Iterable[str]]) -> Dict[str, List[Device]]:
+    """The devices by each of their words."""
+    result = {}  # type: Dict[str, List[Device]]
     for device in house.devices:
-        for word in words_of(device):
+        for word in set(words_of(device)):
             result.setdefault(word, []).append(device)
     return result
 

@@ -224,17 +224,13 @@ def read_calls(text: str) -> Optional[List[Call]]:
         return None
 
 
-def schema(targets: Optional[Dict[str, List[str]]] = None) -> Dict[str, Any]:
-    """JSON schema of an answer. `targets`: what each tool may name; None: any text, which keeps one schema for all
-    houses."""
+def schema() -> Dict[str, Any]:
+    """JSON schema of an answer, the same for all houses: targets are any text."""
     rows = []
     for name, tool in TOOLS.items():
         named = {"type": "array", "items": {"type": "string", "maxLength": MOST_WORDS}, "maxItems": MOST_TARGETS}
-        if targets is not None:
-            named = {"type": "array", "items": {"enum": targets[name]}, "maxItems": MOST_TARGETS, "uniqueItems": True}
-        if not tool.domains or targets is not None and not targets[name]:
-            named = {"type": "array", "maxItems": 0}
-        rows.append(row_schema(name, {"type": "string", "maxLength": MOST_WORDS}, named))
+        rows.append(row_schema(name, {"type": "string", "maxLength": MOST_WORDS},
+                               named if tool.domains else {"type": "array", "maxItems": 0}))
     return {"type": "array", "items": {"anyOf": rows}, "maxItems": MOST_CALLS}
 
 

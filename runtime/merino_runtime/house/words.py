@@ -1,6 +1,6 @@
 """Words of a sentence and of names: what may name a device or a place, what tells a domain, and which mean the same.
 
-`agreement` and `candidates` compare by them.
+`answer` and `candidates` compare by them.
 """
 import re
 from functools import lru_cache

@@ -6,6 +6,7 @@ illegal instruction. Clocks, temperatures and power belong to `merino_bench`. 1 
 import os
 import platform
 import re
+import resource
 import struct
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional
 
@@ -105,9 +106,7 @@ def read_memory_mb(meminfo: str) -> Dict[str, float]:
 
 
 def usable_cpus() -> List[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
 
 
 def physical_core_count() -> int:
@@ -118,8 +117,7 @@ def physical_core_count() -> int:
 
 
 def last_level_cache_bytes() -> int:
-    """Return the size of CPU 0's highest cache level; 0 if /sys lacks it (some boards, and systems other than
-    Linux)."""
+    """Return the size of CPU 0's highest cache level; 0 if /sys lacks it, as on some boards."""
     caches = [(0, 0)]  # (level, bytes)
     for index in range(8):
         level, size = (read_text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{name}").strip()
@@ -134,10 +132,7 @@ def peak_rss_mb() -> float:
     match = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     if match:
         return int(match.group(1)) * 1024 / MB
-    import resource  # here, because Windows has no such module
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 
 
 def rss_mb() -> Optional[float]:

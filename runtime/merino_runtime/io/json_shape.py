@@ -148,8 +148,6 @@ def wrong(path: str, value: Any, what: str) -> str:
 def path_of(parts: Iterable[Union[int, str]]) -> str:
     """Return a path such as `blocks[0].width`. A key that is not a plain word is quoted: it may hold a line break or
     control a terminal."""
-    return "".join(f"[{part}]" if isinstance(part, int) else "." + _spelled(part) for part in parts).lstrip(".")
-
-
-def _spelled(key: str) -> str:
-    return key if re.match(r"[\w-]+\Z", key, re.ASCII) else json.dumps(key)[:80]
+    spelled = [part if isinstance(part, int) or re.match(r"[\w-]+\Z", part, re.ASCII) else json.dumps(part)[:80]
+               for part in parts]
+    return "".join(f"[{part}]" if isinstance(part, int) else "." + part for part in spelled).lstrip(".")

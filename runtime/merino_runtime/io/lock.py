@@ -4,6 +4,7 @@ Locks use `flock`, which the kernel releases when a process ends, however it end
 """
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -11,11 +12,6 @@ from typing import Iterator
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import machine_fault
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is installed there
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = "lock"
 
@@ -59,8 +55,8 @@ def _lock(handle: int) -> bool:
 
 
 def hold(folder: str) -> None:
-    """Keep the release's folder from being removed until this process ends. Do nothing if the system has no locks."""
-    with contextlib.suppress(OSError, AttributeError):
+    """Keep the release's folder from being removed until this process ends, unless the file system has no locks."""
+    with contextlib.suppress(OSError):
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
@@ -85,7 +81,7 @@ def raising_machine_faults(doing: str) -> Iterator[None]:
 
 
 def is_root() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0  # Windows has no such function
+    return os.geteuid() == 0
 
 
 def others_may_write(status: os.stat_result, sticky_allowed: bool = False) -> bool:

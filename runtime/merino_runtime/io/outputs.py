@@ -67,7 +67,7 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                         os.fsync(file.fileno())
                 if target.before:  # keep the mode and, if this user may, the owner
                     os.chmod(made, stat.S_IMODE(target.before.st_mode))
-                    with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
+                    with contextlib.suppress(OSError):
                         os.chown(made, target.before.st_uid, target.before.st_gid)
                 os.replace(made, target.path)
                 if sync:

@@ -4,17 +4,13 @@ A process that is killed leaves its folder. The next one for the same output rem
 the kernel releases a lock when its process ends, however it ends. Standard library only.
 """
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from typing import Iterator, Optional, Tuple
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked and nothing is swept
-    fcntl = None  # type: ignore[assignment]
+from typing import Iterator, Tuple
 
 SUFFIX = ".merino-new"
 OLD = "old"  # in a scratch folder: what its output replaced
@@ -31,8 +27,7 @@ def scratch_beside(path: str) -> Iterator[str]:
         yield scratch
     finally:
         _discard(scratch, path)
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 def replace_folder(made: str, path: str, scratch: str) -> None:
@@ -48,8 +43,6 @@ def replace_folder(made: str, path: str, scratch: str) -> None:
 
 def sweep(path: str) -> None:
     """Remove the scratch folders of `path` whose processes are dead, as far as this user may."""
-    if fcntl is None:
-        return
     folder = os.path.dirname(path)
     mine = re.compile(re.escape(_stem(path)) + r"[^.]+" + re.escape(SUFFIX))
     with contextlib.suppress(OSError):
@@ -90,15 +83,13 @@ def _discard(scratch: str, path: str) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _locked_folder(path: str) -> Tuple[str, Optional[int]]:
-    """Make a folder and lock it. Return its path and the descriptor of the lock; None if the system has no locks.
+def _locked_folder(path: str) -> Tuple[str, int]:
+    """Make a folder and lock it. Return its path and the descriptor of the lock.
 
     Before it is locked, another process may take it for that of a dead process and remove it; then another is made.
     """
     while True:
         scratch = tempfile.mkdtemp(SUFFIX, _stem(path), os.path.dirname(path))
-        if fcntl is None:
-            return scratch, None
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(scratch, os.O_RDONLY)
             with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there

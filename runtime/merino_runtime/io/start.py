@@ -56,11 +56,6 @@ def end_at_once() -> bool:
     return handled
 
 
-def raise_again() -> None:
-    """Let ctrl-C raise KeyboardInterrupt again."""
-    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-
-
 def run_main(module: str) -> int:
     """Import the module of a command line and return what its `main` returns. Until that is imported, ctrl-C ends the
     process silently."""
@@ -68,7 +63,7 @@ def run_main(module: str) -> int:
     leave_current_folder()
     run = __import__(module, fromlist=["main"]).main
     if heard:
-        raise_again()
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     code: int = run()
     return code
 
@@ -83,7 +78,7 @@ def prepare_environment() -> None:
     # onnxruntime 1.32 on Linux writes a device id and a database into the user's cache when it is imported, and sends
     # events over HTTPS.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    if hasattr(os, "uname") and os.uname().machine == "aarch64":  # the module `platform` takes 30 ms
+    if os.uname().machine == "aarch64":  # the module `platform` takes 30 ms
         # OpenBLAS in numpy 1.19.5, the last for Python 3.6, misreads the Jetson Nano's CPU and dies of an illegal
         # instruction at import. The generic kernels cost nothing: the runtime multiplies no matrices in numpy.
         os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")

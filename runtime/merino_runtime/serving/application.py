@@ -8,26 +8,17 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, U
 from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import freeze_loaded_objects
-from merino_runtime.sampling import Sampling
-from merino_runtime.serving import (
-    fields,
-    metrics,
-    models,
-    ollama,
-    openai_requests,
-    openai_responses,
-    responses_api,
-)
+from merino_runtime.serving import fields, metrics, models, ollama, openai_requests, openai_responses, responses_api
 from merino_runtime.serving.access import WrongKeys, check_origin, cors_of, foreign_page, network_of
 from merino_runtime.serving.metrics import Burden, Sensors
 from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import Limits
+from merino_runtime.serving.openai_requests import Target
 from merino_runtime.serving.requests import Client, Event, Finished, RefusedError
 from merino_runtime.serving.scheduler import Job, Scheduler
-from merino_runtime.serving.unsupported import check_fields, check_path
 
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
+EMBEDDINGS = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings")
 
 Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its completion
 
@@ -53,7 +44,6 @@ class Settings(NamedTuple):
     origins: Tuple[str, ...] = ()  # of web pages that may use the server
     local: bool = True  # served on this machine's own address alone
     most_waiting: int = 32
-    sampling: Sampling = Sampling()
     limit_s: Optional[float] = None
     ceiling_c: Optional[float] = None  # of the hottest sensor
 
@@ -94,6 +84,7 @@ class PendingResponse:
 
 
 Handled = Union[Response, PendingResponse]
+Call = Callable[[Request, Deliver], Handled]
 
 
 class Application:
@@ -104,7 +95,7 @@ class Application:
         self.scheduler = Scheduler(settings.most_waiting, Burden(sensors, settings.ceiling_c), self.metrics.watch,
                                    self.metrics.batched)
         self.ready, self._sensors, self._wrong_keys = False, sensors, WrongKeys()
-        self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
+        self._routes: Dict[str, Dict[str, Call]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed}, "/v1/models/{id}": {"GET": self._model},
             "/v1/chat/completions": {"POST": partial(self._generated, read=openai_requests.chat_of,
@@ -133,30 +124,21 @@ class Application:
         self.ready = True
         self.scheduler.run()
 
-    def refusal_of(self, request: Request) -> Optional[Response]:
-        """Refuse a request before its body is read: a foreign web page, a wrong key, path or method; else None."""
+    def handle(self, call: Call, request: Request, deliver: Deliver) -> Handled:
+        """Handle a request by what `route` returned; never raise. deliver: gets events with the index of their prompt,
+        from another thread."""
         try:
-            self._call_of(request)
-        except RefusedError as refusal:
-            return refused(refusal, _error_of(request))
-        return None
-
-    def handle(self, request: Request, deliver: Deliver) -> Handled:
-        """Handle a request; never raise. deliver: gets events with the index of their prompt, from another thread."""
-        error_of = _error_of(request)
-        try:
-            call, owner = self._call_of(request)
-            return call(request._replace(owner=owner), deliver)
-        except RefusedError as refusal:
-            return refused(refusal, error_of)
+            return call(request, deliver)
         except MerinoError as error:
-            return refused(RefusedError(str(error)), error_of)
+            refusal = error if isinstance(error, RefusedError) else RefusedError(str(error))
         except Exception:  # a bug in one request must not end the others
             traceback.print_exc(file=sys.stderr)
-            return refused(RefusedError("the server failed at this request. Look into its log.", 500), error_of)
+            refusal = RefusedError("the server failed at this request. Look into its log.", 500)
+        return refused(refusal, error_of(request))
 
-    def _call_of(self, request: Request) -> Tuple[Callable[..., Handled], str]:
-        """Return what handles a request, and the name of its key."""
+    def route(self, request: Request) -> Tuple[Call, str]:
+        """Return what handles a request, and the name of its key. Raise RefusedError for a foreign web page, and for a
+        wrong key, path or method: nothing needs the body."""
         cors = self.cors(request)
         if request.method == "OPTIONS" and "origin" in request.headers:  # a browser's preflight, which has no key
             if not cors:
@@ -172,7 +154,9 @@ class Application:
         if path not in PUBLIC:
             owner = self._wrong_keys.check(self.settings.keys, request.headers, network_of(request.address))
         if methods is None:
-            check_path(path if path.startswith(("/v1/", "/api/")) else "/v1" + path)
+            if path in EMBEDDINGS:
+                raise RefusedError(f"{path} is not supported: this server makes no embeddings. Use another server for "
+                                   "it.", 404, code="unsupported_path")
             raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", 404)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
@@ -192,23 +176,22 @@ class Application:
         return _json({"error": error}, 503)
 
     def _listed(self, *_: Any) -> Response:
-        return _json({"object": "list", "data": models.listed(self.models, self.settings.sampling)})
+        return _json({"object": "list", "data": models.listed(self.models)})
 
     def _model(self, request: Request, *_: Any) -> Response:
         name = request.path.rstrip("/").partition("/models/")[2]
-        return _json(models.listed({name: models.model_of(self.models, name)}, self.settings.sampling)[0])
+        return _json(models.listed({name: models.model_of(self.models, name)})[0])
 
     def _generated(self, request: Request, deliver: Deliver, read: Callable[..., Any], write: Callable[..., Any],
                    field: str = "") -> Handled:
         """Start the completions of a body. field: of Ollama's, without which a model is only loaded."""
         body = fields.body_of(request.body)
         model = self._named(body)
-        check_fields(body)
+        fields.check_fields(body)
         if field and not body.get(field):
             return _json(ollama.loaded(model.name, field == "messages"))
-        limits = Limits(model.bundle.context, model.bundle.vocab, self.settings.sampling, self.settings.limit_s)
         client = Client(request.owner or network_of(request.address), request.owner)
-        requests, options = read(body, model.prompts, limits, client)
+        requests, options = read(body, Target(model.prompts, client, self.settings.limit_s))
         writer = write(options._replace(model=model.name), len(requests), model.loaded.model.tokenizer)
         response = PendingResponse(self.scheduler, model, requests, writer, deliver)
         self.scheduler.submit(response.jobs)
@@ -239,7 +222,7 @@ class Application:
                           waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
 
 
-def _error_of(request: Request) -> Callable[[RefusedError], Any]:
+def error_of(request: Request) -> Callable[[RefusedError], Any]:
     return ollama.error_of if request.path.startswith("/api/") else openai_responses.error_of
 
 
@@ -247,8 +230,8 @@ def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = 
     return Response(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), JSON, headers)
 
 
-def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_responses.error_of) -> Response:
+def refused(refusal: RefusedError, form: Callable[[RefusedError], Any] = openai_responses.error_of) -> Response:
     headers = [] if refusal.retry_s is None else [("Retry-After", str(refusal.retry_s))]
     if refusal.status == 401:
         headers.append(("WWW-Authenticate", "Bearer"))
-    return _json(error_of(refusal), refusal.status, tuple(headers))
+    return _json(form(refusal), refusal.status, tuple(headers))

@@ -21,6 +21,10 @@ class Call(NamedTuple):
     name: str
     arguments: Dict[str, Any]
 
+    @property
+    def arguments_text(self) -> str:
+        return json.dumps(self.arguments, ensure_ascii=False)
+
 
 Delta = Union[TextDelta, Call]
 
@@ -151,10 +155,6 @@ def one_line(value: Any) -> bytes:
     for character in "\x85\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "replace")
-
-
-def arguments_text(call: Call) -> str:
-    return json.dumps(call.arguments, ensure_ascii=False)
 
 
 class ResponseOptions(NamedTuple):

@@ -3,17 +3,15 @@
 The caller may stop after any event; `finish` then returns the withheld text and the measurements so far.
 """
 import time
-from typing import Callable, Generator, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Generator, Iterator, List, Optional
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import Done, Generation, Prefilled, Token, TokenLogprobs, token_logprobs
+from merino_runtime.generation.generate import Done, Generation, Prefilled, Token, token_logprobs
 from merino_runtime.generation.text import TextStream
 from merino_runtime.sampling import GenerateOptions
 from merino_runtime.serving.requests import Event, Finished, GenerationRequest, Progress, TextChunk, Usage
-
-REASONS = {"eos": "stop"}
 
 
 class Completion(Iterator[Event]):
@@ -52,9 +50,7 @@ class Completion(Iterator[Event]):
     def _run(self) -> Generator[Event, None, None]:
         request = self._request
         if request.echo:
-            for token_id, logprobs in prompt_logprobs(self._backend, request.ids, request.top):
-                text = self._model.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
-                yield TextChunk(token_id, text, logprobs, of_prompt=True)
+            yield from self._prompt_chunks()
         if not request.max_new_tokens:
             yield self._finished("length", None)
             return
@@ -63,23 +59,29 @@ class Completion(Iterator[Event]):
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
             chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None,
             until_s=self._until_s)
-        cache_counted, pending = request.echo, None  # pending: a token whose log-probabilities follow it
+        cache_counted = request.echo
         for event in self.generation:
-            if pending is not None:
-                yield TextChunk(pending.id, pending.text, event if isinstance(event, TokenLogprobs) else None)
-                pending = None
             if isinstance(event, Prefilled):
                 if not cache_counted:
                     self.cached, cache_counted = event.ids, True
                 yield Progress(event.ids, event.total)
             elif isinstance(event, Token):
                 self.ids.append(event.id)
-                if request.top is None:
-                    yield TextChunk(event.id, event.text)
-                else:
-                    pending = event
+                logprobs: Any = None if request.top is None else next(self.generation)  # no token is forced then
+                yield TextChunk(event.id, event.text, logprobs)
             elif isinstance(event, Done):
-                yield self._finished(REASONS.get(event.stop_reason, event.stop_reason), event)
+                yield self._finished("stop" if event.stop_reason == "eos" else event.stop_reason, event)
+
+    def _prompt_chunks(self) -> Iterator[TextChunk]:
+        """Yield the prompt's own tokens with their log-probabilities, one decode step per id. The first has none."""
+        request, logprobs = self._request, None
+        self._backend.truncate(0)
+        for index, token_id in enumerate(request.ids):
+            if index:
+                logits = self._backend.step(request.ids[index - 1])
+                logprobs = token_logprobs(logits, token_id, request.top or 0)
+            text = self._model.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
+            yield TextChunk(token_id, text, logprobs, of_prompt=True)
 
     def _finished(self, reason: str, done: Optional[Done]) -> Finished:
         prefill_ms = done.prefill_ms if done and done.prefill_ms is not None else 0.0
@@ -90,16 +92,7 @@ class Completion(Iterator[Event]):
             total_ms=1000 * (time.monotonic() - self._arrived_s)))
 
 
-def prompt_logprobs(backend: Backend, ids: Sequence[int], top: Optional[int]) -> Iterator:
-    """Yield (id, TokenLogprobs) for the prompt, one decode step per id. The first id has None."""
-    backend.truncate(0)
-    yield ids[0], None
-    for before, token_id in zip(ids, ids[1:]):  # noqa: B905, not in 3.6
-        yield token_id, token_logprobs(backend.step(before), token_id, top or 0)
-
-
 def finished_without_slot(request: GenerationRequest, reason: str, arrived_s: float) -> Finished:
     """Return the end of a request that never had a slot."""
     waited_ms = 1000 * (time.monotonic() - arrived_s)
-    return Finished(reason, Usage(len(request.ids), cached_tokens=0, tokens=0, waited_ms=waited_ms, prefill_ms=0.0,
-                                  decode_ms=0.0, total_ms=waited_ms))
+    return Finished(reason, Usage(len(request.ids), waited_ms=waited_ms, total_ms=waited_ms))

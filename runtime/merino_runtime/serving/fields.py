@@ -1,8 +1,10 @@
-"""Reads the fields of a request's body. A wrong value is refused with the field's name; unknown fields are ignored."""
+"""Reads the fields of a request's body. A wrong value is refused with the field's name, and so is a field that the
+server does not implement. Unknown fields are ignored."""
 import json
 from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_shape import shown
 from merino_runtime.sampling import RANGES
 from merino_runtime.serving.requests import RefusedError
 
@@ -10,6 +12,20 @@ Body = Dict[str, Any]
 MOST_STOPS = 16
 MOST_BIASES = 1024
 MOST_VALUES = 2 ** 18  # per body; parsed values take up to 60 times its bytes
+# Field -> values that request nothing, besides null, false and what is empty.
+UNSUPPORTED: Dict[str, Tuple[Any, ...]] = {
+    # Grammars.
+    "grammar": (), "guided_choice": (), "guided_grammar": (), "guided_regex": (), "structured_outputs": (),
+    "structural_tag": (),
+    # Samplers and bounds on tokens.
+    "mirostat": (0,), "typical_p": (1, 0), "typ_p": (1, 0), "tfs_z": (1,),
+    "xtc_probability": (0,), "top_n_sigma": (-1, 0), "dynatemp_range": (0,), "min_tokens": (0,), "bad_words": (),
+    "allowed_token_ids": (), "use_beam_search": (), "length_penalty": (1,), "truncate_prompt_tokens": (),
+    # Parts of other interfaces.
+    "functions": (), "function_call": ("auto", "none"), "suffix": (), "lora": (), "images": (), "audio": (),
+    "web_search_options": (), "previous_response_id": (), "conversation": (), "background": (), "prompt_template": (),
+    "context": (),
+}
 
 
 def body_of(data: bytes) -> Body:
@@ -24,13 +40,17 @@ def body_of(data: bytes) -> Body:
     except ValueError as error:
         raise RefusedError(f"the body is not JSON that can be read: {error}. Correct it.") from error
     if not isinstance(value, dict):
-        raise RefusedError(f"the body is {kind_of(value)}, it must be a JSON object.")
+        raise RefusedError(f"the body is {shown(value)}, it must be a JSON object.")
     return value
 
 
-def kind_of(value: Any) -> str:
-    names = ((bool, "a boolean"), (str, "a string"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
-    return next((name for kind, name in names if isinstance(value, kind)), "null")
+def check_fields(body: Body) -> None:
+    """Raise RefusedError for a field that requests what is not implemented."""
+    for name, neutral in UNSUPPORTED.items():
+        value = body.get(name)
+        if value and value not in neutral:
+            raise RefusedError(f"{name} is not supported by this server, and ignoring it would change the answer. "
+                               "Leave it out.", param=name, code="unsupported_parameter")
 
 
 def wrong(name: str, value: Any, allowed: str) -> RefusedError:

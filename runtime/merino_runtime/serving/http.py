@@ -15,9 +15,9 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Sequence, Tup
 
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
-from merino_runtime.serving.application import Application, PendingResponse, Request, Response, refused
-from merino_runtime.serving.connections import IDLE_S, MOST_CONNECTIONS, REQUIREMENTS, protocol
-from merino_runtime.serving.events import WHOLE_S, Events, LeftError
+from merino_runtime.serving import connections
+from merino_runtime.serving.application import Application, PendingResponse, Request, Response, error_of, refused
+from merino_runtime.serving.connections import Events, LeftError
 from merino_runtime.serving.requests import RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
@@ -54,17 +54,17 @@ class Site:
             both = RefusedError("the request has Transfer-Encoding and Content-Length. Send one of them.")
             await _respond(send, refused(both), closes=True)
             return
-        refusal = self._application.refusal_of(request)
-        if refusal is not None:
-            await _respond(send, refusal, scope["method"] == "HEAD")
-            return
+        closes = False
         try:
-            request = request._replace(body=await self._body(receive))
+            call, owner = self._application.route(request)
+            closes = True  # its body may still arrive
+            request = request._replace(owner=owner, body=await self._body(receive))
         except RefusedError as error:
-            await _respond(send, refused(error), closes=True)
+            await _respond(send, refused(error, error_of(request)), scope["method"] == "HEAD", closes)
             return
         events = Events(loop)
-        response = await loop.run_in_executor(self._handlers, self._application.handle, request, events.put)
+        response = await loop.run_in_executor(
+            self._handlers, self._application.handle, call, request, events.put)
         if isinstance(response, Response):
             await _respond(send, response, scope["method"] == "HEAD")
             return
@@ -74,7 +74,7 @@ class Site:
             if response.stream:
                 await _stream(send, response, events)
                 return
-            events.gather_s = WHOLE_S
+            events.gather_s = connections.WHOLE_S
             while not response.over:
                 await events.wait(None)
                 for index, event in events.take():
@@ -175,10 +175,10 @@ def _encoded(headers: Sequence[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
 
 def server_of(application: Application) -> Any:
     """Return a uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
-    uvicorn = require("uvicorn", REQUIREMENTS)
-    config = uvicorn.Config(Site(application), http=protocol(), ws="none", lifespan="off", log_config=None,
+    uvicorn = require("uvicorn", connections.REQUIREMENTS)
+    config = uvicorn.Config(Site(application), http=connections.protocol(), ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, loop="asyncio",
-                            timeout_keep_alive=int(IDLE_S), limit_concurrency=MOST_CONNECTIONS)
+                            timeout_keep_alive=int(connections.IDLE_S), limit_concurrency=connections.MOST_CONNECTIONS)
 
     class Server(uvicorn.Server):  # type: ignore[name-defined]
         """Signals are `stop_at_signals`'s: newer versions raise them again at the end, and the process dies of them."""

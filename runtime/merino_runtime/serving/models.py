@@ -89,9 +89,9 @@ def model_of(models: Dict[str, Model], name: str) -> Model:
     return model
 
 
-def listed(models: Dict[str, Model], sampling: Sampling) -> List[Dict[str, Any]]:
-    """Describe the models for /v1/models. sampling: of requests that set nothing."""
-    defaults = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
+    """Describe the models for /v1/models."""
+    defaults = {"temperature": Sampling().temperature, "top_p": Sampling().top_p}  # of requests that set nothing
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
                       "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),

@@ -4,22 +4,12 @@ import datetime
 import hashlib
 from typing import Any, Dict, List, Tuple
 
-from merino_runtime.serving import fields
+from merino_runtime.serving import fields, openai_requests
 from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import (
-    ANY_OBJECT,
-    LARGEST,
-    Limits,
-    grammar_of,
-    messages_of,
-    request_of,
-    tools_of,
-)
-from merino_runtime.serving.prompts import Prompts
-from merino_runtime.serving.requests import Client, Event, GenerationRequest, RefusedError
-from merino_runtime.serving.unsupported import check_fields
+from merino_runtime.serving.openai_requests import Target
+from merino_runtime.serving.requests import Event, GenerationRequest, RefusedError
 
 Json = Dict[str, Any]
 RENAMED = {"repeat_penalty": "repetition_penalty"}
@@ -49,42 +39,42 @@ def schema_of_format(body: Body) -> Any:
         return None
     if schema != "json" and not isinstance(schema, dict):
         raise fields.wrong("format", schema, '"json", or a JSON schema')
-    return ANY_OBJECT if schema == "json" else schema
+    return openai_requests.ANY_OBJECT if schema == "json" else schema
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client, chat: bool = True
-            ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+def chat_of(body: Body, target: Target, chat: bool = True) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    prompts = target.prompts
     if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
         raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
-    tools, think = tools_of(body), body.get("think") is not False
-    grammar = grammar_of(prompts, schema_of_format(body), tools, thinks=prompts.thinking and think)
-    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or not think,
-                                 owner=client.owner)
+    tools, think = openai_requests.tools_of(body), body.get("think") is not False
+    grammar = openai_requests.grammar_of(prompts, schema_of_format(body), tools, thinks=prompts.thinking and think)
+    prompt = prompts.of_messages(openai_requests.messages_of(body), tools, no_think=grammar is not None or not think,
+                                 owner=target.client.owner)
     options = ResponseOptions("", fields.flag(body, "stream", True), chat, tools=bool(tools),
                               thinks=prompt.thinks and grammar is None, shows_thinking=think)
-    return [_request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar)], options
+    return [_request_of(body, prompt.ids, target, begins=True, grammar=grammar)], options
 
 
-def generate_of(body: Body, prompts: Prompts, limits: Limits, client: Client
-                ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+def generate_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
     """Apply the chat template, as Ollama does, unless `raw` is set or the model has none."""
+    prompts = target.prompts
     text, system = fields.text(body, "prompt", ""), fields.text(body, "system", "")
-    if not fields.flag(body, "raw") and prompts.has_template:
+    if not fields.flag(body, "raw") and prompts.template:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
-        return chat_of(dict(body, messages=messages, tools=[]), prompts, limits, client, chat=False)
+        return chat_of(dict(body, messages=messages, tools=[]), target, chat=False)
     if not text:
         raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-    grammar = grammar_of(prompts, schema_of_format(body))
-    return [_request_of(body, prompts.of_text(text), limits, client, grammar=grammar)], ResponseOptions(
+    grammar = openai_requests.grammar_of(prompts, schema_of_format(body))
+    return [_request_of(body, prompts.of_text(text), target, grammar=grammar)], ResponseOptions(
         "", fields.flag(body, "stream", True), False)
 
 
-def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: Client, **more: Any) -> GenerationRequest:
+def _request_of(body: Body, ids: Tuple[int, ...], target: Target, **more: Any) -> GenerationRequest:
     options = options_of(body)
-    most = fields.integer(options, "num_predict", None, 1, LARGEST)
-    check_fields(options)
-    return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
+    most = fields.integer(options, "num_predict", None, 1, openai_requests.LARGEST)
+    fields.check_fields(options)
+    return openai_requests.request_of(options, ids, target, most, watched=fields.flag(body, "stream", True), **more)
 
 
 class ResponseWriter(Writer):

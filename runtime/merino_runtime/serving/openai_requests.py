@@ -1,5 +1,4 @@
-"""Parses the bodies of OpenAI's chat completions and completions into requests. Unknown fields are ignored, except
-those in `unsupported`."""
+"""Parses the bodies of OpenAI's chat completions and completions into requests."""
 import json
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -27,16 +26,16 @@ ANY_OBJECT = {"type": "object"}
 _compiling = threading.Lock()  # requests share the tokenizer, which keeps grammars for later requests
 
 
-class Limits(NamedTuple):
-    """Limits and defaults of every request to a model."""
-    context: int
-    vocab: int
-    sampling: Sampling  # where the request has none
-    limit_s: Optional[float]
+class Target(NamedTuple):
+    """What a body is read for."""
+    prompts: Prompts  # of the model
+    client: Client
+    limit_s: Optional[float]  # of every request
 
 
-def sampling_of(body: Body, default: Sampling) -> Sampling:
-    seed = fields.integer(body, "seed", default.seed, -(2 ** 63), 2 ** 63)
+def sampling_of(body: Body) -> Sampling:
+    default = Sampling()
+    seed = fields.integer(body, "seed", None, -(2 ** 63), 2 ** 63)
     numbers = {name: fields.number(body, name, getattr(default, name), low, high)
                for name, (low, high) in RANGES.items() if name != "logit_bias"}
     return default._replace(**dict(
@@ -72,62 +71,62 @@ def most_of(body: Body, *names: str, default: Optional[int] = None, least: int =
     return default
 
 
-def request_of(body: Body, ids: Sequence[int], limits: Limits, client: Client, most: Any, **more: Any
-               ) -> GenerationRequest:
+def request_of(body: Body, ids: Sequence[int], target: Target, most: Any, **more: Any) -> GenerationRequest:
     """Build a request. most: `max_tokens`, clamped to the room in the context; None: as many as fit."""
-    room = limits.context - len(ids)
+    bundle = target.prompts.bundle
+    room = bundle.context - len(ids)
     if room < 1:
-        raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
-                           f"most {limits.context - 1}. Shorten the messages, or leave out the oldest.",
+        raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {bundle.context}: at "
+                           f"most {bundle.context - 1}. Shorten the messages, or leave out the oldest.",
                            param="messages", code="context_length_exceeded")
-    if ids and max(ids) >= limits.vocab:
-        raise RefusedError(f"the prompt has the token id {max(ids)}, allowed are 0 to {limits.vocab - 1}.",
+    if ids and max(ids) >= bundle.vocab:
+        raise RefusedError(f"the prompt has the token id {max(ids)}, allowed are 0 to {bundle.vocab - 1}.",
                            param="prompt")
-    sampling = sampling_of(body, limits.sampling)
-    unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= limits.vocab]
+    sampling = sampling_of(body)
+    unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= bundle.vocab]
     if unknown:
-        raise RefusedError(f"logit_bias has the token id {unknown[0]}, allowed are 0 to {limits.vocab - 1}.",
+        raise RefusedError(f"logit_bias has the token id {unknown[0]}, allowed are 0 to {bundle.vocab - 1}.",
                            param="logit_bias")
     if more.get("grammar") is not None and fields.flag(body, "ignore_eos"):
         raise RefusedError("ignore_eos is set, and the answer ends where its JSON does. Leave one out.",
                            param="ignore_eos")
     limit_s = fields.number(body, "max_seconds", None, 0, LONGEST_S)
-    limits_s = [limit for limit in (limit_s, limits.limit_s) if limit is not None]
+    limits_s = [limit for limit in (limit_s, target.limit_s) if limit is not None]
     priority = fields.text(body, "priority", "normal")
     if priority not in ("normal", "background"):
         raise fields.wrong("priority", priority, "normal, background")
     return GenerationRequest(
         ids=tuple(ids), max_new_tokens=room if most is None else min(most, room), sampling=sampling,
         stops=fields.stops(body), ignore_eos=fields.flag(body, "ignore_eos"), background=priority == "background",
-        client=client, limit_s=min(limits_s) if limits_s else None, **more)
+        client=target.client, limit_s=min(limits_s) if limits_s else None, **more)
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: Client
-            ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+def chat_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    prompts = target.prompts
     tools, choice = tool_choice_of(body)
     schema = schema_of(body)
     grammar = grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
     messages, continued = continued_of(body, messages_of(body))
     prompt = prompts.of_messages(messages, tools, no_think=grammar is not None or not _thinks(body),
-                                 owner=client.owner, continued=continued)
+                                 owner=target.client.owner, continued=continued)
     logprobs = fields.flag(body, "logprobs")
     top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
     most = most_of(body, "max_completion_tokens", "max_tokens")
-    request = request_of(body, prompt.ids, limits, client, most, begins=not continued, top=top if logprobs else None,
+    request = request_of(body, prompt.ids, target, most, begins=not continued, top=top if logprobs else None,
                          grammar=grammar, watched=fields.flag(body, "stream"))
     return several([request], body), _response_options(
         body, chat=True, tools=bool(tools), required=bool(tools) and choice != "auto",
         thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
-def completions_of(body: Body, prompts: Prompts, limits: Limits, client: Client
-                   ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+def completions_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    prompts = target.prompts
     echo = fields.flag(body, "echo")
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
     most = most_of(body, "max_tokens", default=16, least=0 if echo else 1)
     listed = prompts_of(body)
     grammar = grammar_of(prompts, schema_of(body))
-    requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), limits, client, most,
+    requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), target, most,
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"), grammar=grammar)
                 for prompt in listed]
     texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in listed) if echo and top is None else ()

@@ -3,16 +3,7 @@ from typing import Any, Dict, List
 
 from merino_runtime import __version__
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.serving.choice import (
-    Call,
-    Choice,
-    Delta,
-    ResponseOptions,
-    Writer,
-    arguments_text,
-    comment_of,
-    one_line,
-)
+from merino_runtime.serving.choice import Call, Choice, Delta, ResponseOptions, Writer, comment_of, one_line
 from merino_runtime.serving.requests import Event, Progress, RefusedError, TextChunk, Usage
 
 Json = Dict[str, Any]
@@ -178,7 +169,7 @@ def _data(value: Json) -> bytes:
 
 
 def _call(call: Call, **index: int) -> Json:
-    return dict(index, id=call.id, type="function", function={"name": call.name, "arguments": arguments_text(call)})
+    return dict(index, id=call.id, type="function", function={"name": call.name, "arguments": call.arguments_text})
 
 
 def timings(usage: Usage) -> Json:

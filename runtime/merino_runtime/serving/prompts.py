@@ -6,22 +6,12 @@ describes them, and calls and results become texts with the same marks.
 """
 import collections
 import json
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from merino_runtime.bundle import Bundle, file_path
-from merino_runtime.chat.template import (
-    THINK,
-    THINK_END,
-    Segment,
-    Turn,
-    by_parts,
-    compiled,
-    encode_segments,
-    segments_of,
-)
+from merino_runtime.bundle import Bundle
+from merino_runtime.chat.template import THINK, THINK_END, ChatTemplate, Message, Segment, encode_segments
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.io.json_file import read_text
 from merino_runtime.serving.requests import RefusedError
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -37,7 +27,6 @@ To call a function, write a JSON object with its name and arguments within <tool
 <tool_call>
 {{"name": <function name>, "arguments": <object of arguments>}}
 </tool_call>"""
-Message = Dict[str, Any]
 
 
 class Prompt(NamedTuple):
@@ -50,24 +39,14 @@ class Prompts:
     holds them and the tokenizer may split the text differently."""
 
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
-        self.bundle, self.tokenizer, self._chat = bundle, tokenizer, bundle.chat
-        self._template: Any = None  # compiled at its first use
+        self.bundle, self.tokenizer = bundle, tokenizer
+        self.template = None if bundle.chat is None else ChatTemplate(bundle, bundle.chat)
         self._answers: Dict[Tuple[str, str], Tuple[int, ...]] = collections.OrderedDict()  # by owner and text
-
-    @property
-    def has_template(self) -> bool:
-        return self._chat is not None
 
     @property
     def thinking(self) -> bool:
         """Return whether the template supports thinking, so that an answer may begin with it."""
-        return self._chat is not None and THINK in self._source()
-
-    def _source(self) -> str:
-        assert self._chat is not None
-        path = file_path(self.bundle, self._chat.template)
-        assert path is not None
-        return read_text(path, "a chat template", "Copy or export the bundle again.")
+        return self.template is not None and THINK in self.template.source()
 
     def of_text(self, text: str) -> Tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
@@ -76,11 +55,11 @@ class Prompts:
                     owner: str = "", continued: str = "") -> Prompt:
         """Render messages. owner: whose remembered answers are used. continued: the answer's beginning. Raise
         RefusedError if the template does not support them."""
-        if self._chat is None:
+        if self.template is None:
             raise RefusedError(f"the model {self.bundle.name!r} has no chat template: it continues texts. Use "
                           "/v1/completions or /api/generate with raw, or serve a model that was trained to chat.")
         try:
-            segments = self._segments(messages, tools, no_think)
+            segments = _segments(self.template, messages, tools, no_think)
         except RefusedError:
             raise
         except MerinoError as error:
@@ -99,37 +78,26 @@ class Prompts:
         if len(self._answers) > MOST_ANSWERS:
             del self._answers[next(iter(self._answers))]
 
-    def _segments(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Segment]:
-        chat = self._chat
-        assert chat is not None
-        calls = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        own = bool(calls) and self._takes_tools()
-        if calls and not own:
-            messages = without_tools(messages, tools)
-        parts = chat.parts
-        if parts is not None and not own:
-            conversation = _conversation_of(messages)
-            if conversation:
-                return by_parts(parts, *conversation, no_think=no_think and parts.no_think is not None)
-        answers = {index: index for index, message in enumerate(messages) if message["role"] == "assistant"}
-        variables = {"tools": list(tools)} if own and tools else {}
-        return segments_of(self._compiled(), chat, messages, no_think, answers, **variables)
 
-    def _takes_tools(self) -> bool:
-        """Return whether the template has a variable for tools, and marks calls as DESCRIBED does."""
-        text = self._source()
-        if "tools" not in text or CALL not in text:
-            return False
-        try:
-            self._compiled()
-        except MerinoError:  # no jinja2 here
-            return False
-        return True
+def _segments(template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool
+              ) -> List[Segment]:
+    if not tools and not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        return template.segments(messages, no_think)
+    if not _takes_tools(template):
+        return template.segments(without_tools(messages, tools), no_think)
+    return template.segments(messages, no_think, {"tools": list(tools)} if tools else {})
 
-    def _compiled(self) -> Any:
-        if self._template is None:
-            self._template = compiled(self._source(), f"the chat template of {self.bundle.name!r}")
-        return self._template
+
+def _takes_tools(template: ChatTemplate) -> bool:
+    """Return whether the template has a variable for tools, and marks calls as DESCRIBED does."""
+    text = template.source()
+    if "tools" not in text or CALL not in text:
+        return False
+    try:
+        template.render()
+    except MerinoError:  # no jinja2 here
+        return False
+    return True
 
 
 def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) -> List[Message]:
@@ -157,15 +125,3 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) 
         else:
             rewritten.insert(0, {"role": "system", "content": text})
     return [{"role": message["role"], "content": message["content"]} for message in rewritten]
-
-
-def _conversation_of(messages: Sequence[Message]) -> Optional[Tuple[Optional[str], List[Turn], str]]:
-    """Return (system message, turns, last user message); None if the messages do not alternate."""
-    system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    rest = messages[system is not None:]
-    roles = [message["role"] for message in rest]
-    if roles != ["user", "assistant"] * (len(rest) // 2) + ["user"]:
-        return None
-    texts = [message["content"] for message in rest]
-    turns = [Turn(texts[index], texts[index + 1]) for index in range(0, len(texts) - 1, 2)]
-    return system, turns, texts[-1]

@@ -62,12 +62,12 @@ class TextChunk(NamedTuple):
 class Usage(NamedTuple):
     """Cost of a completion. prefill_ms and decode_ms exclude the turns of other requests."""
     prompt_tokens: int
-    cached_tokens: int  # of the prompt
-    tokens: int
-    waited_ms: float  # for a slot
-    prefill_ms: float
-    decode_ms: float
-    total_ms: float  # from the arrival of the request
+    cached_tokens: int = 0  # of the prompt
+    tokens: int = 0
+    waited_ms: float = 0.0  # for a slot
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    total_ms: float = 0.0  # from the arrival of the request
     energy: Optional[Dict[str, Any]] = None
     thermal: Optional[Dict[str, Any]] = None
 

@@ -7,27 +7,25 @@ from typing import Any, Dict, List, Tuple
 
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.serving import fields, openai_requests
-from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, arguments_text, comment_of, one_line
+from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, comment_of, one_line
 from merino_runtime.serving.fields import Body
-from merino_runtime.serving.openai_requests import Limits
+from merino_runtime.serving.openai_requests import Target
 from merino_runtime.serving.openai_responses import error_of, extras
-from merino_runtime.serving.prompts import Prompts
-from merino_runtime.serving.requests import Client, Event, Finished, GenerationRequest, Progress, RefusedError
+from merino_runtime.serving.requests import Event, Finished, GenerationRequest, Progress, RefusedError
 
 Json = Dict[str, Any]
 PARTS = {"message": "output_text", "reasoning": "reasoning_text"}  # item -> the type of its part, and of its events
 PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 
 
-def response_of(body: Body, prompts: Prompts, limits: Limits, client: Client
-                ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+def response_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
     tools = [_tool(tool, index) for index, tool in enumerate(fields.a_list(body, "tools"))]
     form = fields.an_object(fields.an_object(body, "text"), "format")
     schema = {"type": "json_schema", "json_schema": form} if form.get("type") == "json_schema" else form
     chat = dict(body, messages=_messages(body), tools=tools, response_format=schema, n=1, logprobs=False,
                 reasoning_effort=fields.an_object(body, "reasoning").get("effort"))
     chat["max_completion_tokens"] = chat.pop("max_output_tokens", None)
-    requests, options = openai_requests.chat_of(chat, prompts, limits, client)
+    requests, options = openai_requests.chat_of(chat, target)
     sampling = requests[0].sampling
     repeated = {name: body.get(name) for name in ("instructions", "max_output_tokens", "metadata", "user")}
     head = dict(repeated, temperature=sampling.temperature, top_p=sampling.top_p, tools=body.get("tools") or [],
@@ -130,7 +128,7 @@ class ResponseWriter(Writer):
     def _add(self, delta: Delta) -> List[Json]:
         """Add a piece of the answer to the last item, or to a new one -> events."""
         if isinstance(delta, Call):
-            text = arguments_text(delta)
+            text = delta.arguments_text
             events = self._begin("function_call", call_id=delta.id, name=delta.name, arguments="")
             self._items[-1]["arguments"] = text
             events += [self._of_item("response.function_call_arguments.delta", delta=text),
@@ -144,7 +142,7 @@ class ResponseWriter(Writer):
 
     def _begin(self, kind: str, **more: Any) -> List[Json]:
         events = self._end()
-        item = dict(more, type=kind, id=_new(PREFIXES[kind]), status="in_progress")
+        item = dict(more, type=kind, id=f"{PREFIXES[kind]}_{uuid.uuid4().hex[:24]}", status="in_progress")
         if kind in PARTS:
             item["content"] = []
             item[{"message": "role", "reasoning": "summary"}[kind]] = "assistant" if kind == "message" else []
@@ -174,7 +172,3 @@ class ResponseWriter(Writer):
 
     def _of_item(self, kind: str, **more: Any) -> Json:
         return dict(more, type=kind, item_id=self._items[-1]["id"], output_index=len(self._items) - 1)
-
-
-def _new(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex[:24]}"

@@ -5,11 +5,12 @@ have a decode step next, one run of the graph computes them all before their tur
 budget of time, and take turns, so that any number of them delays a token by as much as one does. Between two turns a
 request can start, be cancelled or run out of time. Background requests run only if no interactive request does.
 """
+import collections
 import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import return_free_pages
@@ -76,40 +77,38 @@ class Waiting:
     """Jobs without a slot. Clients take turns, and background jobs come last."""
 
     def __init__(self) -> None:
-        self.jobs: List[Any] = []
-        self._clients: List[Client] = []  # of the jobs; the client whose turn it is comes first
+        # By whether they are background jobs, and by client; the client whose turn it is comes first.
+        self._queues: "collections.OrderedDict[Tuple[bool, Client], List[Any]]" = collections.OrderedDict()
+
+    @property
+    def jobs(self) -> List[Any]:
+        return [job for jobs in list(self._queues.values()) for job in jobs]  # another thread may change them
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def add(self, job: Any) -> None:
-        self.jobs.append(job)
-        if job.request.client not in self._clients:
-            self._clients.append(job.request.client)
+        self._queues.setdefault((job.request.background, job.request.client), []).append(job)
 
     def remove(self, job: Any) -> bool:
         """Remove a job -> whether it was waiting."""
-        if job not in self.jobs:
+        key = job.request.background, job.request.client
+        jobs = self._queues.get(key, [])
+        if job not in jobs:
             return False
-        self.jobs.remove(job)
-        if all(other.request.client != job.request.client for other in self.jobs):
-            self._clients.remove(job.request.client)
+        jobs.remove(job)
+        if not jobs:
+            del self._queues[key]
         return True
 
     def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
         """Remove and return the first job that `starts`. Its client then comes last."""
-        for background in (False, True):
-            firsts: Dict[Client, Any] = {}
-            for job in self.jobs:
-                if job.request.background == background:
-                    firsts.setdefault(job.request.client, job)
-            for client in self._clients:
-                job = firsts.get(client)
-                if job is not None and starts(job):
-                    self._clients.remove(client)
-                    self._clients.append(client)
-                    self.remove(job)
-                    return job
+        for key in sorted(self._queues, key=lambda key: key[0]):  # a stable sort keeps the turns
+            job = self._queues[key][0]
+            if starts(job):
+                self._queues.move_to_end(key)
+                self.remove(job)
+                return job
         return None
 
 
@@ -204,7 +203,7 @@ class Scheduler:
                 quiet_s = None
 
     def _admit(self) -> None:
-        for job in list(self.waiting.jobs):
+        for job in self.waiting.jobs:
             if job.late:
                 self.waiting.remove(job)
                 self._deliver(job, finished_without_slot(job.request, "time", job.arrived_s))

@@ -22,6 +22,7 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, write_cache
+from merino_runtime.generation.generate import shared
 from merino_runtime.io.board import MB
 from merino_runtime.io.lock import others_may_write
 from merino_runtime.serving.requests import GenerationRequest
@@ -94,12 +95,6 @@ class Slots:
 def _turn(slot: Slot) -> Tuple[bool, float]:
     """Order slots by when they are emptied, the smallest first."""
     return slot.watched and time.monotonic() - slot.used_s < WATCHED_S, slot.used_s
-
-
-def shared(ids: Sequence[int], others: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    most = min(len(ids), len(others))
-    return next((index for index in range(most) if ids[index] != others[index]), most)
 
 
 class PrefixCache:

@@ -11,9 +11,9 @@ import numpy as np
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import Budget
-from merino_runtime.generation.constraints.formats import FORMATS, OTHER_FORMATS
 from merino_runtime.generation.constraints.keywords import EXCEPT, NOT_PATTERN, TYPES, Parts, Schema, refused
 from merino_runtime.generation.constraints.normal import Flat, Normal, items, stated
+from merino_runtime.generation.constraints.pattern import FORMATS, OTHER_FORMATS
 from merino_runtime.generation.constraints.tokens import Trie, spelled
 
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own

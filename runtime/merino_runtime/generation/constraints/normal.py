@@ -15,12 +15,13 @@ from merino_runtime.generation.constraints.keywords import (
     Parts,
     Reader,
     Schema,
+    all_known,
     compact,
     different,
+    fits,
     refused,
 )
 from merino_runtime.generation.constraints.pattern import pattern
-from merino_runtime.generation.constraints.values import all_known, fits
 from merino_runtime.io.json_shape import shown
 
 MOST_ALTERNATIVES = 400

@@ -1,4 +1,4 @@
-"""A regular expression over the characters of a JSON string, as an expression over its bytes.
+"""A regular expression over the characters of a JSON string, as an expression over its bytes; several of them together.
 
 Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
 around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
@@ -7,10 +7,10 @@ import json
 import re
 import sys
 import warnings
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
+from merino_runtime.generation.constraints.automaton import DEAD, NOTHING, Automaton
 
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
@@ -20,7 +20,41 @@ CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57),
 DOUBTFUL = {"DIGIT": [(128, LAST)], "WORD": [(128, LAST)], "SPACE": [
     (28, 31), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x180E, 0x180E), (0x2000, 0x200D), (0x2028, 0x2029),
     (0x202F, 0x202F), (0x205F, 0x2060), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]}
+MOST_STATES = 8000
 Refuse = Callable[[str], MerinoError]
+Build = Callable[[Automaton], int]
+# The formats of JSON schema as patterns. Each takes a part of what its standard does.
+_YEAR = r"(\d{3}[1-9]|\d{2}[1-9]\d|\d[1-9]\d{2}|[1-9]\d{3})"
+_LEAP = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DAY = (r"(" + _YEAR + r"-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|"
+        r"02-(0[1-9]|1\d|2[0-8]))|" + _LEAP + r"-02-29)")
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_NAME = r"[A-Za-z0-9]{1,16}(-[A-Za-z0-9]{1,16}){0,2}"  # of a host; hyphens are single
+_HOST = _NAME + r"(\." + _NAME + r"){0,3}"
+_HEX = "[0-9A-Fa-f]{1,4}"
+_IPV6 = "|".join([f"{_HEX}(:{_HEX}){{7}}", f"::({_HEX}(:{_HEX}){{0,6}})?", *[
+    f"{_HEX}(:{_HEX}){{{count - 1}}}::({_HEX}(:{_HEX}){{0,{6 - count}}})?" for count in range(1, 7)]])
+_CHAR = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_TAIL = rf"(\?({_CHAR}|[/?])*)?(#({_CHAR}|[/?])*)?"
+_AUTHORITY = rf"//([A-Za-z0-9._~-]+(:[A-Za-z0-9._~-]*)?@)?({_HOST}|\[({_IPV6})\])(:\d{{1,4}})?"
+_URI = rf"[A-Za-z][A-Za-z0-9+.-]*:({_AUTHORITY}(/{_CHAR}*)*|/({_CHAR}+(/{_CHAR}*)*)?|{_CHAR}+(/{_CHAR}*)*){_TAIL}"
+_RELATIVE = rf"({_AUTHORITY}(/{_CHAR}*)*|/({_CHAR}+(/{_CHAR}*)*)?|([A-Za-z0-9._~-]+(/{_CHAR}*)*)?){_TAIL}"
+_DATES = r"(\d{1,9}Y(\d{1,9}M(\d{1,9}D)?)?|\d{1,9}M(\d{1,9}D)?|\d{1,9}D)"
+_TIMES = r"T(\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?|\d{1,9}M(\d{1,9}S)?|\d{1,9}S)"
+_POINTER = "(/([^/~]|~[01])*)*"
+FORMATS = {
+    "date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}T{_TIME}$",
+    "duration": rf"^P({_DATES}({_TIMES})?|{_TIMES}|\d{{1,9}}W)$",
+    "uuid": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+    "ipv4": rf"^{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}$", "ipv6": f"^({_IPV6})$", "hostname": f"^{_HOST}$",
+    "email": r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+){0,4}@([A-Za-z0-9]+(-[A-Za-z0-9]+){0,4}\.){1,4}[A-Za-z]+$",
+    "uri": f"^{_URI}$", "uri-reference": f"^({_URI}|{_RELATIVE})$",
+    "json-pointer": f"^{_POINTER}$", "relative-json-pointer": rf"^(0|[1-9]\d{{0,8}})(#|{_POINTER})$",
+}
+FORMATS.update({"idn-email": FORMATS["email"], "idn-hostname": FORMATS["hostname"], "iri": FORMATS["uri"],
+                "iri-reference": FORMATS["uri-reference"], "uri-template": FORMATS["uri-reference"]})
+OTHER_FORMATS = {"regex"}  # of JSON schema too: texts that are of it are refused
 
 
 def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
@@ -129,3 +163,49 @@ def _characters(make: Automaton, ranges: Ranges) -> int:
             if max(low, first) <= min(high, last):
                 nodes.append(make.code_points(max(low, first), min(high, last)))
     return make.alt(*nodes) if nodes else NOTHING
+
+
+def product(make: Automaton, wanted: Sequence[Build], unwanted: Sequence[Build], refuse: Refuse) -> int:
+    """Return the texts that all of wanted match and none of unwanted, as a table of states. Each builds its expression
+    in the automaton that it gets. `refuse` makes the error for a table that would be too large."""
+    # 1. One automaton of all expressions; a state here is one state of each.
+    parts = Automaton(make.spelled, make.budget)
+    nodes = [build(parts) for build in [*wanted, *unwanted]]
+    first = tuple(parts.start(node) for node in nodes)
+    count = len(wanted)
+    classes = parts.classes()  # [256], of bytes that all expressions treat alike
+    of_class = {classes[byte]: byte for byte in sorted(make.spelled)}
+    columns = max(classes) + 1
+    # 2. All states that can be reached from the first.
+    number: Dict[Tuple[int, ...], int] = {first: 0}
+    states, rows = [first], []  # type: List[Tuple[int, ...]], List[List[int]]
+    for state in states:  # grows
+        row = [-1] * columns
+        for column, byte in of_class.items():
+            after = tuple(parts.after(part, byte) for part in state)
+            if DEAD in after[:count]:
+                continue
+            if after not in number:
+                if len(states) >= MOST_STATES:
+                    raise refuse(f"together with the keywords beside it, it needs more than {MOST_STATES:,} states")
+                number[after] = len(states)
+                states.append(after)
+            row[column] = number[after]
+        rows.append(row)
+    ends = [all(map(parts.accepts, state[:count])) and not any(map(parts.accepts, state[count:])) for state in states]
+    # 3. Those that lead to an end, from the ends backward.
+    before: List[List[int]] = [[] for _ in states]
+    for index, row in enumerate(rows):
+        for following in set(row) - {-1}:
+            before[following].append(index)
+    useful = {index for index, end in enumerate(ends) if end}
+    left = list(useful)
+    while left:
+        new = set(before[left.pop()]) - useful
+        useful |= new
+        left += new
+    if 0 not in useful or DEAD in first[:count]:
+        return NOTHING
+    order = {index: place for place, index in enumerate(sorted(useful))}
+    return make.table(bytes(classes), [[order.get(after, -1) for after in rows[index]] for index in order],
+                      [ends[index] for index in order])

@@ -5,11 +5,9 @@ All text that matches is valid. Valid text that does not match: other spellings,
 schema does not name, and numbers of more than 18 digits.
 """
 import functools
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
-from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
-from merino_runtime.generation.constraints.formats import FORMATS, OTHER_FORMATS
 from merino_runtime.generation.constraints.keywords import (
     EXCEPT,
     NOT_PATTERN,
@@ -22,8 +20,7 @@ from merino_runtime.generation.constraints.keywords import (
 )
 from merino_runtime.generation.constraints.normal import Flat, Normal, items, never, stated
 from merino_runtime.generation.constraints.numerals import integer, number
-from merino_runtime.generation.constraints.pattern import pattern
-from merino_runtime.generation.constraints.product import Build, product
+from merino_runtime.generation.constraints.pattern import FORMATS, OTHER_FORMATS, Build, pattern, product
 
 MOST_UNIQUE = 256
 MOST_COUNTED = 64  # keys of an object whose number is limited
@@ -78,7 +75,7 @@ class Writer:
         return NOTHING
 
     def _of_type(self, kind: str, flat: Flat) -> int:
-        make, where = self.make, flat.where
+        make, where, refuse = self.make, flat.where, functools.partial(refused, flat.where)
         excluded = [value for keyword, values, _ in flat.rules if keyword == EXCEPT for value in values
                     if is_a(kind, value)]
         if kind in ("boolean", "null"):
@@ -95,14 +92,13 @@ class Writer:
             raise refused(f"{where}/multipleOf", "this keyword is not supported")
         if excluded:  # integers alone: they are spelled in one way
             return product(make, [lambda parts: integer(parts, flat.limits)],
-                           [lambda parts: parts.alt(*[parts.lit(b"%d" % value) for value in excluded])],
-                           refusal(where))
-        node = integer(make, flat.limits) if kind == "integer" else number(make, flat.limits, refusal(where))
+                           [lambda parts: parts.alt(*[parts.lit(b"%d" % value) for value in excluded])], refuse)
+        node = integer(make, flat.limits) if kind == "integer" else number(make, flat.limits, refuse)
         return self._nothing(where, f"no {kind} is within its bounds") if node == NOTHING else node
 
     def _string(self, flat: Flat, excluded: Sequence[str]) -> int:
         """Return a string. What has no pattern may be spelled with escapes; all others as `json.dumps` does."""
-        make, where = self.make, flat.where
+        make, where, refuse = self.make, flat.where, functools.partial(refused, flat.where)
         least, most = flat.limits.get("minLength", 0), flat.limits.get("maxLength", -1)
         if 0 <= most < least:
             return self._nothing(f"{where}/maxLength", f"nothing satisfies it: it is {most}, and minLength is {least}")
@@ -115,16 +111,16 @@ class Writer:
                 continue
             text = FORMATS[value] if keyword == "format" else value
             (unwanted if keyword == NOT_PATTERN else wanted).append(
-                functools.partial(pattern, text=text, refuse=refusal(here)))
+                functools.partial(pattern, text=text, refuse=functools.partial(refused, here)))
         if excluded:
             unwanted.append(lambda parts: parts.alt(*[parts.lit(compact(value)) for value in excluded]))
         if unwanted and not wanted:
-            wanted.append(lambda parts: pattern(parts, "", refusal(where)))
+            wanted.append(lambda parts: pattern(parts, "", refuse))
         if wanted and (least or most >= 0):
             wanted.append(lambda parts: parts.seq(parts.lit(b'"'), parts.text(least, most)))
         if not wanted:
             return make.seq(make.lit(b'"'), make.text(least, most))
-        return wanted[0](make) if len(wanted) == 1 and not unwanted else product(make, wanted, unwanted, refusal(where))
+        return wanted[0](make) if len(wanted) == 1 and not unwanted else product(make, wanted, unwanted, refuse)
 
     def _object(self, flat: Flat) -> int:
         """Return an object: its named keys in order, then the others."""
@@ -215,7 +211,3 @@ class Writer:
         if listed == NOTHING:
             return self._nothing(where, "no list satisfies it")
         return make.seq(make.lit(b"["), listed, make.lit(b"]"))
-
-
-def refusal(where: str) -> Callable[[str], MerinoError]:
-    return lambda what: refused(where, what)

@@ -1,9 +1,4 @@
-"""Decodes several sequences together: their KV caches are rows of one buffer, and one run of the graph computes a step
-of each. A step reads all weights once, for any number of rows.
-
-A run computes adjacent rows. An idle row between two others receives an id too: its entry is written to the first free
-slot of its cache, which its own next entry overwrites.
-"""
+"""The arrays to which ONNX Runtime's graph is bound: KV caches of one sequence or of several, and recurrent states."""
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -11,8 +6,11 @@ import numpy as np
 from merino_runtime.backends.backend import Backend, check_step
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Bundle
+from merino_runtime.bundle.schema import STATE_COPIES, STATES
 from merino_runtime.errors import MerinoError
 
+Arrays = Dict[str, np.ndarray]  # by the name of the input that reads them
+MOST_KEPT = STATE_COPIES - 2  # states of earlier prefixes
 MOST_IDLE = 3  # rows between two others: a run of the graph for more rows takes less time than a second run
 
 
@@ -25,7 +23,7 @@ def bind_output(binding: Any, name: str, array: np.ndarray) -> None:
     binding.bind_output(name, "cpu", 0, element_type(array), list(array.shape), array.ctypes.data)
 
 
-def bind_caches(binding: Any, past: Dict[str, np.ndarray], present: Dict[str, np.ndarray]) -> None:
+def bind_caches(binding: Any, past: Arrays, present: Arrays) -> None:
     """Bind the caches as inputs and outputs, both by the name of the input that reads the past. They are the same
     arrays if the graph writes the cache in place."""
     for name, cache in past.items():
@@ -33,7 +31,7 @@ def bind_caches(binding: Any, past: Dict[str, np.ndarray], present: Dict[str, np
         bind_output(binding, name.replace("past_key_values", "present"), present[name])
 
 
-def caches(bundle: Bundle, count: int) -> Dict[str, np.ndarray]:
+def caches(bundle: Bundle, count: int) -> Arrays:
     """Return empty KV caches [count, heads, context, head_size], by the name of the input that reads each. The schema
     of bundle.json ensures that their shapes are lengths."""
     return {port.name: np.zeros((count, *map(int, port.shape[1:])), dtype=port.dtype) for port in bundle.inputs
@@ -46,14 +44,14 @@ def element_type(array: np.ndarray) -> Any:
     return np.longlong if array.dtype == np.int64 else array.dtype.type
 
 
-def takes_batch(model: Model) -> bool:
-    """Return whether the graph's batch axis has a name. Other graphs have a batch of one."""
-    ids = next(port for port in model.decode_session.get_inputs() if port.name == "input_ids")
-    return not isinstance(ids.shape[0], int)
-
-
 class Rows:
-    """backends: one for each row, which the caller makes of `row`."""
+    """Decodes several sequences together: their KV caches are rows of one buffer, and one run of the graph computes a
+    step of each. A step reads all weights once, for any number of rows.
+
+    A run computes adjacent rows. An idle row between two others receives an id too: its entry is written to the first
+    free slot of its cache, which its own next entry overwrites. backends: one for each row, which the caller makes of
+    `row`.
+    """
 
     def __init__(self, model: Model, count: int) -> None:
         bundle, self._session = model.bundle, model.decode_session
@@ -67,7 +65,7 @@ class Rows:
         self._logits = np.zeros((count, 1, bundle.vocab), np.float32)
         self._bindings: Dict[Tuple[int, int], Any] = {}  # by the first row and the one behind the last
 
-    def row(self, index: int) -> Dict[str, np.ndarray]:
+    def row(self, index: int) -> Arrays:
         """Return the cache of one row, [1, heads, context, head_size] each: contiguous, as a graph with a batch of one
         requires."""
         return {name: cache[index:index + 1] for name, cache in self._caches.items()}
@@ -123,3 +121,67 @@ class Rows:
             rows = {name: cache[first:end] for name, cache in self._caches.items()}
             bind_caches(binding, rows, rows)
         return self._bindings[first, end]
+
+
+class States:
+    """Recurrent states of one sequence, beside its KV cache: what layers of linear attention keep of all ids so far.
+
+    A state cannot be truncated like a KV cache. So copies of it are kept at the ends of prefills. After a truncation
+    the longest copy within the remaining ids is used, and the backend computes the ids behind it again.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        ports = [port for port in bundle.inputs if port.name.startswith(STATES)]
+        # The schema of bundle.json ensures that their shapes are lengths.
+        now, behind = ({port.name: np.zeros(tuple(map(int, port.shape)), port.dtype) for port in ports}
+                       for _ in range(2))
+        # Replaced as a whole, so that an interrupt leaves a state and its length that belong together: the length, the
+        # state, and the arrays that the next run writes.
+        self._state: Tuple[int, Arrays, Arrays] = (0, now, behind)
+        self._kept: List[Tuple[int, Arrays]] = []  # the oldest first
+
+    def __bool__(self) -> bool:
+        return bool(self._state[1])
+
+    @property
+    def length(self) -> int:
+        """Return the number of ids that the state includes."""
+        return self._state[0]
+
+    def bind(self, binding: Any) -> None:
+        _, now, behind = self._state
+        for name, array in now.items():
+            bind_input(binding, name, array)
+            bind_output(binding, name.replace("past", "present", 1), behind[name])
+
+    def computed(self, length: int) -> None:
+        """Take over the state that a run has written, which includes `length` ids."""
+        _, now, behind = self._state
+        self._state = length, behind, now
+
+    def keep(self) -> None:
+        """Keep a copy of the state."""
+        length, now, _ = self._state
+        kept = [one for one in self._kept if one[0] < length]
+        self._kept = [*kept[1 - MOST_KEPT:], (length, {name: array.copy() for name, array in now.items()})]
+
+    def truncate(self, length: int) -> None:
+        """Forget all ids from `length` on, and those behind the longest copy if the state includes more."""
+        self._kept = [one for one in self._kept if one[0] <= length]
+        if self.length > length:
+            self._restore(self._kept[-1:])
+
+    def copy(self, source: "States", length: int) -> None:
+        """Replace the state by the longest one of `source` that includes at most `length` ids."""
+        self._kept = []
+        known = [*source._kept, source._state[:2]]
+        self._restore(sorted((one for one in known if one[0] <= length), key=lambda one: one[0])[-1:])
+        if self.length:
+            self.keep()
+
+    def _restore(self, found: List[Tuple[int, Arrays]]) -> None:
+        """Copy a state, or the empty one if none is found."""
+        _, now, behind = self._state
+        for name, array in behind.items():
+            array[...] = found[0][1][name] if found else 0
+        self._state = found[0][0] if found else 0, behind, now
