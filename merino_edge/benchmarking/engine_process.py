@@ -62,7 +62,7 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
         "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
         "step_ms": [[round(ms, DIGITS) for ms in step_ms] for _, step_ms, _ in rounds],
         "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
-        "environment": dict(here, before=before, after=after, **load.as_record()),
+        "environment": dict(here, before=before, after=after, **load._asdict()),
         "flags": environment.flags_of(before, after, load), "notes": notes,
         "ids": ids, "chosen": rounds[-1][2],
     }  # fmt: skip

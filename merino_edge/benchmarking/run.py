@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.cases import BenchRequest, check_repetitions
-from merino_bench.harness.record import failures
-from merino_bench.harness.render import append, appends, check_can_save, render, terminal_width
-from merino_bench.harness.render import save as save_records
-from merino_bench.harness.run import Progress, bench_command, check_timeout
+from merino_bench.harness.render import append, appends, check_can_save
+from merino_bench.harness.run import Progress, bench_command, check_timeout, deliver
 from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
 from merino_edge.export.request import PRECISIONS
@@ -19,7 +17,6 @@ from merino_edge.families.zoo import Model, exportable_models
 from merino_runtime.delivery.releases import INSTALLED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.streams import write_out
 from merino_runtime.io.visible import cleaned, visible
 
 if TYPE_CHECKING:  # imports asyncssh
@@ -120,13 +117,9 @@ def run_there(
             return await records_of(there, places, [*options, *words], say, copied)
 
     records = asyncio.run(work())
-    if save is not None:
-        (append if appends(str(save)) else save_records)(records, str(save))
-    write_out(render(records, output, terminal_width()))
-    failed = failures(records)
-    if failed:
-        say(f"{len(failed)} of {len(records)} rows failed, the reason is in their flags. First: {failed[0]}")
-    return 1 if failed else 0
+    if save is not None and appends(str(save)):
+        append(records, str(save))
+    return deliver(records, output, None if save is None else str(save))
 
 
 async def records_of(

@@ -45,7 +45,6 @@ class _MachineFacts(Facts):
 class Gpu(_MachineFacts):
     """A Jetson's GPU. Clocks in MHz, power in W."""
 
-    source: str
     name: str | None = None
     clock_mhz: Number | None = None
     clock_max_mhz: Number | None = None

@@ -92,7 +92,7 @@ def test_a_decoder_runs_in_the_runtimes_backend(dialect, form, tmp_path):
     kernel = min(graphs.kernels_of(dialect, "decoder", form), key=lambda kernel: kernel.weight_bytes)
     graphs.write_weights(str(tmp_path), kernel.weight_bytes, 0)
     (tmp_path / "model.onnx").write_bytes(kernel.model)
-    backend = open_backend(graphs.decoder_bundle(str(tmp_path), kernel), 1)
+    backend = open_backend(graphs.bundle_of(str(tmp_path), kernel), 1)
     assert np.isfinite(backend.prefill([1, 2, 3])).all() and np.isfinite(backend.step(4)).all()
     backend.close()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
-from merino_bench.sensors import environment, gpu
+from merino_bench.sensors import environment
 from merino_bench.sensors.environment import CpuMoment, cpu_moment, load_between
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
@@ -61,14 +61,14 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     notes: List[str] = []
     chosen = choose_backend(bundle, backend_name)
     notes += check_bundle_fits(bundle, allow_slow=True, backend=chosen)
-    before = gpu.with_gpu(environment.state())
+    before = environment.state()
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads, backend=chosen, say=notes.append))
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
         began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
-        after = gpu.with_gpu(environment.state())
+        after = environment.state()
         here = environment.machine()
         threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
         prefill_threads = getattr(backend, "prefill_threads", threads)
@@ -91,8 +91,8 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             "step_ms": [repetition.step_ms for repetition in rounds],  # one value per step
             "prefill_phases_s": [[repetition.start_s, repetition.token_s[0]] for repetition in rounds],
             "decode_phases_s": [[repetition.token_s[0], repetition.token_s[-1]] for repetition in rounds if case.steps],
-            "environment": dict(here, before=before, after=after, **load.as_record()),
-            "flags": environment.flags_of(before, after, load) + gpu.mode_flags(before, after), "notes": notes,
+            "environment": dict(here, before=before, after=after, **load._asdict()),
+            "flags": environment.flags_of(before, after, load), "notes": notes,
         }
     finally:
         backend.close()
