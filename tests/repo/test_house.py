@@ -160,7 +160,7 @@ WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 FILLERS = {
     "merino_edge.bundles.description", "merino_edge.export.dialects.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
-    "merino_edge.benchmarking.engine_models",
+    "merino_edge.benchmarking.engines",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face",
     "merino_edge.training.train", "merino_edge.training.shards",
     "merino_edge.training.distill",  # appends records to a cache; its size says how many are whole
