@@ -123,14 +123,14 @@ def changed(**values):
     (changed(cpu_cooling=1, swapped_pages=0), changed(swapped_pages=9999), 0.5,
      ["throttled", "busy", "swapping"])])
 def test_flags(before, after, share, flags):
-    assert environment.flags_of(before, after, Load(share, None, None, None)) == flags
+    assert environment.flags_of(before, after, Load(share, None)) == flags
 
 
 STAT = """cpu  1000 50 300 8000 200 7 13 30 400 5
 cpu0 500 25 150 4000 100 3 6 15 200 2
 intr 12345
 """
-BEFORE = CpuMoment(clock_s=10.0, busy_s=500.0, stolen_s=7.0, own_s=3.0, waited_s=1.0, preemptions=100)
+BEFORE = CpuMoment(clock_s=10.0, busy_s=500.0, own_s=3.0, waited_s=1.0)
 
 
 def later(seconds, **grown):
@@ -142,32 +142,29 @@ def later(seconds, **grown):
 def test_cpu_time_is_all_but_idle_waiting_and_guests(tmp_path):
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     write(tmp_path, "proc/stat", STAT)
-    moment = cpu_moment(str(tmp_path))
-    assert moment.busy_s == pytest.approx((1000 + 50 + 300 + 7 + 13 + 30) / ticks_per_s)
-    assert moment.stolen_s == 30 / ticks_per_s
+    assert cpu_moment(str(tmp_path)).busy_s == (1000 + 50 + 300 + 7 + 13 + 30) / ticks_per_s
     write(tmp_path, "proc/stat", "intr 5\n")
-    moment = cpu_moment(str(tmp_path))
-    assert moment.busy_s is None and moment.stolen_s is None
+    assert cpu_moment(str(tmp_path)).busy_s is None
 
 
 def test_shares_are_of_all_cores_and_of_our_threads():
-    load = load_between(BEFORE, later(2.0, busy_s=5.0, own_s=3.0, stolen_s=0.4, waited_s=1.0, preemptions=30), cpus=4)
-    assert load == Load(0.25, 0.05, 0.25, 15.0)  # 2 of 8 s, 0.4 of 8 s, 1 of 3 + 1 s, 30 in 2 s
+    load = load_between(BEFORE, later(2.0, busy_s=5.0, own_s=3.0, waited_s=1.0), cpus=4)
+    assert load == Load(0.25, 0.25)  # 2 of 8 s, 1 of 3 + 1 s
     assert load_between(BEFORE, later(2.0, busy_s=2.0, own_s=3.0), 4).others_cpu_share == 0.0  # rounding of ticks
 
 
 def test_ticks_say_nothing_of_a_short_time_and_a_missing_source_is_none():
     short = load_between(BEFORE, later(0.2, busy_s=0.4, own_s=0.2, waited_s=0.05), cpus=4)
-    assert short.others_cpu_share is None and short.steal_share is None
+    assert short.others_cpu_share is None
     assert short.waiting_share == 0.2 and short.busy  # exact, however short
-    blind = BEFORE._replace(busy_s=None, stolen_s=None, waited_s=None, preemptions=None)
-    assert load_between(blind, later(2.0), 4) == Load(None, None, None, None)
+    blind = BEFORE._replace(busy_s=None, waited_s=None)
+    assert load_between(blind, later(2.0), 4) == Load(None, None)
     assert not load_between(blind, later(2.0), 4).busy
 
 
 def test_a_machine_without_proc_has_no_readings(tmp_path):
     result = cpu_moment(str(tmp_path))
-    assert result.busy_s is None and result.stolen_s is None and result.waited_s is None and result.own_s > 0
+    assert result.busy_s is None and result.waited_s is None and result.own_s > 0
 
 
 @pytest.mark.slow

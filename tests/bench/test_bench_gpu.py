@@ -16,7 +16,7 @@ from merino_runtime.errors import MerinoError
 from tests.sample_gpu_probe import SPEEDS, probed
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
-QUIET = Load(0.0, 0.0, 0.0, 0.0)
+QUIET = Load(0.0, 0.0)
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
 ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))

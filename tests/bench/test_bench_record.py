@@ -44,8 +44,7 @@ def process(turn=0, attempt=0, **values):
         "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "prefill_threads": 4, "load_ms": 40.5, "verify_ms": 3.0,
         "peak_rss_mb": 66.25, "tokenize_ms": None, "prefill_ms": prefill_ms, "step_ms": [[] for _ in prefill_ms],
         "prefill_phases_s": [], "decode_phases_s": [],
-        "environment": {"board": "x", "after": {}, "others_cpu_share": 0.01, "steal_share": 0.0, "waiting_share": None,
-                        "preemptions_per_s": 2.0},
+        "environment": {"board": "x", "after": {}, "others_cpu_share": 0.01, "waiting_share": None},
         "flags": [], "notes": [], "turn": turn, "attempt": attempt}, **values)
 
 

@@ -110,10 +110,11 @@ def energy_and_notes(sampler: Optional[Sampler], idle_w: Optional[float], case: 
     """Return a row's `energy`, and why it has none of the timed phase although there is a sensor."""
     if sampler is None:
         return None, []
-    joined = record.joined(processes)
-    energy = energy_of(sampler, idle_w, joined["prefill_phases_s"], joined["decode_phases_s"])
+    counting = record.counting_processes(processes)
+    phases = {phase: record.joined(counting, f"{phase}_phases_s") for phase in ("prefill", "decode")}
+    energy = energy_of(sampler, idle_w, phases["prefill"], phases["decode"])
     phase = "decode" if case.steps else "prefill"
-    timed = joined[f"{phase}_phases_s"]
+    timed = phases[phase]
     return energy, [why_no_energy(sampler, timed)] if timed and energy[f"{phase}_j"] is None else []
 
 

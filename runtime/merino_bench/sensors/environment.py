@@ -4,9 +4,8 @@ Readers take a root folder, so that they are tested on recorded boards. Instruct
 `merino_runtime.io.board`, power is in `power`.
 
 The CPU time that other processes and other guests of the host took is the difference of two readings. Clock ticks see
-what runs for 10 ms or longer. A shorter burst shows in two exact counters of the kernel: the time that runnable threads
-of this process waited for a core (schedstat), and the involuntary context switches. A fact is None if this machine
-lacks its source.
+what runs for 10 ms or longer. A shorter burst shows in an exact counter of the kernel: the time that runnable threads
+of this process waited for a core (schedstat). A fact is None if this machine lacks its source.
 """
 
 import glob
@@ -37,19 +36,15 @@ GPU_NODES = ("gpu", "gp10b", "gv11b", "ga10b")  # in the device tree, and so the
 class CpuMoment(NamedTuple):
     """Readings to subtract. Times in seconds; of this process where nothing else is stated."""
     clock_s: float
-    busy_s: Optional[float]  # of all processes on all cores, stolen time included
-    stolen_s: Optional[float]  # by other guests of the host
+    busy_s: Optional[float]  # of all processes on all cores, with the time that other guests of the host took
     own_s: float
     waited_s: Optional[float]  # its threads were runnable and had no core
-    preemptions: Optional[int]  # involuntary context switches
 
 
 class Load(NamedTuple):
     """Shares from 0 to 1; None if the source is missing or the time was too short."""
     others_cpu_share: Optional[float]  # of all cores' time, that other processes and guests took
-    steal_share: Optional[float]  # of all cores' time, that other guests took
     waiting_share: Optional[float]  # of the time that this process's threads were runnable, that they had no core
-    preemptions_per_s: Optional[float]
 
     @property
     def busy(self) -> bool:
@@ -59,35 +54,22 @@ class Load(NamedTuple):
 
 def cpu_moment(root: str = "/") -> CpuMoment:
     own = os.times()
-    # 1. All cores since boot: user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user's already.
+    # All cores since boot: user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user's already.
     line = _find(r"^cpu +(.+)$", read_text(os.path.join(root, "proc/stat")))
-    ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in line.split()[:8]] if line else []
-    # 2. Its threads' waits; a thread may end meanwhile.
+    ticks = [int(word) for word in line.split()[:8]] if line else []
     texts = map(read_text, glob.glob(os.path.join(root, "proc/self/task/*/schedstat")))
-    waits_ns = [int(text.split()[1]) for text in texts if text]
-    # 3. Its involuntary context switches.
-    preemptions = None
-    with suppress(ImportError):
-        import resource  # here, because Windows has no such module
-
-        preemptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    waits_ns = [int(text.split()[1]) for text in texts if text]  # a thread may end meanwhile
     return CpuMoment(
-        clock_s=time.perf_counter(), busy_s=sum(ticks) - sum(ticks[3:5]) if ticks else None,
-        stolen_s=ticks[7] if len(ticks) == 8 else None, own_s=own.user + own.system,
-        waited_s=sum(waits_ns) / 1e9 if waits_ns else None, preemptions=preemptions)
+        clock_s=time.perf_counter(), own_s=own.user + own.system,
+        busy_s=(sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") if ticks else None,
+        waited_s=sum(waits_ns) / 1e9 if waits_ns else None)
 
 
 def load_between(before: CpuMoment, after: CpuMoment, cpus: int) -> Load:
-    window_s = after.clock_s - before.clock_s
-    long_enough = window_s >= LEAST_WINDOW_S
-    own_s = after.own_s - before.own_s
-    busy, stolen = _grown(before.busy_s, after.busy_s), _grown(before.stolen_s, after.stolen_s)
-    waited, preemptions = _grown(before.waited_s, after.waited_s), _grown(before.preemptions, after.preemptions)
-    return Load(
-        others_cpu_share=_share(None if busy is None else busy - own_s, window_s * cpus) if long_enough else None,
-        steal_share=_share(stolen, window_s * cpus) if long_enough else None,
-        waiting_share=None if waited is None else _share(waited, own_s + waited),
-        preemptions_per_s=None if preemptions is None else round(preemptions / max(window_s, 1e-9), 1))
+    window_s, own_s = after.clock_s - before.clock_s, after.own_s - before.own_s
+    busy, waited = _grown(before.busy_s, after.busy_s), _grown(before.waited_s, after.waited_s)
+    others = None if busy is None or window_s < LEAST_WINDOW_S else busy - own_s
+    return Load(_share(others, window_s * cpus), None if waited is None else _share(waited, own_s + waited))
 
 
 def _grown(before: Optional[float], after: Optional[float]) -> Optional[float]:
