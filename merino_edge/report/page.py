@@ -40,7 +40,7 @@ def page(summary: Summary) -> str:
 
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
-OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
+OMITTED = ("load ms", "p99", "machine", "params M", "bundle MB")  # columns that only the page has
 
 
 def markdown(summary: Summary) -> str:

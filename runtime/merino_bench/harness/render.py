@@ -89,12 +89,16 @@ def as_json_lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
+def columns_of(records: Sequence[Record]) -> Columns:
+    """Return the cells of each column, `-` for a value that a record lacks."""
+    return {title: [str(cell(record) or "-") for record in records] for title, cell in COLUMNS}
+
+
 def as_markdown(records: Sequence[Record], width: Optional[int] = None) -> str:
     """Return an aligned table, or several if one is wider than `width` columns. Below it: which rows failed, which have
     no ratio and why, and what the marks of ratios mean."""
-    columns = {title: [" ".join(str(cell(record) or "-").split()).replace("|", "\\|") for record in records]
-               for title, cell in COLUMNS}
-    columns = {title: cells for title, cells in columns.items() if title not in IF_KNOWN or set(cells) != {"-"}}
+    columns = {title: [" ".join(text.split()).replace("|", "\\|") for text in cells]
+               for title, cells in columns_of(records).items() if title not in IF_KNOWN or set(cells) != {"-"}}
     tables, below = [list(columns)], []
     if width is not None and _table_width(columns, list(columns)) > width:
         # 1. What was requested alike for all rows is listed below.
