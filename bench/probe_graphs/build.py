@@ -1,6 +1,9 @@
 """Build the graphs that a board's probe times, by the exporter's own dialects, as one archive beside the probe's code,
 with the library of this project's kernels that some of them need.
 
+Constants have shapes and places in the data file, but no values, so the graph of a large decoder is built in
+milliseconds: memory is reserved for its weights and never touched.
+
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
 describes each of them (read by `merino_bench.probe.graphs`). `grid` lists the sizes.
 
@@ -17,27 +20,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
+from merino_edge.benchmarking.random_bundle import timing_matrices, timing_matrix
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.dialects.build import Decoder
+from merino_edge.export.dialects.build import DIALECTS, Decoder, build_graph
+from merino_edge.export.dialects.external_data import INLINE_BYTES, DataFile
 from merino_edge.export.dialects.graph import Port
 from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, attention_operators, ffn_operators
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
+from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS, KERNEL_CORES
 from merino_edge.families.rotary import Rotary
+from merino_edge.families.weights import GraphWeights
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import decoder_graph, model_without_weights, operator_graph, unset
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 PRESET = 9 | lzma.PRESET_EXTREME  # 7 % smaller than preset 9
+Shape = tuple[int, ...]
 
 
 def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
@@ -50,6 +59,53 @@ def form_of(key: GraphKey, context: int = 1) -> GraphFormat:
     )  # fmt: skip
 
 
+def unset(shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+    """Return an array whose memory is not touched; ones if it is so small that the model holds its values."""
+    array = np.empty(shape, dtype)
+    return np.ones(shape, dtype) if array.nbytes < INLINE_BYTES else array
+
+
+def decoder_graph(arch: Geometry, form: GraphFormat) -> Decoder:
+    """Return the graph of a whole model."""
+    import torch
+
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
+    weights = GraphWeights(weights_of(shapes, form), arch.layout)
+    return build_graph(arch, weights, timing_matrices(arch, weights, form, unset_codes), form)
+
+
+def operator_graph(
+    shapes: dict[str, Shape], form: GraphFormat, *, embedding: bool = False, scales: CacheScales | None = None
+) -> Decoder:
+    """Return a graph without inputs and nodes, whose matrices [rows, columns] have the bits of an embedding or of
+    others."""
+    numbers, matrices = FORMATS[form.precision], {}
+    if numbers.grouped:
+        bits = numbers.embedding_bits if embedding else numbers.bits
+        matrices = {
+            name: timing_matrix((shape[0], shape[1]), bits, form, unset_codes)
+            for name, shape in shapes.items() if len(shape) == 2
+        }  # fmt: skip
+    return DIALECTS[form.dialect](weights_of(shapes, form), matrices, form, scales)
+
+
+def unset_codes(shape: Shape, _lowest: int) -> np.ndarray:
+    return unset(shape, np.uint8)
+
+
+def weights_of(shapes: dict[str, Shape], form: GraphFormat) -> dict[str, np.ndarray]:
+    """Return weights in the graph's type, so that none is converted; vectors in float32."""
+    real = np.float16 if form.precision == "fp16" else np.float32
+    return {name: unset(shape, real if len(shape) > 1 else np.float32) for name, shape in shapes.items()}
+
+
+def model_without_weights(graph: Decoder) -> tuple[ModelProto, int]:
+    """Return the model, and the length in bytes of the data file that it reads; nothing is written."""
+    data = DataFile()
+    return graph.model(data), data.length
+
+
 def linears(key: GraphKey) -> Decoder:
     """Return `count` matrices side by side: x [1, T, columns] -> `count` outputs [1, T, rows].
 
@@ -57,35 +113,46 @@ def linears(key: GraphKey) -> Decoder:
     """
     graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
     x = graph.input("x", "float32", [1, "sequence", key.columns])
-    for index in range(key.count):
-        graph.output(graph.linear(x, f"w{index}"), "float32", [1, "sequence", key.rows])
+    for name in graph.weights:
+        graph.output(graph.linear(x, name), "float32", [1, "sequence", key.rows])
     return graph
 
 
-def chain(key: GraphKey) -> Decoder:
-    """Return `count` square matrices in a row on x [1, T, columns], each applied to the result before it: for a GPU,
-    which runs one after the other and fuses none."""
-    graph = operator_graph({f"w{index}": (key.rows, key.columns) for index in range(key.count)}, form_of(key))
-    last = graph.input("x", "float32", [1, "sequence", key.columns])
+def in_a_row(key: GraphKey) -> Decoder:
+    """Return `count` operators on x [1, T, columns], each applied to the result before it.
+
+    chain: matrices, for a GPU, which fuses none of them. norm: of the sum of the one before and x. activation. call:
+    one addition, to measure the cost of running a graph, and an operator of it.
+    """
+    weights = {
+        "chain": {f"w{index}": (key.columns, key.columns) for index in range(key.count)}, "norm": {"w": (key.columns,)},
+    }  # fmt: skip
+    graph = operator_graph(weights.get(key.kind, {}), form_of(key))
+    x = last = graph.input("x", "float32", [1, "sequence", key.columns])
     for index in range(key.count):
-        last = graph.linear(last, f"w{index}")
-    graph.output(last, "float32", [1, "sequence", key.rows])
+        if key.kind == "chain":
+            last = graph.linear(last, f"w{index}")
+        elif key.kind == "norm":
+            last, _ = graph.add_norm(last, x, Norm("w", None, EPS))
+        elif key.kind == "activation":
+            last = graph.activation(last, "gelu")
+        else:
+            last = graph.add(last, x)
+    graph.output(last, "float32", [1, "sequence", key.columns])
     return graph
 
 
 def head(key: GraphKey) -> Decoder:
-    """Return the LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
+    """Return the LM head: x [1, 1, columns] -> logits [1, 1, rows]. table: a tied embedding, stored once, before it:
+    input_ids [1, T] -> logits."""
     graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
-    graph.head(graph.input("x", "float32", [1, 1, key.columns]), "table")
-    return graph
-
-
-def table(key: GraphKey) -> Decoder:
-    """Return a tied embedding, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
-    graph = operator_graph({"table": (key.rows, key.columns)}, form_of(key), embedding=True)
-    graph.input("input_ids", "int64", [1, "sequence"])
-    graph.batched = True  # as in a whole decoder
-    graph.head(graph.last(graph.embed("table")), "table")
+    if key.kind == "table":
+        graph.input("input_ids", "int64", [1, "sequence"])
+        graph.batched = True  # as in a whole decoder
+        x = graph.last(graph.embed("table"))
+    else:
+        x = graph.input("x", "float32", [1, 1, key.columns])
+    graph.head(x, "table")
     return graph
 
 
@@ -105,34 +172,6 @@ def attentions(key: GraphKey) -> Decoder:
     return graph
 
 
-def norms(key: GraphKey) -> Decoder:
-    """Return `count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
-    graph = operator_graph({"w": (key.columns,)}, form_of(key))
-    x = last = graph.input("x", "float32", [1, "sequence", key.columns])
-    for _ in range(key.count):
-        last, _ = graph.add_norm(last, x, Norm("w", None, EPS))
-    graph.output(last, "float32", [1, "sequence", key.columns])
-    return graph
-
-
-def activations(key: GraphKey) -> Decoder:
-    """Return `count` activations in a row on [1, T, columns]."""
-    graph = operator_graph({}, form_of(key))
-    last = graph.input("x", "float32", [1, "sequence", key.columns])
-    for _ in range(key.count):
-        last = graph.activation(last, "gelu")
-    graph.output(last, "float32", [1, "sequence", key.columns])
-    return graph
-
-
-def call(key: GraphKey) -> Decoder:
-    """Return one addition of [1, T, columns], to measure the cost of running a graph, and an operator of it."""
-    graph = operator_graph({}, form_of(key))
-    x = graph.input("x", "float32", [1, "sequence", key.columns])
-    graph.output(graph.add(x, x), "float32", [1, "sequence", key.columns])
-    return graph
-
-
 def decoder(key: GraphKey) -> Decoder:
     """Return a decoder of the designed family: `count` layers, each used `uses` times in a row."""
     arch = decoder_architecture(key)
@@ -144,8 +183,8 @@ def decoder_architecture(key: GraphKey) -> Architecture:
 
 
 BUILDERS: dict[str, Callable[[GraphKey], Decoder]] = {
-    "linear": linears, "chain": chain, "head": head, "table": table, "attention": attentions, "norm": norms,
-    "activation": activations, "call": call, "decoder": decoder,
+    "linear": linears, "chain": in_a_row, "norm": in_a_row, "activation": in_a_row, "call": in_a_row, "head": head,
+    "table": head, "attention": attentions, "decoder": decoder,
 }  # fmt: skip
 
 

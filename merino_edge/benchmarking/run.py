@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_bench.harness.cases import BenchRequest, check_repetitions
+from merino_bench.harness.cases import BenchRequest, check_request
 from merino_bench.harness.render import append, appends, check_can_save
 from merino_bench.harness.run import Progress, bench_command, check_timeout, deliver
 from merino_bench.harness.turns import check_baselines
@@ -129,7 +129,7 @@ def run_benchmark(
     another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
     is not possible, and KeyboardInterrupt after the complete rows were written.
     """
-    check_repetitions(request)
+    check_request(request)
     check_timeout(timeout_s)
     check_peers(peers, peers_file)
     if save is not None:

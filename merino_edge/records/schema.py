@@ -270,10 +270,6 @@ class Record(Facts):
         return " ".join(word for word in (self.engine or "-").split() if not re.match(r"v?\d", word))
 
     @property
-    def runs_on_onnxruntime(self) -> bool:
-        return (self.engine or "").startswith(DEFAULT_ENGINE)
-
-    @property
     def backend(self) -> str | None:
         """Return the backend of a profile whose figures the row is to be compared with; None for another project's
         engine."""

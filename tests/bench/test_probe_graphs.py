@@ -18,8 +18,8 @@ from merino_edge.export.dialects.external_data import DataFile
 from merino_edge.export.source import graph_weights, random_source
 from merino_runtime.backends import open_backend
 from probe_graphs import build
+from probe_graphs.build import operator_graph
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import operator_graph
 from tests.sample_bundles import quantized
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,5 @@
-"""Benchmark records: the statistics of one row of `bench`, derived from raw samples (keys: `RECORD_KEYS`), and its
-speed ratio to a baseline, of equal format or as shipped.
+"""Benchmark records: the statistics of one row of `bench`, derived from raw samples, and its speed ratio to a baseline,
+of equal format or as shipped.
 
 The record of a failed measurement has the same keys: nulls, and the reason among its flags. A ratio is of pairs:
 processes of both rows that ran side by side. Disturbed pairs are dropped if three others remain; otherwise all count,
@@ -24,39 +24,14 @@ SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
 TIMED = "model and argmax; tokenizing apart"
+# docs/formats.md says what each is. `add_ratios` adds more where there is a baseline.
 RECORD_KEYS = (
-    "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
-    "kv",  # the cache's format where it is quantized; null: the format of the activations, and other engines
-    "family", "architecture",  # of bundle.json
-    "test", "prompt_tokens",  # ids of the timed prefill
-    "depth",  # cached tokens (-d); a tg row of depth 0 starts behind prompt_tokens of them
-    "context",  # KV slots of the bundle
-    "repetitions",  # that count: of undisturbed processes, where enough of them remained
-    "threads",  # of decode
-    "prefill_threads",
-    "tok_s",  # mean over repetitions; tg: without the first token, which the prefill gives
-    "tok_s_sd",  # over repetitions; null where there was one
-    "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99",  # of samples_ms; tg: inter-token latency
-    "tpot_ms",  # tg: mean time per output token after the first; null for pp
-    "prefill_ms",  # p50 of the prefills of prompt_tokens ids, the choice of the first token included
-    "tokenize_ms",  # pp: of the text of such a prompt; null without a tokenizer
-    "ttft_ms",  # pp: what a user waits for the first token, tokenize_ms + prefill_ms; null without a tokenizer
-    "load_ms", "verify_ms",
-    "peak_rss_mb",  # MB of 2**20 bytes
-    "bundle_bytes", "params",
-    "flops_per_token",  # tg: of a step at the mean cache length, the head included; pp: per id of the prompt
-    "bytes_per_token",  # tg: weights and KV read by a step at the mean cache length; pp: weights, per prefill
-    "mbu",  # of read_gb_s. Above 1 where the weights stay in the CPU's cache; null for pp, and on a GPU
-    "read_gb_s",  # probed on this machine, 10**9 bytes
-    "j_per_token",  # pp: per id of the prompt; tg: per step; idle included; null without a sensor
-    "energy",  # of `energy.energy_of`, null without a sensor
-    "rounds_ms",  # samples of all processes, a list per repetition; pp: one sample, tg: one per step
-    "processes",  # whose rounds these are, in order: {turn, attempt, repetitions, flags}
-    "run",  # rows of one run took turns: rows of one turn and attempt ran side by side
-    "ratio_interval",  # [low, high] of ratio_to_baseline, 95 %; null without one
-    "ratio_turns",  # [that count, that were measured]
-    "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
-    "timed", "date", "command", "environment", "flags", "notes",
+    "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source", "kv", "family",
+    "architecture", "test", "prompt_tokens", "depth", "context", "repetitions", "threads", "prefill_threads", "tok_s",
+    "tok_s_sd", "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99", "tpot_ms", "prefill_ms", "tokenize_ms",
+    "ttft_ms", "load_ms", "verify_ms", "peak_rss_mb", "bundle_bytes", "params", "flops_per_token", "bytes_per_token",
+    "mbu", "read_gb_s", "j_per_token", "energy", "rounds_ms", "processes", "run", "ratio_interval", "ratio_turns",
+    "ratio_flags", "timed", "date", "command", "environment", "flags", "notes",
 )
 EQUAL, AS_SHIPPED = "equal format", "as shipped"
 Record = Dict[str, Any]

@@ -33,14 +33,6 @@ def show_progress(done: int, total: int, what: str) -> None:
     show_line(f"merino: {done}/{total} {what}" if done < total else "")
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; `records` holds those that were complete."""
-
-    def __init__(self, records: Records) -> None:
-        super().__init__()
-        self.records = records
-
-
 def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(),  # noqa: B008
               baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
               more: Sequence[Engine] = (), keep: Optional[Callable[[Records], None]] = None) -> Records:
@@ -49,7 +41,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
 
     All engines of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
     keep: is called with the rows of each case as soon as they are complete. Raise MerinoError if nothing can be
-    measured as requested, Interrupted on ctrl-C.
+    measured as requested.
     """
     check_timeout(timeout_s)
     engines = [*bundle_engines(bundle_paths, baselines, request.seed, request.backend), *more]
@@ -96,8 +88,6 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
             records.extend(rows)
             if keep:
                 keep(rows)
-    except KeyboardInterrupt:
-        raise Interrupted(records) from None
     finally:
         report(total, total, "")
         if sampler:
@@ -131,9 +121,11 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     if save_path is not None:
         check_can_save(save_path)
     progress = progress or (show_progress if stderr_is_terminal() else None)
+    complete: Records = []
     unsaved: List[MerinoError] = []
 
     def keep(rows: Records) -> None:
+        complete.extend(rows)
         if save_path is not None and appends(save_path):
             try:
                 append(rows, save_path)
@@ -142,11 +134,11 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
                 unsaved.append(fault)
 
     try:
-        records = run_bench(bundle_paths, request, baselines, progress, timeout_s, more=more, keep=keep)
-    except Interrupted as stopped:
-        deliver(stopped.records, output, save_path if stopped.records else None)  # older records are kept
+        run_bench(bundle_paths, request, baselines, progress, timeout_s, more=more, keep=keep)
+    except KeyboardInterrupt:
+        deliver(complete, output, save_path if complete else None)  # older records are kept
         raise
-    code = deliver(records, output, save_path)
+    code = deliver(complete, output, save_path)
     if unsaved:
         raise unsaved[0]
     return code
