@@ -6,28 +6,46 @@ The latency model predicts each row of `device_profiles/published`, with the row
 llama.cpp's kernels instead of this project's, at the row's threads. So the rows test what predictions rest on:
 bandwidth, its dependence on threads, cycles per weight, overhead. Half of the models of a board judge the predictions;
 no profile was set from them. The page's table is rewritten between its two marks.
+
+A row is one speed of one phase. `use` is empty for a row that judges predictions, `fitted` for one that the profile was
+set from, and `left out` for one whose setting is partly unknown; `note` says why. `bytes` is the size of the weights in
+the file, `twice` says that the file holds a tied embedding twice, and `read_bytes` replaces both if the source counts
+what a step reads. `tokens` is the length of the prompt, or of the answer.
 """
 
 import argparse
+import json
 import math
+import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from published_rows import BITS, SHORT, Board, Row, geometry, halves, read_boards
+from pydantic import Field, model_validator
 from write_record import table, write_record
 
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Operator
+from merino_edge.families.registry import FAMILIES
+from merino_edge.families.zoo import exportable_models
 from merino_edge.prediction.default_coefficients import CACHED_SHARE, FAST_INT, estimated
 from merino_edge.prediction.latency import MEMORY, Run, ThreadCoefficients, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import tensorrt_costs
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import load_profile
+from merino_edge.records.schema import Facts
 
+FOLDER = Path(__file__).resolve().parents[2] / "device_profiles" / "published"
+SHORT = 128  # tokens, if the source does not state a length
+# Bits per weight of files whose size the source does not state.
+BITS = {"F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "Q4_0": 4.5, "IQ4_NL": 4.5, "q4f16_ft": 4}
+# Models that are not in the catalog, by name.
+GEOMETRIES = tomllib.loads(Path(__file__).with_name("geometries.toml").read_text())
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CLAIM = "Speeds that others published for the boards, as the latency model predicts them"
 COMMAND = "python bench/experiments/published.py -o bench/results/published.json docs/predictions.md"
@@ -43,6 +61,94 @@ ROW_BY_ROW = 0.87 / 3
 TILED_SINCE = {"Q4_0": "2024-11", "IQ4_NL": "2024-12", "Q4_K_M": "2025-12", "Q8_0": "2025-12", "Q5_K_M": "2026-02",
                "Q6_K": "2026-02"}  # fmt: skip
 SUPER_BLOCK = 256  # K-quants need such rows; shorter ones are stored as Q5_0 or Q8_0
+
+
+class Source(Facts):
+    """Where rows were published, and what they have in common."""
+
+    url: str
+    date: str
+    engine: str
+    version: str
+    setting: str
+
+
+class Row(Facts):
+    """One published speed; the module's docstring defines the fields."""
+
+    source: str
+    model: str
+    format: str
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    read_bytes: Annotated[int, Field(gt=0)] | None = None
+    twice: bool = False
+    threads: Annotated[int, Field(gt=0)] | None = None
+    backend: Literal["cpu", "gpu"] = "cpu"
+    phase: Literal["decode", "prefill"]
+    tokens: Annotated[int, Field(gt=0)] | None = None
+    tok_s: Annotated[float, Field(gt=0, strict=False)]
+    memory_clock: float = 1.0
+    use: Literal["", "fitted", "left out"] = ""
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _setting_is_known(self) -> "Row":
+        known = (self.threads or self.backend == "gpu") and self.model in {*exportable_models(), *GEOMETRIES}
+        if self.use != "left out" and not (known and (self.bytes or self.read_bytes or self.format in BITS)):
+            raise ValueError("a row of unknown threads, format or geometry is left out")
+        if self.use == "left out" and not self.note:
+            raise ValueError("a row that is left out says why")
+        return self
+
+
+class Board(Facts):
+    schema_version: Annotated[int, Field(alias="schema", ge=1, le=1)]
+    board: str
+    rows: Annotated[tuple[Row, ...], Field(strict=False)]
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _has_sources(self) -> "Board":
+        if strangers := {row.source for row in self.rows} ^ set(self.sources):
+            raise ValueError(f"sources and rows differ in {sorted(strangers)}")
+        return self
+
+
+def read_boards() -> list[Board]:
+    """Return the boards with published speeds, by name."""
+    return [Board.model_validate(tomllib.loads(path.read_text())) for path in sorted(FOLDER.glob("*.toml"))]
+
+
+@cache
+def geometry(model: str) -> Geometry:
+    """Return the geometry of a row's model."""
+    if model in GEOMETRIES:
+        known = GEOMETRIES[model]
+        return FAMILIES[known["family"]].geometry.model_validate_json(json.dumps(known["geometry"]))
+    return exportable_models()[model].geometry
+
+
+Key = tuple[str, str, str]  # board, backend, model
+
+
+def halves(boards: list[Board]) -> tuple[set[Key], set[Key]]:
+    """Split the models of each board and backend into those that profiles are fitted to and those that judge them.
+
+    A model with a row that the profile was set from is fitted to. Then the models, those with most rows first, go to
+    the half that has fewer rows so far, first to the fit.
+    """
+    fit, judge = set[Key](), set[Key]()
+    for board in boards:
+        used = [row for row in board.rows if row.use != "left out"]
+        for backend in ("cpu", "gpu"):
+            rows = Counter(row.model for row in used if row.backend == backend)
+            set_from = {row.model for row in used if row.backend == backend and row.use == "fitted"}
+            sizes = {True: 0, False: 0}  # by whether the half is fitted to
+            for model in sorted(rows, key=lambda name: (name not in set_from, -rows[name], name)):
+                fitted = model in set_from or sizes[True] <= sizes[False]
+                sizes[fitted] += rows[model]
+                (fit if fitted else judge).add((board.board, backend, model))
+    return fit, judge
 
 
 class Compared(NamedTuple):

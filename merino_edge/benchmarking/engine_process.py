@@ -12,6 +12,7 @@ import time
 import types
 from collections.abc import Callable, Sequence, Set
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ FEATURES = {
     "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_int8": "AMX_INT8", "dotprod": "DOTPROD",
     "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
-Round = Callable[[Sequence[int], int], tuple[float, list[float], list[int]]]
-Opened = tuple[str, Round, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
+# (ids, steps) -> the ms of the prefill and of each step, and the chosen ids; the first one ends the prefill.
+Round = Callable[[Sequence[int], int], tuple[list[float], list[int]]]
+Opened = tuple[str, Round, list[str]]  # engine with version, a function that runs one round, notes
 WARM_UP_STEPS = 8  # of a warm-up round
 
 
@@ -59,12 +61,12 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "engine": engine, "threads": request["threads"], "prefill_threads": request["threads"],
         "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
-        "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
-        "step_ms": [[round(ms, DIGITS) for ms in step_ms] for _, step_ms, _ in rounds],
+        "prefill_ms": [round(times_ms[0], DIGITS) for times_ms, _ in rounds],
+        "step_ms": [[round(ms, DIGITS) for ms in times_ms[1:]] for times_ms, _ in rounds],
         "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
         "environment": dict(here, before=before, after=after, **load._asdict()),
         "flags": environment.flags_of(before, after, load), "notes": notes,
-        "ids": ids, "chosen": rounds[-1][2],
+        "ids": ids, "chosen": rounds[-1][1],
     }  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def open_transformers(request: dict[str, Any]) -> Opened:
     model = transformers.AutoModelForCausalLM.from_pretrained(request["path"], dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         cache: Any = None
         chosen: list[int] = []
         times_ms = []
@@ -92,7 +94,7 @@ def open_transformers(request: dict[str, Any]) -> Opened:
             chosen.append(int(out.logits[0, -1].argmax()))
             times_ms.append(1e3 * (time.perf_counter() - start))
             tokens = torch.tensor([[chosen[-1]]])
-        return times_ms[0], times_ms[1:], chosen
+        return times_ms, chosen
 
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} CPU"
     return versions, run_round, [f"attention: {model.config._attn_implementation}; logits of the last position"]
@@ -107,7 +109,7 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
         intra_threads=request["threads"],
     )  # fmt: skip
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         moments, chosen = [time.perf_counter()], []
 
         def stop_here(step: Any) -> bool:
@@ -119,10 +121,10 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
             [[f"t{token}" for token in ids]], max_length=steps + 1, min_length=steps + 1, beam_size=1, sampling_topk=1,
             include_prompt_in_result=False, callback=stop_here,
         )  # fmt: skip
-        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
+        times_ms = [1e3 * (end - start) for start, end in pairwise(moments)]
         if len(times_ms) != steps + 1:
             raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were requested")
-        return times_ms[0], times_ms[1:], chosen
+        return times_ms, chosen
 
     note = f"computes in {generator.compute_type}; end of text is masked until the last step"
     return f"CTranslate2 {ctranslate2.__version__} CPU", run_round, [note]
@@ -198,7 +200,7 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
             raise RuntimeError(f"llama.cpp does not decode {len(ids)} ids")
         return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (vocab,)).argmax())
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         _ = quiet  # llama.cpp calls it as long as there is a context
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         moments, generated = [time.perf_counter()], [next_id(ids)]
@@ -206,8 +208,7 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
         for _ in range(steps):
             generated.append(next_id(generated[-1:]))
             moments.append(time.perf_counter())
-        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
-        return times_ms[0], times_ms[1:], generated
+        return [1e3 * (end - start) for start, end in pairwise(moments)], generated
 
     return run_round
 
@@ -229,7 +230,7 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
     params.verbosity = -1
     server = xllamacpp.Server(params)
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         """Run one round, timed by the server's clock: `predicted_ms` counts from the first token, so differences are
         the steps."""
         body = {
@@ -254,12 +255,11 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
             raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were requested")
         # A token that ends inside a character comes with the next one, so its time is interpolated.
         numbers = sorted(timings)
-        ends = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
-        ends_ms = [float(end) for end in ends]
-        step_ms = [after - before for before, after in zip(ends_ms, ends_ms[1:], strict=False)]
+        ends_ms = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
         texts = [choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["text"]]
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
-        return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
+        times_ms = [timings[1]["prompt_ms"], *np.diff(ends_ms).tolist()]
+        return times_ms, [int(text[1:]) for text in texts] if made_up else []
 
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 

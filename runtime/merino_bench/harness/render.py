@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import textwrap
-from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from merino_bench.harness.record import FAILED, failures, format_words
@@ -162,21 +161,13 @@ def check_can_save(path: str) -> None:
     """Raise MerinoError if `path` cannot be written, or is to be appended to and holds no JSON lines. To be called
     before measuring: a missing folder then costs no hour."""
     check_output(path)
-    if appends(path) and os.path.isfile(path) and not _holds_lines(path):
+    if not appends(path) or not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.strip()), b'{"')
+    if not first.startswith(b'{"'):
         raise MerinoError(f"{path} holds no JSON lines, so no records are appended to it. Choose another -o, such "
                           "as FILE.json, or move the file away.")
-
-
-def _holds_lines(path: str) -> bool:
-    """Return whether a line of the file is a JSON object, or the file is empty or one torn line, as a power cut leaves
-    it."""
-    with open(path, "rb") as file:
-        lines = [line for line in file if line.strip()]
-    for line in lines:
-        with suppress(ValueError, RecursionError):
-            if isinstance(json.loads(line.decode("utf-8")), dict):
-                return True
-    return not lines or (len(lines) == 1 and lines[0].startswith(b'{"'))
 
 
 def save(records: Sequence[Record], path: str) -> None:
