@@ -36,7 +36,7 @@ from merino_edge.prediction.shape import default_prompt
 
 COUNT, BUDGET_SEED, LEAST_MS, MOST_MS = 20, 7, 1.5, 9.0
 FORMATS, CONTEXTS = ("fp32", "int8", "int4"), (512, 1024)
-STEPS, REPETITIONS, PROCESSES, SEED, TIMEOUT_S = 16, 4, 3, 0, 600
+STEPS, REPETITIONS, PROCESSES, TIMEOUT_S = 16, 4, 3, 600
 OVER, LEAST_KEPT, LEAST_USE, MOST_ERROR, DISTURBED = 1.02, 0.9, 0.85, 0.07, 1.1
 REFERENCE = Architecture(blocks=(Block(width=256, ffn_ratio=2, depth=4),), vocab=4096, context=64)
 
@@ -67,7 +67,7 @@ def designed(profile, scoring, budget):
 
 def step_ms(folder, context):
     """Return the latency of a decode step in one process, in ms."""
-    run = measure_separately(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, SEED, False, TIMEOUT_S)
+    run = measure_separately(str(folder), decode_case(STEPS, context - STEPS), REPETITIONS, False, TIMEOUT_S)
     return lower_decile_ms(sum(run["step_ms"], []))
 
 

@@ -116,7 +116,7 @@ def measure(profile, task, folder):
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
-        run = measure_separately(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
+        run = measure_separately(str(folder), case, REPETITIONS, False, TIMEOUT_S)
         measured[name] = lower_decile_ms(sum(run["step_ms"], []) if decode else run["prefill_ms"])
         if decode:
             measured["memory"] = run["peak_rss_mb"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_bench.harness.worker import DIGITS, WARM_UP_S
+from merino_bench.harness.worker import DIGITS, WARM_UP_S, prompt_ids
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_edge.benchmarking.engines import GENERIC_BUILD, WITH_Q8_0_CACHE, native_build
@@ -36,19 +36,14 @@ Opened = tuple[str, Round, list[str]]  # engine with version, a function that ru
 WARM_UP_STEPS = 8  # of a warm-up round
 
 
-def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
-    """Return the ids that the harness' worker feeds to a bundle of this vocabulary."""
-    return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
-
-
 def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
     """Measure an engine and return the worker's keys. request: engine, runner, path, precision, threads, prompt, steps,
-    repetitions, seed, vocab."""
+    repetitions, vocab."""
     before = environment.state()
     start = time.perf_counter()
     engine, run_round, notes = OPENERS[request["runner"]](request)
     load_ms = 1e3 * (time.perf_counter() - start)
-    ids = prompt_ids(request["vocab"], request["prompt"], request["seed"])
+    ids = prompt_ids(request["vocab"], request["prompt"])  # those of a bundle of this vocabulary
     began = cpu_moment()
     while cpu_moment().clock_s < began.clock_s + WARM_UP_S:
         run_round(ids, min(request["steps"], WARM_UP_STEPS))

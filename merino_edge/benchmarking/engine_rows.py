@@ -41,7 +41,7 @@ def check_peers(engines: str | None, file: Path | None) -> None:
 
 @contextmanager
 def peers_beside(
-    engines: str | None, folders: Sequence[str], seed: int, say: Callable[[str], None], file: Path | None = None
+    engines: str | None, folders: Sequence[str], say: Callable[[str], None], file: Path | None = None
 ) -> Iterator[list[Engine]]:
     """Yield the engines for `bench_command`; none if `engines` is None.
 
@@ -57,13 +57,12 @@ def peers_beside(
         with suppress(MerinoError):
             bundles.append(load_bundle(folder, verify=False))
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as scratch:
-        yield peer_engines(peers, scratch, bundles, seed, say)
+        yield peer_engines(peers, scratch, bundles, say)
 
 
 def peer_engines(
-    peers: Sequence[Peer], folder: Path, bundles: Iterable[Bundle], seed: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[Engine]:  # fmt: skip
+    peers: Sequence[Peer], folder: Path, bundles: Iterable[Bundle], say: Callable[[str], None] = lambda _: None
+) -> list[Engine]:
     """Return an engine for each peer and geometry among the bundles; bundles of one model in several formats share it.
 
     Their models are made in `folder` here, before anything is measured.
@@ -71,10 +70,10 @@ def peer_engines(
     distinct: dict[str, Bundle] = {}
     for bundle in bundles:
         distinct.setdefault(geometry_key(bundle), bundle)
-    return [peer_engine(peer, folder, bundle, seed, say) for bundle in distinct.values() for peer in peers]
+    return [peer_engine(peer, folder, bundle, say) for bundle in distinct.values() for peer in peers]
 
 
-def peer_engine(peer: Peer, folder: Path, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Engine:
+def peer_engine(peer: Peer, folder: Path, bundle: Bundle, say: Callable[[str], None]) -> Engine:
     identity = {
         "bundle": bundle.name, "precision": peer.shown_precision, "engine": peer.engine, "family": bundle.family,
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
@@ -91,9 +90,7 @@ def peer_engine(peer: Peer, folder: Path, bundle: Bundle, seed: int, say: Callab
     identity |= {"bundle_bytes": model["bytes"], "params": model["params"]}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
-        return measure_peer_separately(
-            peer, bundle, model["path"], case, repetitions=repetitions, seed=seed, timeout_s=timeout_s
-        )
+        return measure_peer_separately(peer, bundle, model["path"], case, repetitions, timeout_s=timeout_s)
 
     def row(
         case: Case, processes: Sequence[Measured], _read_gb_s: float | None, _energy: dict[str, Any] | None,
@@ -127,9 +124,8 @@ def make_separately(peer: Peer, folder: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def measure_peer_separately(
-    peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
-    timeout_s: float = TIMEOUT_S,
-) -> Measured:  # fmt: skip
+    peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, timeout_s: float = TIMEOUT_S
+) -> Measured:
     """Measure a peer in a fresh process and return the worker's keys. Raise MerinoError if it fails."""
     if case.untimed and not case.steps:
         raise MerinoError("other engines' prefills are measured into an empty cache only: leave -d out")
@@ -137,7 +133,7 @@ def measure_peer_separately(
     threads = counts.decode if case.steps else counts.prefill
     request = {
         "engine": peer.engine, "runner": peer.runner, "path": path, "precision": peer.precision, "threads": threads,
-        "prompt": case.decode_start, "steps": case.steps, "repetitions": repetitions, "seed": seed,
+        "prompt": case.decode_start, "steps": case.steps, "repetitions": repetitions,
         "vocab": bundle.vocab,
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were requested

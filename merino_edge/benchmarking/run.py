@@ -135,7 +135,7 @@ def run_benchmark(
     if save is not None:
         check_can_save(str(save))
     folders, bases = bundles_of(bundles, baseline, baseline_precision, say)
-    with peers_beside(peers, [*folders, *bases], request.seed, say, peers_file) as others:
+    with peers_beside(peers, [*folders, *bases], say, peers_file) as others:
         return bench_command(
             folders, request, bases, output=output, save_path=None if save is None else str(save),
             timeout_s=timeout_s, progress=progress, more=others,

@@ -165,7 +165,7 @@ class TestRun:
         order = []
 
         def engine(name, **changes):
-            real = bundle_engine(folder, False, 0)
+            real = bundle_engine(folder, False)
 
             def measure(*positional):
                 order.append(name)
@@ -213,7 +213,7 @@ class TestFailure:
         row, = run_bench([folder], BenchRequest((), (8,), 10 ** 7), timeout_s=1)
         assert row["flags"] == ["failed: no result within 1 s, the time left to the row (--timeout)"]
         with pytest.raises(MerinoError, match="^no result within 0.01 s$"):  # --timeout is an option of `bench`
-            measure_separately(folder, decode_case(4), 1, 0, True, 0.01)
+            measure_separately(folder, decode_case(4), 1, True, 0.01)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
     def test_what_runs_out_of_memory_is_a_row_that_says_so(self, folder, tmp_path, monkeypatch):
@@ -242,7 +242,7 @@ class TestFailure:
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
         with pytest.raises(MerinoError, match=reason):
-            measure_separately(folder, decode_case(4), 1, 0, True, DEADLINE_S)
+            measure_separately(folder, decode_case(4), 1, True, DEADLINE_S)
 
     def test_ctrl_c_keeps_what_is_complete(self, folder):
         def stop_at_the_second(_done, _total, what):

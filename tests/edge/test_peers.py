@@ -107,7 +107,7 @@ def kept(tmp_path_factory):
 
 def peer_records(peers, folder, bundles, case, request):
     """A row per engine and geometry, measured in turn."""
-    return rows_of(peer_engines(peers, folder, bundles, request.seed), case, request)
+    return rows_of(peer_engines(peers, folder, bundles), case, request)
 
 
 def rows_of(engines, case, request):
@@ -142,12 +142,12 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     skip_if_not_here(peer)
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     model = make_separately(peer, kept, bundle)
-    result = measure_peer_separately(peer, bundle, model["path"], case, 2, 3)
+    result = measure_peer_separately(peer, bundle, model["path"], case, 2)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
     backend.prefill = lambda ids: (fed.append(list(ids)), prefill(ids))[1]
-    timed_rounds(backend, case, 1, 3)
+    timed_rounds(backend, case, 1)
     backend.close()
     assert result["ids"] == fed[-1] and len(result["ids"]) == case.prompt
     assert len(result["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in result["chosen"])
@@ -202,7 +202,7 @@ def varied(bundles, kept, randomize):
 def test_the_tokens_of_transformers_are_those_of_torch_without_a_cache(varied):
     bundle, path, model = varied
     case = decode_case(8)._replace(threads=1)
-    result = measure_peer_separately(PEERS[0], bundle, path, case, 2, 3)
+    result = measure_peer_separately(PEERS[0], bundle, path, case, 2)
     ids = result["ids"][:]
     for _ in range(9):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -292,7 +292,7 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     (row,) = peer_records([peer], kept, [bundle], decode_case(6), SMALL)
     assert "built for this machine" in row["engine"] and row["tok_s"] > 0
     assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
-    result = measure_peer_separately(peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    result = measure_peer_separately(peer, bundle, str(path), decode_case(6)._replace(threads=1), 1)
     ids = result["ids"][:]
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))

@@ -53,7 +53,6 @@ class BenchRequest(NamedTuple):
     repetitions: int = 5
     threads: Tuple[int, ...] = ()  # (): the bundle's choice
     depths: Tuple[int, ...] = (0,)
-    seed: int = 0  # of the prompt's ids
     backend: Optional[str] = None  # of every bundle; None: as `choose_backend` does it
 
 

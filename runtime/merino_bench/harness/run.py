@@ -44,7 +44,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
     measured as requested.
     """
     check_timeout(timeout_s)
-    engines = [*bundle_engines(bundle_paths, baselines, request.seed, request.backend), *more]
+    engines = [*bundle_engines(bundle_paths, baselines, request.backend), *more]
     cases = cases_for(request, [(engine.bundle.name, engine.bundle.context) for engine in engines if engine.bundle])
     records: Records = []
     planned = len(turn_sizes(request.repetitions)) * len(engines)  # processes of a case

@@ -11,7 +11,7 @@ process integrates energy over the times of the phases.
 import json
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,22 +34,8 @@ WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
 
 
-class Round(NamedTuple):
-    """One repetition, in seconds of `time.perf_counter`, which all processes of a Linux machine share."""
-    start_s: float
-    token_s: List[float]  # when each token was chosen; the first one ends the prefill
-
-    @property
-    def prefill_ms(self) -> float:
-        return _ms(self.token_s[0] - self.start_s)
-
-    @property
-    def step_ms(self) -> List[float]:
-        return [_ms(after - before) for before, after in zip(self.token_s, self.token_s[1:])]
-
-
-def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
-            verify: bool = True, backend_name: Optional[str] = None) -> Dict[str, Any]:
+def measure(bundle_path: str, case: Case, repetitions: int, verify: bool = True,
+            backend_name: Optional[str] = None) -> Dict[str, Any]:
     """Return the samples in ms, the times of the phases in s, memory, and the state of the machine.
 
     `load_ms`: reading bundle.json, importing the backend, opening the session and the KV cache. `verify_ms`: hashing
@@ -66,7 +52,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
-        began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
+        began, rounds, ended = timed_rounds(backend, case, repetitions)
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
         after = environment.state()
         here = environment.machine()
@@ -80,17 +66,17 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
         tokenizing_ms = None
         if not case.steps:
             try:
-                tokenizing_ms = tokenize_ms(bundle, case_ids(bundle.vocab, case, seed)[case.untimed:])
+                tokenizing_ms = tokenize_ms(bundle, prompt_ids(bundle.vocab, case.decode_start)[case.untimed:])
             except MerinoError as error:
                 notes.append(f"no time to first token: {error}")
         return {
             "engine": backend.engine, "threads": threads, "prefill_threads": prefill_threads,
             "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
             "tokenize_ms": tokenizing_ms,
-            "prefill_ms": [repetition.prefill_ms for repetition in rounds],
-            "step_ms": [repetition.step_ms for repetition in rounds],  # one value per step
-            "prefill_phases_s": [[repetition.start_s, repetition.token_s[0]] for repetition in rounds],
-            "decode_phases_s": [[repetition.token_s[0], repetition.token_s[-1]] for repetition in rounds if case.steps],
+            "prefill_ms": [_ms(times_s[1] - times_s[0]) for times_s in rounds],
+            "step_ms": [[_ms(after - before) for before, after in zip(times_s[1:], times_s[2:])] for times_s in rounds],
+            "prefill_phases_s": [times_s[:2] for times_s in rounds],
+            "decode_phases_s": [[times_s[1], times_s[-1]] for times_s in rounds if case.steps],
             "environment": dict(here, before=before, after=after, **load._asdict()),
             "flags": environment.flags_of(before, after, load), "notes": notes,
         }
@@ -98,13 +84,16 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
         backend.close()
 
 
-def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
-                 ) -> Tuple[CpuMoment, List[Round], CpuMoment]:
+def timed_rounds(backend: Backend, case: Case, repetitions: int) -> Tuple[CpuMoment, List[List[float]], CpuMoment]:
     """Fill the depth, warm up, then run the repetitions. Return them between the CPU's counters before the warm-up and
-    after the last repetition. Raise MerinoError if the logits are not finite."""
+    after the last repetition. Raise MerinoError if the logits are not finite.
+
+    A repetition is its start and the times at which a token was chosen, in seconds of `time.perf_counter`, which all
+    processes of a Linux machine share. The first token ends the prefill.
+    """
     clock = time.perf_counter
     # 1. The ids that are cached before the timing, then the prompt's.
-    ids = case_ids(backend.vocab, case, seed)
+    ids = prompt_ids(backend.vocab, case.decode_start)
     if case.untimed:
         backend.prefill(ids[:case.untimed])
     prompt = ids[case.untimed:]
@@ -120,27 +109,27 @@ def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
         if clock() >= end_s:
             break
     # 3. The repetitions.
-    rounds: List[Round] = []
+    rounds: List[List[float]] = []
     for _ in range(repetitions):
         backend.truncate(case.untimed)
-        start_s = clock()
+        times_s = [clock()]
         logits = backend.prefill(prompt)  # [vocab]
         token_id = int(logits.argmax())
-        token_s = [clock()]
+        times_s.append(clock())
         for _ in range(case.steps):
             logits = backend.step(token_id)
             token_id = int(logits.argmax())
-            token_s.append(clock())
+            times_s.append(clock())
         if not np.isfinite(logits).all():
             raise MerinoError("the model's logits are not finite, so its speed means nothing. Check with "
                               "`selftest`, export in another --precision.")
-        rounds.append(Round(start_s, token_s))
+        rounds.append(times_s)
     return began, rounds, cpu_moment()
 
 
-def case_ids(vocab: int, case: Case, seed: int) -> List[int]:
-    """Return random ids: those cached before the timing, then the prompt's."""
-    return list(np.random.RandomState(seed).randint(0, vocab, case.decode_start).tolist())
+def prompt_ids(vocab: int, count: int) -> List[int]:
+    """Return random ids, the same ones in each process: those cached before the timing, then the prompt's."""
+    return list(np.random.RandomState(0).randint(0, vocab, count).tolist())
 
 
 def tokenize_ms(bundle: Bundle, ids: Sequence[int]) -> float:
