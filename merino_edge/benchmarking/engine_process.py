@@ -12,15 +12,14 @@ import time
 import types
 from collections.abc import Callable, Sequence, Set
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merino_bench.harness.worker import DIGITS, WARM_UP_S, prompt_ids
+from merino_bench.harness.worker import DIGITS, WARM_UP_S, prompt_ids, summarized
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import cpu_moment, load_between
+from merino_bench.sensors.environment import cpu_moment
 from merino_edge.benchmarking.engines import GENERIC_BUILD, WITH_Q8_0_CACHE, native_build
 from merino_runtime.io import board
 
@@ -30,7 +29,7 @@ FEATURES = {
     "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_int8": "AMX_INT8", "dotprod": "DOTPROD",
     "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
-# (ids, steps) -> the ms of the prefill and of each step, and the chosen ids; the first one ends the prefill.
+# (ids, steps) -> the times in s: of the start, of the first token, of each step's; and the chosen ids.
 Round = Callable[[Sequence[int], int], tuple[list[float], list[int]]]
 Opened = tuple[str, Round, list[str]]  # engine with version, a function that runs one round, notes
 WARM_UP_STEPS = 8  # of a warm-up round
@@ -48,21 +47,12 @@ def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
     while cpu_moment().clock_s < began.clock_s + WARM_UP_S:
         run_round(ids, min(request["steps"], WARM_UP_STEPS))
     rounds = [run_round(ids, request["steps"]) for _ in range(request["repetitions"])]
-    ended = cpu_moment()
-    peak_rss_mb = board.peak_rss_mb()
-    after = environment.state()
-    here = environment.machine()
-    load = load_between(began, ended, here["cpus"] or 1)
-    return {
+    timed = began, [times_s for times_s, _ in rounds], cpu_moment()
+    return summarized(before, timed, request["threads"]) | {
         "engine": engine, "threads": request["threads"], "prefill_threads": request["threads"],
-        "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
-        "prefill_ms": [round(times_ms[0], DIGITS) for times_ms, _ in rounds],
-        "step_ms": [[round(ms, DIGITS) for ms in times_ms[1:]] for times_ms, _ in rounds],
+        "load_ms": round(load_ms, DIGITS), "verify_ms": None, "notes": notes, "ids": ids, "chosen": rounds[-1][1],
         "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
-        "environment": dict(here, before=before, after=after, **load._asdict()),
-        "flags": environment.flags_of(before, after, load), "notes": notes,
-        "ids": ids, "chosen": rounds[-1][1],
-    }  # fmt: skip
+    }
 
 
 def open_transformers(request: dict[str, Any]) -> Opened:
@@ -79,17 +69,16 @@ def open_transformers(request: dict[str, Any]) -> Opened:
     def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         cache: Any = None
         chosen: list[int] = []
-        times_ms = []
+        times_s = [time.perf_counter()]
         tokens, begin = torch.tensor([ids]), 0  # [1, sequence]
         for _ in range(steps + 1):
-            start = time.perf_counter()
             positions = torch.arange(begin, begin + tokens.shape[1])[None]  # [1, sequence]
             out = model(input_ids=tokens, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
             cache, begin = out.cache, begin + tokens.shape[1]
             chosen.append(int(out.logits[0, -1].argmax()))
-            times_ms.append(1e3 * (time.perf_counter() - start))
+            times_s.append(time.perf_counter())
             tokens = torch.tensor([[chosen[-1]]])
-        return times_ms, chosen
+        return times_s, chosen
 
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} CPU"
     return versions, run_round, [f"attention: {model.config._attn_implementation}; logits of the last position"]
@@ -105,10 +94,10 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
     )  # fmt: skip
 
     def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
-        moments, chosen = [time.perf_counter()], []
+        times_s, chosen = [time.perf_counter()], []
 
         def stop_here(step: Any) -> bool:
-            moments.append(time.perf_counter())
+            times_s.append(time.perf_counter())
             chosen.append(step.token_id)
             return False
 
@@ -116,10 +105,9 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
             [[f"t{token}" for token in ids]], max_length=steps + 1, min_length=steps + 1, beam_size=1, sampling_topk=1,
             include_prompt_in_result=False, callback=stop_here,
         )  # fmt: skip
-        times_ms = [1e3 * (end - start) for start, end in pairwise(moments)]
-        if len(times_ms) != steps + 1:
-            raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were requested")
-        return times_ms, chosen
+        if len(chosen) != steps + 1:
+            raise RuntimeError(f"CTranslate2 gave {len(chosen)} tokens, {steps + 1} were requested")
+        return times_s, chosen
 
     note = f"computes in {generator.compute_type}; end of text is masked until the last step"
     return f"CTranslate2 {ctranslate2.__version__} CPU", run_round, [note]
@@ -198,12 +186,12 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
     def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         _ = quiet  # llama.cpp calls it as long as there is a context
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        moments, generated = [time.perf_counter()], [next_id(ids)]
-        moments.append(time.perf_counter())
+        times_s, generated = [time.perf_counter()], [next_id(ids)]
+        times_s.append(time.perf_counter())
         for _ in range(steps):
             generated.append(next_id(generated[-1:]))
-            moments.append(time.perf_counter())
-        return [1e3 * (end - start) for start, end in pairwise(moments)], generated
+            times_s.append(time.perf_counter())
+        return times_s, generated
 
     return run_round
 
@@ -253,8 +241,8 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
         ends_ms = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
         texts = [choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["text"]]
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
-        times_ms = [timings[1]["prompt_ms"], *np.diff(ends_ms).tolist()]
-        return times_ms, [int(text[1:]) for text in texts] if made_up else []
+        times_ms = [ends_ms[0] - timings[1]["prompt_ms"], *ends_ms]
+        return [float(ms) / 1e3 for ms in times_ms], [int(text[1:]) for text in texts] if made_up else []
 
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 

@@ -32,6 +32,10 @@ from merino_runtime.io.streams import say
 
 WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
+# The repetitions, between the CPU's counters before the warm-up and after the last repetition. A repetition is its
+# start and the times at which a token was chosen, in seconds of `time.perf_counter`, which all processes of a Linux
+# machine share. The first token ends the prefill.
+Timed = Tuple[CpuMoment, List[List[float]], CpuMoment]
 
 
 def measure(bundle_path: str, case: Case, repetitions: int, verify: bool = True,
@@ -52,45 +56,48 @@ def measure(bundle_path: str, case: Case, repetitions: int, verify: bool = True,
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
-        began, rounds, ended = timed_rounds(backend, case, repetitions)
-        peak_rss_mb = board.peak_rss_mb()  # before anything else is started
-        after = environment.state()
-        here = environment.machine()
+        timed = timed_rounds(backend, case, repetitions)
         threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
         prefill_threads = getattr(backend, "prefill_threads", threads)
+        result = summarized(before, timed, max(threads or 1, prefill_threads or 1))
         if not getattr(backend, "replays_graph", True) and case.steps:
             notes.append("decode steps were enqueued one by one: this TensorRT could not capture them")
-        load = load_between(began, ended, here["cpus"] or 1)
-        if max(threads or 1, prefill_threads or 1) > len(board.usable_cpus()):
-            load = load._replace(waiting_share=None)  # its own threads wait for each other
         tokenizing_ms = None
         if not case.steps:
             try:
                 tokenizing_ms = tokenize_ms(bundle, prompt_ids(bundle.vocab, case.decode_start)[case.untimed:])
             except MerinoError as error:
                 notes.append(f"no time to first token: {error}")
-        return {
-            "engine": backend.engine, "threads": threads, "prefill_threads": prefill_threads,
-            "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
-            "tokenize_ms": tokenizing_ms,
-            "prefill_ms": [_ms(times_s[1] - times_s[0]) for times_s in rounds],
-            "step_ms": [[_ms(after - before) for before, after in zip(times_s[1:], times_s[2:])] for times_s in rounds],
-            "prefill_phases_s": [times_s[:2] for times_s in rounds],
-            "decode_phases_s": [[times_s[1], times_s[-1]] for times_s in rounds if case.steps],
-            "environment": dict(here, before=before, after=after, **load._asdict()),
-            "flags": environment.flags_of(before, after, load), "notes": notes,
-        }
+        return dict(result, engine=backend.engine, threads=threads, prefill_threads=prefill_threads,
+                    load_ms=round(read_ms + open_ms, DIGITS), verify_ms=verify_ms, tokenize_ms=tokenizing_ms,
+                    notes=notes)
     finally:
         backend.close()
 
 
-def timed_rounds(backend: Backend, case: Case, repetitions: int) -> Tuple[CpuMoment, List[List[float]], CpuMoment]:
-    """Fill the depth, warm up, then run the repetitions. Return them between the CPU's counters before the warm-up and
-    after the last repetition. Raise MerinoError if the logits are not finite.
+def summarized(before: Dict[str, Any], timed: Timed, threads: int) -> Dict[str, Any]:
+    """Return the samples in ms, the times of the phases in s, the memory peak, and the state of the machine, right
+    after the repetitions. before: the state before the model was opened. threads: of the phase that has most."""
+    began, rounds, ended = timed
+    peak_rss_mb = board.peak_rss_mb()  # before anything else is started
+    after, here = environment.state(), environment.machine()
+    load = load_between(began, ended, here["cpus"] or 1)
+    if threads > len(board.usable_cpus()):
+        load = load._replace(waiting_share=None)  # its own threads wait for each other
+    return {
+        "peak_rss_mb": peak_rss_mb,
+        "prefill_ms": [_ms(times_s[1] - times_s[0]) for times_s in rounds],
+        "step_ms": [[_ms(after_s - before_s) for before_s, after_s in zip(times_s[1:], times_s[2:])]
+                    for times_s in rounds],
+        "prefill_phases_s": [times_s[:2] for times_s in rounds],
+        "decode_phases_s": [[times_s[1], times_s[-1]] for times_s in rounds if len(times_s) > 2],
+        "environment": dict(here, before=before, after=after, **load._asdict()),
+        "flags": environment.flags_of(before, after, load),
+    }
 
-    A repetition is its start and the times at which a token was chosen, in seconds of `time.perf_counter`, which all
-    processes of a Linux machine share. The first token ends the prefill.
-    """
+
+def timed_rounds(backend: Backend, case: Case, repetitions: int) -> Timed:
+    """Fill the depth, warm up, then run the repetitions. Raise MerinoError if the logits are not finite."""
     clock = time.perf_counter
     # 1. The ids that are cached before the timing, then the prompt's.
     ids = prompt_ids(backend.vocab, case.decode_start)
