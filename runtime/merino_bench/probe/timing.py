@@ -156,7 +156,7 @@ def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
            samples_ms: List[float]) -> Dict[str, Any]:
     return {
         "kind": task.kind, "format": task.format, "rows": task.rows, "columns": task.columns,
-        "heads": task.heads, "kv_heads": task.kv_heads or task.heads, "kv": task.kv, "count": task.count,
+        "heads": task.heads, "kv_heads": task.cached_heads, "kv": task.kv, "count": task.count,
         "uses": task.uses, "by_groups": task.by_groups, "threads": task.threads, "past": tokens[0], "tokens": tokens[1],
         "weight_bytes": weight_bytes, "cached": cached,
         "ms": round(lower_decile_ms(samples_ms), 5), "median_ms": round(statistics.median(samples_ms), 5),
