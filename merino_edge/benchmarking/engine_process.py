@@ -10,9 +10,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,44 +118,28 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
     cache = "KV cache in Q8_0" if q8_0_cache else "KV cache in float16, its default"
     if folder is None:
         return open_wheel(request, [cache, "times by its own clock"])
-    engine = f"{request['engine']} (llama-cpp-python {version(folder)}, built for this machine) CPU"
-    return engine, open_native(folder, request, q8_0_cache), [cache, *features_of(described(folder))]
+    # The functions of llama.h. The package itself is not imported: it needs more than these.
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = [str(folder)]
+    sys.modules["llama_cpp"] = package
+    llama = import_module("llama_cpp.llama_cpp")
+    version = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
+    engine = f"{request['engine']} (llama-cpp-python {version[1] if version else '?'}, built for this machine) CPU"
+    build = llama.llama_print_system_info().decode()
+    return engine, open_native(llama, request, q8_0_cache), [cache, *features_of(build)]
 
 
 def features_of(build: str) -> list[str]:
-    """Return notes on a build of llama.cpp, by its description of itself."""
-    lacks = lacking(build, board.this_isa())
-    words = " ".join(re.findall(r"(\w+) = 1", build))
-    return [f"built with {words}", *([f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else [])]
+    """Return notes on a build of llama.cpp, by its description of itself, with the features of this machine that it
+    does not use."""
+    used, isa = re.findall(r"(\w+) = 1", build), board.this_isa()
+    lacks = [name for name, known in FEATURES.items() if name in isa and known not in used]
+    generic = [f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else []
+    return [f"built with {' '.join(used)}", *generic]
 
 
-def lacking(described: str, isa: Set[str]) -> list[str]:
-    """Return the features of this machine that a build does not use, by llama.cpp's description of itself."""
-    used = set(re.findall(r"(\w+) = 1", described))
-    return [name for name, known in FEATURES.items() if name in isa and known not in used]
-
-
-def library(folder: Path) -> Any:
-    """Return the functions of llama.h. The package itself is not imported: it needs more than these."""
-    if "llama_cpp" not in sys.modules:
-        package = types.ModuleType("llama_cpp")
-        package.__path__ = [str(folder)]
-        sys.modules["llama_cpp"] = package
-    return import_module("llama_cpp.llama_cpp")
-
-
-def version(folder: Path) -> str:
-    match = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
-    return match[1] if match else "?"
-
-
-def described(folder: Path) -> str:
-    return str(library(folder).llama_print_system_info().decode())
-
-
-def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
+def open_native(llama: Any, request: dict[str, Any], q8_0_cache: bool) -> Round:
     """Return a function that runs one prefill and greedy decode steps, each timed to the argmax of its token."""
-    llama = library(folder)
     # 1. The model, with a log callback that prints nothing.
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)

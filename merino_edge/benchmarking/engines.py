@@ -151,13 +151,19 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         if stored != geometry:
             raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
     elif request["artifact"] == "gguf":
+        from merino_edge.families.gguf.write import write_gpt2
+        from merino_edge.families.hugging_face import random_model
+
         geometry, notes = as_gpt2(geometry)
-        matrices, embedding = request["precision"], request["embedding"]
-        path = folder / f"{matrices}-{embedding}.gguf"
-        written(path, lambda beside: write_gguf(beside, geometry, matrices, embedding))
+        longer = read_geometry("gpt2", {**geometry.model_dump(), "context": geometry.context + SPARE_SLOTS})
+        formats = request["precision"], request["embedding"]
+        path = folder / f"{'-'.join(formats)}.gguf"
+        written(path, lambda beside: write_gpt2(beside, random_model(longer), *formats))
     else:
+        from merino_edge.families.hugging_face import random_model
+
         path = checkpoint = folder / "checkpoint"
-        written(checkpoint, lambda beside: write_checkpoint(beside, geometry))
+        written(checkpoint, lambda beside: random_model(geometry).save_pretrained(beside))
         if request["artifact"] == "ctranslate2":
             precision = request["precision"]
             path = folder / f"ctranslate2-{precision}"
@@ -172,12 +178,6 @@ def written(path: Path, write: Callable[[Path], None]) -> None:
     with scratch_folder(path) as scratch:
         write(scratch / path.name)
         (scratch / path.name).rename(path)
-
-
-def write_checkpoint(path: Path, geometry: Geometry) -> None:
-    from merino_edge.families.hugging_face import random_model  # loads torch
-
-    random_model(geometry).save_pretrained(path)
 
 
 def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision: str) -> None:
@@ -203,16 +203,6 @@ def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision:
     if vocab % 8:
         raise ValueError(f"CTranslate2's converter pads a vocabulary to a multiple of 8, this one has {vocab} entries")
     Converter(str(checkpoint)).convert(str(path), quantization=precision)
-
-
-def write_gguf(path: Path, geometry: Geometry, matrices: str, embedding: str) -> None:
-    """Write a GPT-2 of random weights. `geometry`: from `as_gpt2`; `matrices`, `embedding`: formats such as F32, Q8_0,
-    Q4_0."""
-    from merino_edge.families.gguf.write import write_gpt2
-    from merino_edge.families.hugging_face import random_model
-
-    longer = read_geometry("gpt2", {**geometry.model_dump(), "context": geometry.context + SPARE_SLOTS})
-    write_gpt2(path, random_model(longer), matrices, embedding)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

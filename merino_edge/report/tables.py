@@ -161,15 +161,19 @@ def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
     rows = []
     for score in evaluations:
         model = (score.model, format_words(score.precision, score.dialect, score.kv), score.engine, score.task)
+        items = f"{score.items:,} of {score.of_items:,}", f"{score.truncated:,}"
         for name, metric in score.metrics.items():
             spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
             if metric.interval is not None:
                 spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
-            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{score.items:,} of {score.of_items:,}"))
-    caption = "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
-    texts = ("model", "format", "engine", "task", "metric")
-    columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
-    return DataTable("scores", f"{caption} items, or 95 % interval over documents.", columns, tuple(rows))
+            rows.append((*model, name, f"{metric.value:.4g}", spread, *items))
+    titles = ("model", "format", "engine", "task", "metric", "value", "uncertainty", "items", "cut")
+    caption = (
+        "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over items or"
+        " 95 % interval over documents. Cut: requests that were longer than the context and lost their beginning."
+    )
+    columns = tuple((title, title in ("value", "items", "cut")) for title in titles)
+    return DataTable("scores", caption, columns, tuple(rows))
 
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
