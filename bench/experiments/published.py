@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 from write_record import table, write_record
 
+from merino_edge.benchmarking.engines import matrix_weights
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Operator
 from merino_edge.families.registry import FAMILIES
@@ -195,7 +196,7 @@ def cpu_ms(profile: DeviceProfile, row: Row, date: str, operators: Sequence[Oper
     kernel_ms = cycles(profile, row, tiled) * 1e3 / (clock.value * threads)  # per 10^9 weights, as all below
     mac_ms = FAST_INT * at.us_per_unit["fp32.mac_ms_g"] if tiled else kernel_ms
     memory_ms = at.us_per_unit[MEMORY]
-    gb = read_bytes(row, operators) / matrix_weights(operators)
+    gb = read_bytes(row, operators) / matrix_weights(operators, "linear", "head")
     read_ms = gb * memory_ms / (1 - CACHED_SHARE)
     # As in default_coefficients: the longer of reading and computing with dotprod, their sum without it.
     step_ms = max(read_ms, kernel_ms) if dotprod else read_ms + kernel_ms
@@ -230,15 +231,10 @@ def cycles(profile: DeviceProfile, row: Row, tiled: bool) -> float:
     return (own.matmul4, own.matmul8)[eight] if tiled else ROW_BY_ROW
 
 
-def matrix_weights(operators: Sequence[Operator]) -> int:
-    """Return the weights that one decode step reads."""
-    return sum(op.matrix for op in operators if op.kind in ("linear", "head"))
-
-
 def read_bytes(row: Row, operators: Sequence[Operator]) -> float:
     """Return the bytes of weights that one decode step reads: the file's, without an embedding beside the head."""
     if row.read_bytes or not row.bytes:
-        return row.read_bytes or matrix_weights(operators) * BITS[row.format] / 8
+        return row.read_bytes or matrix_weights(operators, "linear", "head") * BITS[row.format] / 8
     tied = not all(op.own for op in operators if op.kind == "head")
     beside = sum(op.matrix for op in operators if op.kind == "embed") if row.twice or not tied else 0
     return row.bytes - beside * BITS.get(row.format, 0) / 8
@@ -256,7 +252,7 @@ def gpu_ms(profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Ope
     decode_ms, prefill_ms = costs.by_thread_counts(operators)[None]
     if row.phase == "prefill":
         return prefill_ms
-    fewer = FP16_BYTES * matrix_weights(operators) - read_bytes(row, operators)
+    fewer = FP16_BYTES * matrix_weights(operators, "linear", "head") - read_bytes(row, operators)
     return decode_ms - fewer / gb_s / 1e6
 
 
