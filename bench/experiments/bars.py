@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
-from write_record import kept_record, write_record
+from write_record import write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_edge.benchmarking.run import run_benchmark
@@ -246,7 +246,8 @@ def main() -> None:
     given = parser.parse_args()
     cache: Path = given.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    record = kept_record(given.out, {"sections": {}})
+    # The record grows section by section.
+    record = json.loads(given.out.read_text()) if given.out.exists() else {"sections": {}}
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
         sections = {f"{given.model.stem}-{form}": section_of_file(given.model, form, cache) for form in chosen}

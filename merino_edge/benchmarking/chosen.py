@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,15 +82,13 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
                 by_groups=attends_by_groups(profile, candidate.precision),
             )  # fmt: skip
         # 2. Designs of one context share their cases, so they are measured in interleaved runs.
-        pairs = sorted(zip(designs, folders, strict=True), key=context_of)
-        rows = [row for _, group in groupby(pairs, key=context_of) for row in measured_alike(list(group), bench, say)]
+        by_context: dict[int, list[tuple[Design, Path]]] = {}
+        for candidate, folder in zip(designs, folders, strict=True):
+            by_context.setdefault(candidate.architecture.context, []).append((candidate, folder))
+        rows = [row for _, pairs in sorted(by_context.items()) for row in measured_alike(pairs, bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
     return [row.model_copy(update={"by_groups": attends_by_groups(profile, row.format)}) for row in rows]
-
-
-def context_of(pair: tuple[Design, Path]) -> int:
-    return pair[0].architecture.context
 
 
 def requests(profile: DeviceProfile, number: int) -> list[Request]:

@@ -117,7 +117,7 @@ def make_separately(peer: Peer, folder: Path, bundle: Bundle) -> dict[str, Any]:
         raise MerinoError(reason)
     place = folder / sha256(geometry_key(bundle).encode()).hexdigest()[:16]  # one per geometry
     request = {
-        "folder": str(place), "artifact": peer.artifact, "precision": peer.precision, "embedding": peer.embedding,
+        "folder": str(place), "runner": peer.runner, "precision": peer.precision, "embedding": peer.embedding,
         "file": peer.file and str(peer.file), "family": bundle.family, "architecture": bundle.architecture,
     }  # fmt: skip
     return run_separately(MODELS, json.dumps(request), TIMEOUT_S)

@@ -26,7 +26,6 @@ class Peer(NamedTuple):
     engine: str
     precision: str  # as the engine calls it
     embedding: str
-    artifact: str  # made for it once: `checkpoint`, `ctranslate2` or `gguf`
     runner: str  # key of `engine_process.OPENERS`
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
     file: Path | None = None  # the user's GGUF, which is run instead of a model of random weights
@@ -41,14 +40,14 @@ LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 GENERIC_BUILD = "generic-build"  # flag of a row of llama.cpp: the wheel is built for AVX2, whatever the machine has
 PEERS = (
-    Peer("transformers", "fp32", "fp32", "checkpoint", "transformers", TORCH),
-    Peer("ctranslate2", "int8", "int8", "ctranslate2", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
-    Peer("llama.cpp", "F32", "F32", "gguf", "llama_cpp", LLAMA),
-    Peer("llama.cpp", "Q8_0", "Q8_0", "gguf", "llama_cpp", LLAMA),
-    Peer("llama.cpp", "Q4_0", "Q8_0", "gguf", "llama_cpp", LLAMA),
-    Peer("llama.cpp", "Q4_0", "Q4_0", "gguf", "llama_cpp", LLAMA),
-    Peer(WITH_Q8_0_CACHE, "Q8_0", "Q8_0", "gguf", "llama_cpp", LLAMA),
-    Peer(WITH_Q8_0_CACHE, "Q4_0", "Q8_0", "gguf", "llama_cpp", LLAMA),
+    Peer("transformers", "fp32", "fp32", "transformers", TORCH),
+    Peer("ctranslate2", "int8", "int8", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
+    Peer("llama.cpp", "F32", "F32", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q8_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q4_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q4_0", "Q4_0", "llama_cpp", LLAMA),
+    Peer(WITH_Q8_0_CACHE, "Q8_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer(WITH_Q8_0_CACHE, "Q4_0", "Q8_0", "llama_cpp", LLAMA),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 EMBEDDING = "token_embd.weight"
@@ -138,7 +137,7 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
     """Make the engine's files. Return their path and size, the parameters, and how their model differs from the
     bundle's.
 
-    request: folder, artifact, precision, embedding, file, family, architecture. Raise ValueError or MerinoError if the
+    request: folder, runner, precision, embedding, file, family, architecture. Raise ValueError or MerinoError if the
     engine has no such model.
     """
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
@@ -150,7 +149,7 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         stored = geometry_of_gguf(path)
         if stored != geometry:
             raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
-    elif request["artifact"] == "gguf":
+    elif request["runner"] == "llama_cpp":
         from merino_edge.families.gguf.write import write_gpt2
         from merino_edge.families.hugging_face import random_model
 
@@ -164,7 +163,7 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
 
         path = checkpoint = folder / "checkpoint"
         written(checkpoint, lambda beside: random_model(geometry).save_pretrained(beside))
-        if request["artifact"] == "ctranslate2":
+        if request["runner"] == "ctranslate2":
             precision = request["precision"]
             path = folder / f"ctranslate2-{precision}"
             written(path, lambda beside: convert_for_ctranslate2(checkpoint, beside, geometry.vocab, precision))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from merino_bench.harness.record import format_words
 from merino_bench.harness.render import LEFT, columns_of
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
-from merino_edge.records.compare import LEAST_PROCESSES, Ratio
+from merino_edge.records.compare import Ratio
 from merino_edge.records.evaluation import Evaluation
 from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Series, SpeedRatio
 from merino_edge.report.summary import Place, Summary
@@ -37,7 +37,7 @@ def headline_details(summary: Summary) -> str:
     return (
         f"{model.bundle} ({(model.params or 0) / 1e6:,.1f} M parameters), decode {best.test}, {model.precision} "
         f"on {model.engine} on both sides; {weights_words(model, best.reference)}. "
-        f"{interval_words(best.speed)}; {summary.measured_on}."
+        f"{ratio_words(best.speed)}, with the 95 % interval; {summary.measured_on}."
     )
 
 
@@ -52,14 +52,6 @@ def weights_words(*series: Series) -> str:
     if kinds == {"random"}:
         return "random weights, on whose values speed does not depend"
     return "weights " + " and ".join(f"{entry.weights} ({entry.bundle})" for entry in series)
-
-
-def interval_words(ratio: Ratio) -> str:
-    interval = (
-        f"no interval, of fewer than {LEAST_PROCESSES} processes" if ratio.low is None or ratio.high is None
-        else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-    )  # fmt: skip
-    return interval + pairs_words(ratio)
 
 
 def pairs_words(ratio: Ratio) -> str:

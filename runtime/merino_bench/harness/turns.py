@@ -108,13 +108,10 @@ class Turns:
         self.engines, self.case = engines, case
         self.processes: List[List[Dict[str, Any]]] = [[] for _ in engines]
         self.reasons = [engine.reason for engine in engines]
-        identities = [engine.identity for engine in engines]
         baselines = [engine.identity for engine in engines if engine.is_baseline]
-        index_of = {id(identity): index for index, identity in enumerate(identities)}
-        bases = [baseline_for(identity, baselines) for identity in identities]
-        # For each engine the index of its baseline; None for the baseline itself and without one.
-        self.base_of = [None if base is None or base is identity else index_of[id(base)]
-                        for identity, base in zip(identities, bases)]
+        index_of = {id(engine.identity): index for index, engine in enumerate(engines)}
+        # For each engine the index of its baseline, or its own.
+        self.base_of = [index_of[id(baseline_for(engine.identity, baselines) or engine.identity)] for engine in engines]
         self._sizes = turn_sizes(repetitions)
         self._left_s = [timeout_s] * len(engines)
         self._longest_s = [0.0] * len(engines)
@@ -156,8 +153,7 @@ class Turns:
                  for process in processes if (process["turn"], process["attempt"]) == (turn, attempt)}
         disturbed: Set[int] = set()
         for index in flags:
-            base = self.base_of[index]
-            pair = {index} if base is None else {index, base}
+            pair = {index, self.base_of[index]}
             rows = [{(turn, attempt): flags[side]} for side in pair if side in flags]
             if unequal_flags(rows, (turn, attempt)):
                 disturbed |= pair

@@ -2,9 +2,8 @@
 readings are integrated over prefill and over decode.
 
 The thread runs in the parent, which only waits, so it takes no core or memory from the measured process. Phases are
-times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources. For a server's
-requests, `Meter` gives the energy of a past span. numpy is imported inside functions, because a server limits its heaps
-first.
+times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources. A server takes
+the energy of a past span from `Sampler.joules`, and limits its heaps first: so numpy is imported inside functions.
 """
 import threading
 import time
@@ -51,6 +50,22 @@ class Sampler:
         latest_s = time_s + MOST_GAPS * self.source.interval_s
         while time.perf_counter() < latest_s and not (self.readings and self.readings[-1].time_s > time_s):
             time.sleep(self.source.interval_s / 20)
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name} {self.source.rail}"
+
+    def joules(self, start_s: float, end_s: float) -> Optional[float]:
+        """Return the joules of a server's request between two times of time.perf_counter: the mean power of the
+        readings within, times the span. None if fewer than LEAST_SAMPLES readings are within."""
+        oldest_s = time.perf_counter() - KEPT_S
+        outdated = next((index for index, reading in enumerate(self.readings) if reading.time_s > oldest_s), 0)
+        del self.readings[:outdated]
+        within = [reading for reading in list(self.readings) if start_s <= reading.time_s <= end_s]
+        if len(within) < LEAST_SAMPLES:
+            return None
+        joules = float(cumulative_j(within, self.source.counts_joules)[1][-1])
+        return joules / (within[-1].time_s - within[0].time_s) * (end_s - start_s) if joules > 0 else None
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -136,31 +151,7 @@ def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> Tuple["np.
     return times_s, np.append(0.0, np.cumsum(np.diff(times_s) * (values[1:] + values[:-1]) / 2))
 
 
-class Meter:
-    """Measures the energy of a server's requests: the sensor is read all the time."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.name = f"{sampler.source.name} {sampler.source.rail}"
-
-    def joules(self, start_s: float, end_s: float) -> Optional[float]:
-        """Return the joules between two times of time.perf_counter: the mean power of the readings within, times the
-        span. None if fewer than LEAST_SAMPLES readings are within."""
-        readings = self._sampler.readings
-        oldest_s = time.perf_counter() - KEPT_S
-        outdated = next((index for index, reading in enumerate(readings) if reading.time_s > oldest_s), 0)
-        del readings[:outdated]
-        within = [reading for reading in list(readings) if start_s <= reading.time_s <= end_s]
-        if len(within) < LEAST_SAMPLES:
-            return None
-        joules = float(cumulative_j(within, self._sampler.source.counts_joules)[1][-1])
-        return joules / (within[-1].time_s - within[0].time_s) * (end_s - start_s) if joules > 0 else None
-
-    def close(self) -> None:
-        self._sampler.close()
-
-
 def open_sensors() -> Sensors:
     """Return the sensors of this machine, for `merino_runtime.serving`."""
     source, _ = find_source()
-    return Sensors(temperatures_c, None if source is None else Meter(Sampler(source)))
+    return Sensors(temperatures_c, None if source is None else Sampler(source))
