@@ -24,9 +24,8 @@ def page(summary: Summary) -> str:
         summary=summary, words=words, version=__version__,
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         charts=[(chart, Markup(chart.svg)) for chart in charts_of(summary)],
-        ratios=[table for table in (words.equal_table(summary), words.shipped_table(summary)) if table.rows],
-        predicted=words.predicted_table(summary), scores=words.scores_table(summary.evaluations),
-        records=words.records_table(summary),
+        ratios=words.ratio_tables(summary), predicted=words.predicted_table(summary),
+        scores=words.scores_table(summary.evaluations), records=words.records_table(summary),
         environments=[(place, words.environment_rows(place)) for place in summary.places],
     ))  # fmt: skip
 
@@ -39,8 +38,7 @@ def markdown(summary: Summary) -> str:
     parts = [f"### {text(words.headline(summary))}", text(words.headline_details(summary))]
     if summary.headline:
         parts.append(f"The paper: {text(words.paper_words())}")
-    ratios = words.equal_table(summary, short=True), words.shipped_table(summary)
-    parts += [as_table(table) for table in ratios if table.rows]
+    parts += map(as_table, words.ratio_tables(summary, short=True))
     parts += [as_table(words.predicted_table(summary))] if summary.predictions else []
     parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
     parts += [as_table(words.scores_table(summary.evaluations))] if summary.evaluations else []

@@ -104,22 +104,22 @@ class DataTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def equal_table(summary: Summary, short: bool = False) -> DataTable:
-    """Return the table of equal ratios. short: only ratios of representative rows."""
-    caption = "At equal engine and format: both sides run the same engine, version and weight format."
+def ratio_tables(summary: Summary, short: bool = False) -> list[DataTable]:
+    """Return the tables of ratios that have rows. short: of equal ratios only those of representative rows."""
     shown = {(row.test, row.cached, id(entry)) for entry in summary.series for row in entry.representatives}
-    rows = tuple(_equal_cells(ratio) for ratio in summary.equal
-                 if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
-    return DataTable("equal", caption, EQUAL_COLUMNS, rows)
-
-
-def shipped_table(summary: Summary) -> DataTable:
-    caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
-    rows = tuple(
+    equal = tuple(_equal_cells(ratio) for ratio in summary.equal
+                  if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
+    shipped = tuple(
         (*_equal_cells(ratio)[:-1], f"{ratio.reference.bundle}: {form_words(ratio.reference)}")
         for ratio in summary.shipped
     )
-    return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
+    tables = (
+        DataTable("equal", "At equal engine and format: both sides run the same engine, version and weight format.",
+                  EQUAL_COLUMNS, equal),
+        DataTable("shipped", "As shipped: engine or format differ, so a ratio includes the effect of model, format and"
+                  " engine.", (*EQUAL_COLUMNS[:-1], ("against", False)), shipped),
+    )  # fmt: skip
+    return [table for table in tables if table.rows]
 
 
 def records_table(summary: Summary, short: bool = False) -> DataTable:

@@ -15,7 +15,7 @@ import numpy as np
 
 from merino_bench.fresh_process import run_separately
 from merino_bench.probe import tasks as plan
-from merino_bench.probe.graphs import Kernel, bundle_of, kernel_of, kernels_of, write_weights
+from merino_bench.probe.graphs import Kernel, bundle_of, kernels_of, write_weights
 from merino_bench.probe.tasks import Machine, Task
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx import OnnxBackend
@@ -167,34 +167,30 @@ def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
 def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str, Any]]:
     """Return one row for a graph of one operator, and per format one for matrices and one for a tied embedding, as
     large as the machine can spare. A process that fails or that the deadline leaves no time for has no row."""
-    graphs = [kernel_of(machine.dialect, "call", "fp32")]
+    # 1. The graphs: of each group the largest that the machine can spare memory for, or the smallest.
+    (rows, columns), most = plan.SQUARE, min(MOST_RESIDENT_BYTES, plan.beyond_bytes(machine))
+    groups = [kernels_of(machine.dialect, "call", "fp32")]
     for form in machine.formats:
-        rows, columns = plan.SQUARE
-        graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns)))
+        groups.append(kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns))
         if form in plan.EMBEDDING_FORMATS[machine.dialect]:
-            graphs.append(largest(machine, kernels_of(machine.dialect, "table", form)))
+            groups.append(kernels_of(machine.dialect, "table", form))
     resident, written = [], 0
-    for kernel in graphs:
+    for group in groups:
+        group = sorted(group, key=lambda kernel: kernel.weight_bytes)
+        kernel = ([kernel for kernel in group if kernel.weight_bytes <= most] or group[:1])[-1]
         kind = "head" if kernel.kind == "table" else kernel.kind
         if kind != "call" and time.perf_counter() > deadline:
             break
+        # 2. Its weights and its process.
         written = write_weights(work, kernel.weight_bytes, written)
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        request = json.dumps([path, kernel.own_kernels])
         with contextlib.suppress(MerinoError):
-            row = run_separately("merino_bench.probe.timing", request, MEMORY_TIMEOUT_S)
+            row = run_separately("merino_bench.probe.timing", json.dumps([path, kernel.own_kernels]), MEMORY_TIMEOUT_S)
             weights = 0 if kind == "call" else kernel.weight_bytes
             resident.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
     return resident
-
-
-def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
-    """Return the largest graph that the machine can spare memory for, or the smallest if there is none."""
-    most = min(MOST_RESIDENT_BYTES, plan.beyond_bytes(machine))
-    graphs = sorted(graphs, key=lambda kernel: kernel.weight_bytes)
-    return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
 
 
 def measure_graph(path: str, own_kernels: bool = False) -> Dict[str, float]:
