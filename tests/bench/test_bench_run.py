@@ -212,8 +212,6 @@ class TestFailure:
     def test_what_takes_too_long_is_stopped(self, folder):
         row, = run_bench([folder], BenchRequest((), (8,), 10 ** 7), timeout_s=1)
         assert row["flags"] == ["failed: no result within 1 s, the time left to the row (--timeout)"]
-        with pytest.raises(MerinoError, match="^no result within 0.01 s$"):  # --timeout is an option of `bench`
-            measure_separately(folder, decode_case(4), 1, True, 0.01)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
     def test_what_runs_out_of_memory_is_a_row_that_says_so(self, folder, tmp_path, monkeypatch):
