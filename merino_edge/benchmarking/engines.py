@@ -140,10 +140,12 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
     request: folder, runner, precision, embedding, file, family, architecture. Raise ValueError or MerinoError if the
     engine has no such model.
     """
+    from merino_edge.families.hugging_face import random_model  # loads torch
+
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
     if request["file"]:
-        from merino_edge.families.gguf.checkpoint import geometry_of_gguf  # loads torch
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 
         path = Path(request["file"])
         stored = geometry_of_gguf(path)
@@ -151,7 +153,6 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
     elif request["runner"] == "llama_cpp":
         from merino_edge.families.gguf.write import write_gpt2
-        from merino_edge.families.hugging_face import random_model
 
         geometry, notes = as_gpt2(geometry)
         longer = read_geometry("gpt2", {**geometry.model_dump(), "context": geometry.context + SPARE_SLOTS})
@@ -159,8 +160,6 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         path = folder / f"{'-'.join(formats)}.gguf"
         written(path, lambda beside: write_gpt2(beside, random_model(longer), *formats))
     else:
-        from merino_edge.families.hugging_face import random_model
-
         path = checkpoint = folder / "checkpoint"
         written(checkpoint, lambda beside: random_model(geometry).save_pretrained(beside))
         if request["runner"] == "ctranslate2":
