@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
@@ -47,7 +47,7 @@ def _figure(key: str, form: str, unit: float = 1.0) -> Callable[[Record], Option
 
 
 # (title, its cell), the most important ones first.
-COLUMNS = (
+COLUMNS: Sequence[Tuple[str, Callable[[Record], Any]]] = (
     ("bundle", lambda record: record["bundle"]), ("test", lambda record: record["test"]),
     ("format", lambda record: format_words(record["precision"], record["dialect"], record.get("kv"))),
     ("tok/s", _speed), ("vs baseline", ratio_cell), ("ratio at", lambda record: record.get("ratio_kind")),
