@@ -199,12 +199,12 @@ def jetson_gpu(root: str = "/") -> Optional[Dict[str, Any]]:
     for rail, watts in ina3221_rails(root).items():
         with suppress(OSError, ValueError):
             rails[rail] = watts()
-    rail = next((rail for rail in sorted(rails, key=len) if "GPU" in rail.upper()), None)
+    own = next((rail for rail in sorted(rails, key=len) if "GPU" in rail.upper()), None)
     return {
         "name": name, "compute_capability": capability, "clock_mhz": None if clock is None else clock / 1e6,
         "clock_max_mhz": None if highest is None else highest / 1e6,
-        "load_percent": None if load is None else load / 10, "power_w": rails[rail] if rail else None,
-        "power_rail": rail}
+        "load_percent": None if load is None else load / 10, "power_w": rails[own] if own else None,
+        "power_rail": own}
 
 
 def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
