@@ -7,7 +7,7 @@ designs with random weights, as `bench` does. `calibration` fits the model to th
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,7 @@ SCORES = (MEASURED, MERINO)
 STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
 
 Say = Callable[[str], None]
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 # (bundles, requests) -> for each request a record of each bundle
 Bench = Callable[[Sequence[Path], Sequence[BenchRequest]], list[Sequence[Record]]]
 
