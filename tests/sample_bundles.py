@@ -16,7 +16,7 @@ from merino_edge.text.scoring import log_likelihood
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads, load_bundle
-from probe_graphs.layout import decoder_graph, model_without_weights
+from probe_graphs.build import decoder_graph, model_without_weights
 
 
 def quantized(source, form):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
-from write_record import kept_record, write_record
+from write_record import write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_edge.benchmarking.run import run_benchmark
@@ -51,17 +51,10 @@ LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
 say = partial(print, file=sys.stderr, flush=True)
 
 
-class Exported(NamedTuple):
-    model: str
-    precision: str
-    kv: str | None = None
-    context: int = CONTEXT
-
-
 class Side(NamedTuple):
-    """Rows of the records: of an engine, whose name begins so, on a bundle's geometry in a format ("": any)."""
+    """Rows of the records: of an engine, whose name begins so, on a model's geometry in a format ("": any)."""
 
-    bundle: str
+    model: str  # a name, or a GGUF
     precision: str
     engine: str = DEFAULT_ENGINE
     kv: str | None = None
@@ -69,7 +62,7 @@ class Side(NamedTuple):
     def fastest(self, rows: list[Record], test: str) -> Record | None:
         fitting = [
             row for row in rows
-            if row.test == test and not row.failure and (row.bundle, row.kv) == (self.bundle, self.kv)
+            if row.test == test and not row.failure and (row.bundle, row.kv) == (stem_of(self.model), self.kv)
             and self.precision in ("", row.precision) and (row.engine or "").startswith(self.engine)
         ]  # fmt: skip
         return max(fitting, key=lambda row: row.tok_s or 0, default=None)
@@ -85,12 +78,16 @@ class Bar(NamedTuple):
 
 
 class Section(NamedTuple):
-    bundles: list[Exported]
     bars: list[Bar]
     peers: str | None = None
+    context: int = CONTEXT
     depths: tuple[int, ...] = (PROMPT,)
     prompt: int | None = PROMPT
     peers_file: Path | None = None
+
+    def bundles(self) -> list[Side]:
+        sides = (side for bar in self.bars for side in bar[:2] if side.engine == DEFAULT_ENGINE)
+        return list(dict.fromkeys(sides))
 
     def requests(self) -> dict[str, BenchRequest]:
         """Prefill into an empty cache alone: that is what other engines are measured at."""
@@ -98,65 +95,43 @@ class Section(NamedTuple):
         return {"decode": decode} | ({"prefill": BenchRequest((self.prompt,), ())} if self.prompt else {})
 
 
-def section_66m() -> Section:
-    """14 layers of 640, vocabulary 50257, against llama.cpp."""
-    bundles = [Exported("66m", precision) for precision in FORMATS]
-    bars = [
-        Bar(Side("66m", one.precision), Side("66m", FORMATS[one.precision], "llama.cpp"),
-            1.0 if one.precision == "fp32" else 1.5, 1.3)
-        for one in bundles
-    ]  # fmt: skip
-    return Section(bundles, bars, LLAMA)
-
-
-def section_opt() -> Section:
-    """OPT-350M against other engines."""
-    bars = [
+VARIANTS = ("64m", f"64m-v{VOCAB_PREFERRED}")  # of OPT's vocabulary, and of one of its own
+BY_CACHE = (("fp32", None), ("int8", None), ("int8", "int8"), ("int4", None), ("int4", "int8"))
+SECTIONS = {
+    # 14 layers of 640, vocabulary 50257, against llama.cpp.
+    "66m": Section([
+        Bar(Side("66m", form), Side("66m", FORMATS[form], "llama.cpp"), 1.0 if form == "fp32" else 1.5, 1.3)
+        for form in FORMATS
+    ], LLAMA),
+    "opt": Section([
         Bar(Side(OPT, "int8"), Side(OPT, "int8", "CTranslate2"), 1.5),
         Bar(Side(OPT, "fp32"), Side(OPT, "fp32", "transformers")),
         Bar(Side(OPT, "int4"), Side(OPT, "fp32", "transformers"), 5.0),  # as shipped
-    ]
-    return Section([Exported(OPT, precision) for precision in FORMATS], bars, "ctranslate2,transformers")
+    ], "ctranslate2,transformers"),
+    # A design of 5.5 times fewer parameters against OPT-350M.
+    "64m": Section([Bar(Side(name, form), Side(OPT, form), 4.9) for form in FORMATS for name in VARIANTS]),
+    # Designs whose budget is the time itself, on this machine, beside at most 60.2 M parameters.
+    "timed": Section([Bar(Side(f"{TIMED}{form}", form), Side(OPT, form), 4.9) for form in FORMATS]),
+    # Decode behind a long cache: of float32 and, beside quantized weights, of int8.
+    "depth": Section([Bar(Side("66m", form, kv=kv), Side("66m", FORMATS[form], "llama.cpp")) for form, kv in BY_CACHE],
+                     LLAMA, LONG_CONTEXT, DEPTHS, None),
+}  # fmt: skip
 
 
-def section_64m() -> Section:
-    """A design of 5.5 times fewer parameters against OPT-350M, with OPT's vocabulary and with one of its own."""
-    names = ("64m", f"64m-v{VOCAB_PREFERRED}")
-    bars = [Bar(Side(name, precision), Side(OPT, precision), 4.9) for precision in FORMATS for name in names]
-    return Section([Exported(model, precision) for precision in FORMATS for model in (*names, OPT)], bars)
-
-
-def section_timed() -> Section:
-    """Designs whose budget is the time itself, on this machine, beside at most 60.2 M parameters."""
-    bars = [Bar(Side(f"{TIMED}{precision}", precision), Side(OPT, precision), 4.9) for precision in FORMATS]
-    return Section([Exported(side.bundle, side.precision) for bar in bars for side in bar[:2]], bars)
-
-
-def section_deep() -> Section:
-    """Decode behind a long cache: of float32 and, beside quantized weights, of int8."""
-    bundles = [Exported("66m", precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
-    bars = [Bar(Side("66m", one.precision, kv=one.kv), Side("66m", FORMATS[one.precision], "llama.cpp"))
-            for one in bundles]  # fmt: skip
-    return Section(bundles, bars, LLAMA, DEPTHS, None)
-
-
-def section_file(file: Path, precision: str, cache: Path) -> Section:
+def section_of_file(file: Path, precision: str, cache: Path) -> Section:
     """A published model in one format."""
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
     copy = write_copy(file, cache / f"{file.stem}.{kind}.gguf", kind) if kind else file
-    bundles = [Exported(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
-    name = file.stem
-    bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.5) for one in bundles]
-    return Section(bundles, bars, LLAMA, DEPTHS, 512, copy)
+    bars = [
+        Bar(Side(str(file), precision, kv=kv), Side(str(file), "", "llama.cpp"), 1.3, 1.5)
+        for form, kv in BY_CACHE if form == precision
+    ]  # fmt: skip
+    return Section(bars, LLAMA, LONG_CONTEXT, DEPTHS, 512, copy)
 
 
-def by_cache() -> list[tuple[str, str | None]]:
-    return [(precision, kv) for precision in FORMATS for kv in (None, "int8") if not (precision == "fp32" and kv)]
-
-
-SECTIONS = {
-    "66m": section_66m, "opt": section_opt, "64m": section_64m, "timed": section_timed, "depth": section_deep,
-}
+def stem_of(model: str) -> str:
+    """The name of a model's bundle."""
+    return Path(model).stem
 
 
 def write_copy(source: Path, out: Path, kind: str) -> Path:
@@ -181,25 +156,25 @@ def write_copy(source: Path, out: Path, kind: str) -> Path:
     return out
 
 
-def bundle_of(exported: Exported, cache: Path) -> str:
+def bundle_of(side: Side, context: int, cache: Path) -> str:
     """Its folder; exported in a process of its own, whose memory is given back."""
-    cache_form = [f"kv-{exported.kv}"] if exported.kv else []
-    folder = cache / "-".join([Path(exported.model).stem, exported.precision, str(exported.context), *cache_form])
+    cache_form = [f"kv-{side.kv}"] if side.kv else []
+    folder = cache / "-".join([stem_of(side.model), side.precision, str(context), *cache_form])
     if not (folder / "bundle.json").exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(export_model, exported, folder, cache).result()
+            pool.submit(export_model, side, context, folder, cache).result()
     return str(folder)
 
 
-def export_model(exported: Exported, folder: Path, cache: Path) -> None:
-    request = ExportRequest(exported.precision, board("host"), context=exported.context, kv=exported.kv)
-    export(source_of(exported, cache), folder, request)
+def export_model(side: Side, context: int, folder: Path, cache: Path) -> None:
+    request = ExportRequest(side.precision, board("host"), context=context, kv=side.kv)
+    export(source_of(side.model, cache), folder, request)
 
 
-def source_of(exported: Exported, cache: Path) -> Any:
-    if exported.model.endswith(".gguf"):
-        return load_source(exported.model)
-    base, _, vocab = exported.model.partition("-v")
+def source_of(name: str, cache: Path) -> Any:
+    if name.endswith(".gguf"):
+        return load_source(name)
+    base, _, vocab = name.partition("-v")
     if base == OPT:
         return random_source(model(OPT).geometry, OPT)
     if base == "66m":
@@ -209,7 +184,7 @@ def source_of(exported: Exported, cache: Path) -> Any:
         architecture = designed(cache / f"design-{base}.json", base)
     if vocab:
         architecture["vocab"] = int(vocab)
-    return random_source(Architecture.model_validate(architecture), exported.model)
+    return random_source(Architecture.model_validate(architecture), name)
 
 
 def designed(path: Path, name: str) -> dict[str, Any]:
@@ -233,7 +208,7 @@ def measured(name: str, section: Section, cache: Path) -> list[Record]:
     saved = {cache / f"{name}-{phase}.json": request for phase, request in section.requests().items()}
     for path, request in saved.items():
         if not path.exists():
-            folders = [bundle_of(one, cache) for one in section.bundles]
+            folders = [bundle_of(side, section.context, cache) for side in section.bundles()]
             run_benchmark(folders, request, None, None, "md", path, 3600.0, section.peers, None, say,
                           section.peers_file)  # fmt: skip
     return read_records(list(saved), say)
@@ -271,12 +246,13 @@ def main() -> None:
     given = parser.parse_args()
     cache: Path = given.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    record = kept_record(given.out, {"sections": {}})
+    # The record grows section by section.
+    record = json.loads(given.out.read_text()) if given.out.exists() else {"sections": {}}
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
-        sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in chosen}
+        sections = {f"{given.model.stem}-{form}": section_of_file(given.model, form, cache) for form in chosen}
     else:
-        sections = {name: SECTIONS[name]() for name in chosen}
+        sections = {name: SECTIONS[name] for name in chosen}
     claim = "Speed ratios to other engines and to OPT-350M"
     for name, section in sections.items():
         rows = list(ratios(section, measured(name, section, cache)))

@@ -13,11 +13,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from write_record import write_record
+from write_record import table, write_record
 
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import measure_separately
@@ -37,15 +38,13 @@ PROMPTS = (64, 256)
 VOCABS = (4096, 8192, 16384, 32000, 50257)
 
 
-def arguments(
-    description: str, default_out: str, more: dict[str, dict[str, Any]] | None = None
-) -> argparse.Namespace:
+def arguments(description: str, default_out: str, more: dict[str, dict[str, Any]]) -> argparse.Namespace:
     """more: further options, each with its keywords."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {default_out}")
     parser.add_argument("--board", default="host", help="a calibrated profile; default: this machine's own")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
-    for option, keywords in (more or {}).items():
+    for option, keywords in more.items():
         parser.add_argument(option, **keywords)
     return parser.parse_args()
 
@@ -110,22 +109,21 @@ def predicted(task, profile):
     return {name: cost_model(profile, shape).predict(task[0].operators) for name, shape in shapes(task[1]).items()}
 
 
-def measure(task, folder, profile):
-    if not folder.exists():
-        write_random_bundle(*task, folder, "random")
+def measure(profile, task, folder):
+    write_random_bundle(*task, folder, "random")
     best, measured = predicted(task, profile), {}
     for name, shape in shapes(task[1]).items():
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
-        run = measure_separately(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
+        run = measure_separately(str(folder), case, REPETITIONS, False, TIMEOUT_S)
         measured[name] = lower_decile_ms(sum(run["step_ms"], []) if decode else run["prefill_ms"])
         if decode:
             measured["memory"] = run["peak_rss_mb"]
     return measured
 
 
-def row_of(task, measured, profile):
+def row_of(profile, task, measured):
     arch, form = task
     best = predicted(task, profile)
     full = InferenceShape(form, CACHED + STEPS, CACHED)
@@ -156,23 +154,22 @@ def summary(rows):
 
 
 def main():
-    options = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
+    options = arguments(__doc__, "bench/results/predictions-x86-2cores.json", {})
     profile = board(options.board)
     tasks = [(arch, form) for arch in random_designs(DESIGNS, SEED) for form in FORMATS]
     order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}
     rows = take_turns(
         options, "Predicted against measured latency and memory of random designs on a calibrated machine", named,
-        lambda task, folder: measure(task, folder, profile),
-        lambda task, measured: row_of(task, measured, profile), summary,
+        partial(measure, profile), partial(row_of, profile), summary,
     )  # fmt: skip
-    for row in sorted(rows, key=lambda row: row["params"]):
-        names = (*shapes(""), "memory")
-        cells = (f"{name} {row[name][1]:9.3f} {error(row[name]):+6.1%}" for name in names)
-        print(f"{row['params'] / 1e6:5.1f} M", *cells, row["name"])
+    names = (*shapes(""), "memory")
+    print(table(("M parameters", *names, "design"), [
+        (f"{row['params'] / 1e6:.1f}", *(f"{row[name][1]:.3f} {error(row[name]):+.1%}" for name in names), row["name"])
+        for row in sorted(rows, key=lambda row: row["params"])
+    ]))  # fmt: skip
     for name, line in summary(rows).items():
-        shares = ", ".join(f"{key} {line[key]:.1%}" for key in ("median", "p90", "worst"))
-        print(f"{name:16s} {line['rows']:4d} rows: {shares}")
+        print(name, line)
 
 
 if __name__ == "__main__":

@@ -6,28 +6,47 @@ The latency model predicts each row of `device_profiles/published`, with the row
 llama.cpp's kernels instead of this project's, at the row's threads. So the rows test what predictions rest on:
 bandwidth, its dependence on threads, cycles per weight, overhead. Half of the models of a board judge the predictions;
 no profile was set from them. The page's table is rewritten between its two marks.
+
+A row is one speed of one phase. `use` is empty for a row that judges predictions, `fitted` for one that the profile was
+set from, and `left out` for one whose setting is partly unknown; `note` says why. `bytes` is the size of the weights in
+the file, `twice` says that the file holds a tied embedding twice, and `read_bytes` replaces both if the source counts
+what a step reads. `tokens` is the length of the prompt, or of the answer.
 """
 
 import argparse
+import json
 import math
+import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from published_rows import BITS, SHORT, Board, Row, geometry, halves, read_boards
+from pydantic import Field, model_validator
 from write_record import table, write_record
 
+from merino_edge.benchmarking.engines import matrix_weights
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Operator
+from merino_edge.families.registry import FAMILIES
+from merino_edge.families.zoo import exportable_models
 from merino_edge.prediction.default_coefficients import CACHED_SHARE, FAST_INT, estimated
 from merino_edge.prediction.latency import MEMORY, Run, ThreadCoefficients, by_threads, latency_table
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import tensorrt_costs
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import load_profile
+from merino_edge.records.schema import Facts
 
+FOLDER = Path(__file__).resolve().parents[2] / "device_profiles" / "published"
+SHORT = 128  # tokens, if the source does not state a length
+# Bits per weight of files whose size the source does not state.
+BITS = {"F16": 16, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "Q4_0": 4.5, "IQ4_NL": 4.5, "q4f16_ft": 4}
+# Models that are not in the catalog, by name.
+GEOMETRIES = tomllib.loads(Path(__file__).with_name("geometries.toml").read_text())
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CLAIM = "Speeds that others published for the boards, as the latency model predicts them"
 COMMAND = "python bench/experiments/published.py -o bench/results/published.json docs/predictions.md"
@@ -43,6 +62,94 @@ ROW_BY_ROW, REPACKED = 0.87 / 3, (0.11, 0.14)
 TILED_SINCE = {"Q4_0": "2024-11", "IQ4_NL": "2024-12", "Q4_K_M": "2025-12", "Q8_0": "2025-12", "Q5_K_M": "2026-02",
                "Q6_K": "2026-02"}  # fmt: skip
 SUPER_BLOCK = 256  # K-quants need such rows; shorter ones are stored as Q5_0 or Q8_0
+
+
+class Source(Facts):
+    """Where rows were published, and what they have in common."""
+
+    url: str
+    date: str
+    engine: str
+    version: str
+    setting: str
+
+
+class Row(Facts):
+    """One published speed; the module's docstring defines the fields."""
+
+    source: str
+    model: str
+    format: str
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    read_bytes: Annotated[int, Field(gt=0)] | None = None
+    twice: bool = False
+    threads: Annotated[int, Field(gt=0)] | None = None
+    backend: Literal["cpu", "gpu"] = "cpu"
+    phase: Literal["decode", "prefill"]
+    tokens: Annotated[int, Field(gt=0)] | None = None
+    tok_s: Annotated[float, Field(gt=0, strict=False)]
+    memory_clock: float = 1.0
+    use: Literal["", "fitted", "left out"] = ""
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _setting_is_known(self) -> "Row":
+        known = (self.threads or self.backend == "gpu") and self.model in {*exportable_models(), *GEOMETRIES}
+        if self.use != "left out" and not (known and (self.bytes or self.read_bytes or self.format in BITS)):
+            raise ValueError("a row of unknown threads, format or geometry is left out")
+        if self.use == "left out" and not self.note:
+            raise ValueError("a row that is left out says why")
+        return self
+
+
+class Board(Facts):
+    schema_version: Annotated[int, Field(alias="schema", ge=1, le=1)]
+    board: str
+    rows: Annotated[tuple[Row, ...], Field(strict=False)]
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _has_sources(self) -> "Board":
+        if strangers := {row.source for row in self.rows} ^ set(self.sources):
+            raise ValueError(f"sources and rows differ in {sorted(strangers)}")
+        return self
+
+
+def read_boards() -> list[Board]:
+    """Return the boards with published speeds, by name."""
+    return [Board.model_validate(tomllib.loads(path.read_text())) for path in sorted(FOLDER.glob("*.toml"))]
+
+
+@cache
+def geometry(model: str) -> Geometry:
+    """Return the geometry of a row's model."""
+    if model in GEOMETRIES:
+        known = GEOMETRIES[model]
+        return FAMILIES[known["family"]].geometry.model_validate_json(json.dumps(known["geometry"]))
+    return exportable_models()[model].geometry
+
+
+Key = tuple[str, str, str]  # board, backend, model
+
+
+def halves(boards: list[Board]) -> tuple[set[Key], set[Key]]:
+    """Split the models of each board and backend into those that profiles are fitted to and those that judge them.
+
+    A model with a row that the profile was set from is fitted to. Then the models, those with most rows first, go to
+    the half that has fewer rows so far, first to the fit.
+    """
+    fit, judge = set[Key](), set[Key]()
+    for board in boards:
+        used = [row for row in board.rows if row.use != "left out"]
+        for backend in ("cpu", "gpu"):
+            rows = Counter(row.model for row in used if row.backend == backend)
+            set_from = {row.model for row in used if row.backend == backend and row.use == "fitted"}
+            sizes = {True: 0, False: 0}  # by whether the half is fitted to
+            for model in sorted(rows, key=lambda name: (name not in set_from, -rows[name], name)):
+                fitted = model in set_from or sizes[True] <= sizes[False]
+                sizes[fitted] += rows[model]
+                (fit if fitted else judge).add((board.board, backend, model))
+    return fit, judge
 
 
 class Compared(NamedTuple):
@@ -89,7 +196,7 @@ def cpu_ms(profile: DeviceProfile, row: Row, date: str, operators: Sequence[Oper
     kernel_ms = cycles(profile, row, tiled) * 1e3 / (clock.value * threads)  # per 10^9 weights, as all below
     mac_ms = FAST_INT * at.us_per_unit["fp32.mac_ms_g"] if tiled else kernel_ms
     memory_ms = at.us_per_unit[MEMORY]
-    gb = read_bytes(row, operators) / matrix_weights(operators)
+    gb = read_bytes(row, operators) / matrix_weights(operators, "linear", "head")
     read_ms = gb * memory_ms / (1 - CACHED_SHARE)
     # As in default_coefficients: the longer of reading and computing with dotprod, their sum without it.
     step_ms = max(read_ms, kernel_ms) if dotprod else read_ms + kernel_ms
@@ -123,15 +230,10 @@ def cycles(profile: DeviceProfile, row: Row, tiled: bool) -> float:
     return REPACKED[eight] if tiled else ROW_BY_ROW
 
 
-def matrix_weights(operators: Sequence[Operator]) -> int:
-    """Return the weights that one decode step reads."""
-    return sum(op.matrix for op in operators if op.kind in ("linear", "head"))
-
-
 def read_bytes(row: Row, operators: Sequence[Operator]) -> float:
     """Return the bytes of weights that one decode step reads: the file's, without an embedding beside the head."""
     if row.read_bytes or not row.bytes:
-        return row.read_bytes or matrix_weights(operators) * BITS[row.format] / 8
+        return row.read_bytes or matrix_weights(operators, "linear", "head") * BITS[row.format] / 8
     tied = not all(op.own for op in operators if op.kind == "head")
     beside = sum(op.matrix for op in operators if op.kind == "embed") if row.twice or not tied else 0
     return row.bytes - beside * BITS.get(row.format, 0) / 8
@@ -149,7 +251,7 @@ def gpu_ms(profile: DeviceProfile, row: Row, _date: str, operators: Sequence[Ope
     decode_ms, prefill_ms = (float(table.sum()) for table in costs.latency_tables(operators, prefill=True))
     if row.phase == "prefill":
         return prefill_ms
-    fewer = FP16_BYTES * matrix_weights(operators) - read_bytes(row, operators)
+    fewer = FP16_BYTES * matrix_weights(operators, "linear", "head") - read_bytes(row, operators)
     return decode_ms - fewer / gb_s / 1e6
 
 

@@ -15,11 +15,6 @@ from merino_bench.sensors.environment import machine
 from merino_edge.storage.atomic import write_text
 
 
-def kept_record(path: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the record in the file, which grows section by section, or `new` if there is none."""
-    return dict(json.loads(path.read_text())) if path.exists() else new
-
-
 def write_record(path: Path, content: dict[str, Any], claim: str, command: str) -> None:
     head = {
         "claim": claim, "commits": with_this(content.get("commits", [])),

@@ -5,16 +5,15 @@ are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers tha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
+from merino_bench.probe.tasks import Task
 from merino_edge.export.dialects.external_data import PAGE
 from merino_edge.families.operators import linear
 from merino_runtime.bundle import QUANTIZED_CACHES
 
 MB = 2**20
-DIALECTS, FORMATS = ("fused", "portable"), ("fp32", "int8", "int4")
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
@@ -25,64 +24,38 @@ TABLE_ROWS = tuple(4096 * 2**step for step in range(7))
 MOST_TABLE_BYTES = 160 * MB
 
 
-@dataclass(frozen=True)
-class GraphKey:
-    """What distinguishes the shipped graphs; names and meanings as in a row of probe.json (docs/formats.md)."""
-
-    dialect: str
-    kind: str
-    format: str
-    rows: int = 0
-    columns: int = 0
-    heads: int = 0
-    count: int = 1
-    uses: int = 1
-    kv_heads: int = 0  # 0: as many as `heads`
-    kv: str = "fp32"
-    by_groups: bool = False
-
-    @property
-    def cached_heads(self) -> int:
-        """Return the number of KV heads."""
-        return self.kv_heads or self.heads
+def graphs_to_ship() -> Iterator[tuple[str, Task]]:
+    """Yield (dialect, task) of each graph; threads and numbers of tokens do not matter."""
+    for dialect in ("fused", "portable"):
+        tasks = without_weights(dialect)
+        for form in ("fp32", "int8", "int4"):
+            tasks += [
+                Task("linear", form, rows, columns, count=count)
+                for (rows, columns), counts in linear_counts(form).items() for count in sorted(counts)
+            ]  # fmt: skip
+            tasks += [Task(kind, form, rows, columns) for kind, rows, columns in table_shapes(dialect, form)]
+            if dialect != "portable":  # the probe times no decoder in it
+                tasks += decoders(form)
+        if dialect == "portable":
+            tasks += [Task("chain", "fp32", side, side, count=count) for side, count in gpu.CHAINS]
+        yield from ((dialect, task) for task in tasks)
 
 
-def graph_keys() -> Iterator[GraphKey]:
-    for dialect in DIALECTS:
-        yield from without_weights(dialect)
-        for form in FORMATS:
-            for (rows, columns), counts in linear_counts(form).items():
-                for count in sorted(counts):
-                    yield GraphKey(dialect, "linear", form, rows, columns, count=count)
-            for kind, rows, columns in table_shapes(dialect, form):
-                yield GraphKey(dialect, kind, form, rows, columns)
-    for form in FORMATS:
-        yield from decoders("fused", form)
-    for side, count in gpu.CHAINS:
-        yield GraphKey("portable", "chain", "fp32", side, side, count=count)
-
-
-def without_weights(dialect: str) -> Iterator[GraphKey]:
-    yield GraphKey(dialect, "call", "fp32", columns=plan.CALL_WIDTH)
-    yield GraphKey(dialect, "norm", "fp32", columns=plan.NORM_WIDTH, count=plan.IN_A_ROW)
-    yield GraphKey(dialect, "activation", "fp32", columns=plan.ACTIVATION_WIDTH, count=plan.IN_A_ROW)
-    for width in plan.ATTENTION_WIDTHS:
-        yield attention(dialect, width)
-    for kv_heads in plan.ATTENTION_KV_HEADS:
-        yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads)
-    for kv_heads in plan.CHOSEN_KV_HEADS if dialect == "fused" else ():
-        yield GraphKey(dialect, "attention", "fp32", columns=plan.CHOSEN_WIDTH, heads=plan.CHOSEN_HEADS,
-                       count=plan.CHOSEN_ATTENTIONS, kv_heads=kv_heads)  # fmt: skip
-    for groups in plan.GROUPS if dialect == "fused" else ():
-        yield GraphKey(dialect, "attention", "fp32", 0, *groups)
-    for kv in QUANTIZED_CACHES if dialect == "fused" else ():
-        for kv_heads in plan.QUANTIZED_KV_HEADS:
-            yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads, kv)
-
-
-def attention(dialect: str, width: int, kv_heads: int = 0, kv: str = "fp32") -> GraphKey:
-    return GraphKey(dialect, "attention", "fp32", columns=width, heads=plan.ATTENTION_HEADS, count=plan.ATTENTIONS,
-                    kv_heads=kv_heads, kv=kv)  # fmt: skip
+def without_weights(dialect: str) -> list[Task]:
+    tasks = [
+        Task("call", "fp32", columns=plan.CALL_WIDTH),
+        Task("norm", "fp32", columns=plan.NORM_WIDTH, count=plan.IN_A_ROW),
+        Task("activation", "fp32", columns=plan.ACTIVATION_WIDTH, count=plan.IN_A_ROW),
+        *(plan.attention_of()._replace(columns=width) for width in plan.ATTENTION_WIDTHS),
+        *(plan.attention_of(kv_heads=kv_heads) for kv_heads in plan.ATTENTION_KV_HEADS),
+    ]
+    if dialect != "fused":
+        return tasks
+    return [
+        *tasks, *plan.chosen_attentions(), *plan.own_attentions(),
+        *(plan.attention_of(kv_heads=kv_heads, kv=kv)
+          for kv in QUANTIZED_CACHES for kv_heads in plan.QUANTIZED_KV_HEADS),
+    ]  # fmt: skip
 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
@@ -112,30 +85,28 @@ def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
                 yield kind, rows, columns
 
 
-def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
-    """Yield whole decoders; the probe times none in dialect `portable`."""
-
-    def decoder(width: int, ffn: int, layers: int, heads: int) -> GraphKey:
-        return GraphKey(dialect, "decoder", form, ffn, width, heads=heads, count=layers)
-
-    for shape in plan.DECODERS:
-        yield decoder(*shape)
-    yield replace(decoder(*plan.DECODERS[-1]), kv_heads=plan.GROUPED_DECODER_KV_HEADS)
-    for width, ffn, layers, heads, kv_heads in plan.CHOSEN_DECODERS:
-        yield replace(decoder(width, ffn, layers, heads), kv_heads=kv_heads)
-    for layers in BEYOND_LAYERS[form]:
-        yield decoder(plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
-    for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:
-        yield replace(decoder(width, ffn, layers, heads), uses=uses)
+def decoders(form: str) -> list[Task]:
+    """Return whole decoders."""
+    large = (plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH)
+    width, ffn, layers, heads = plan.DECODERS[-1]
+    tasks = [plan.decoder_of(form, shape) for shape in plan.DECODERS]
+    tasks.append(tasks[-1]._replace(kv_heads=plan.GROUPED_DECODER_KV_HEADS))
+    tasks += [plan.decoder_of(form, shape)._replace(kv_heads=kv_heads) for *shape, kv_heads in plan.CHOSEN_DECODERS]
+    tasks += [plan.decoder_of(form, (*large, count, plan.LARGE_HEADS)) for count in BEYOND_LAYERS[form]]
+    for shared_width, shared_ffn, count, uses, shared_heads in plan.SHARED_DECODERS:
+        tasks.append(plan.decoder_of(form, (shared_width, shared_ffn, count, shared_heads))._replace(uses=uses))
     if form == "fp32":
-        for width in plan.SHARED_SWEEP_WIDTHS:
-            yield replace(decoder(width, width, 1, width // plan.SWEEP_HEAD_SIZE), uses=plan.SWEEP_USES)
+        for swept in plan.SHARED_SWEEP_WIDTHS:
+            shape = (swept, swept, 1, swept // plan.SWEEP_HEAD_SIZE)
+            tasks.append(plan.decoder_of(form, shape)._replace(uses=plan.SWEEP_USES))
     if form in plan.SWEPT_FORMATS:
-        width, ffn, layers, heads = plan.DECODERS[-1]
         layer_bytes = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
-        for count in SWEEP_LAYERS:
-            if count != layers and count * layer_bytes <= plan.MOST_BEYOND_BYTES:
-                yield decoder(width, ffn, count, heads)
+        counts = [count for count in SWEEP_LAYERS if count != layers]
+        tasks += [
+            plan.decoder_of(form, (width, ffn, count, heads))
+            for count in counts if count * layer_bytes <= plan.MOST_BEYOND_BYTES
+        ]  # fmt: skip
+    return tasks
 
 
 def stored_bytes(form: str, rows: int, columns: int) -> float:

@@ -26,7 +26,7 @@ DEMO, DEMO_CLAIM = "demo-x86-2cores.json", "The benchmark of `make demo`: a desi
 HEAD = """# Records
 
 Each figure in README and docs links to the record that holds it. A record is a summary of at most 200 lines: medians,
-intervals and counts. A file holds one record, or several of one subject whose scripts are gone.
+intervals and counts. A file holds one record, or several of one subject.
 `bench/experiments/write_record.py` adds the claim, the commits that measured (the oldest first),
 the date, the machine and the command. If a script is gone, its commit still has it. This table is made by
 `python docs/scripts/make.py`.

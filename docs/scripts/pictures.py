@@ -121,7 +121,7 @@ DEPTHS = (64, 448, 1984)
 @matplotlib.rc_context(STYLE)
 def behind_cache() -> str:
     """Milliseconds per token of 66 M parameters in int8 against the tokens cached."""
-    rows = read("native-depth-x86-2cores.json")["rows"]
+    rows = read("native-66m-x86-2cores.json")["records"]["native-depth-x86-2cores"]["rows"]
     own = {kv: [row for row in rows if (row["precision"], row["kv"]) == ("int8", kv)] for kv in ("int8", "float32")}
     lines = {
         "this project, int8 cache": ("#c2410c", [row["tok_s"] for row in own["int8"]]),

@@ -5,14 +5,20 @@ depends on the score, so designs are made by both kinds of score. The board's ow
 designs with random weights, as `bench` does. `calibration` fits the model to the times.
 """
 
+import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merino_edge.benchmarking.measuring import Bench, Say, fault_of, requests_for, steps_of, typical_ms
+from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.pairs import flags_by_place, rounds_by_place, select_processes
+from merino_bench.harness.record import failures
+from merino_bench.harness.run import Progress, run_bench
+from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.calibration.probe import MeasuredDesign
 from merino_edge.design.budgets import with_board_defaults
@@ -29,11 +35,21 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:  # imports asyncssh
+    from merino_edge.delivery.ssh.board import Copied
+    from merino_edge.delivery.ssh.connect import Address
+
 DESIGNS = 6  # of a round: each format by each score
 RANGE = 12.0  # the board's own latency budget over the least that is designed for
 ABOVE_SMALLEST = 1.5  # times the latency of the smallest decoder
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
 SCORES = (MEASURED, MERINO)
+STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
+
+Say = Callable[[str], None]
+Record = dict[str, Any]
+# (bundles, requests) -> for each request a record of each bundle
+Bench = Callable[[Sequence[Path], Sequence[BenchRequest]], list[Sequence[Record]]]
 
 
 class Request(NamedTuple):
@@ -65,15 +81,13 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
                 arch, candidate.precision, folders[-1], folders[-1].name, candidate, dialect=dialect_of(profile)
             )
         # 2. Designs of one context share their cases, so they are measured in interleaved runs.
-        pairs = sorted(zip(designs, folders, strict=True), key=context_of)
-        rows = [row for _, group in groupby(pairs, key=context_of) for row in measured_alike(list(group), bench, say)]
+        by_context: dict[int, list[tuple[Design, Path]]] = {}
+        for candidate, folder in zip(designs, folders, strict=True):
+            by_context.setdefault(candidate.architecture.context, []).append((candidate, folder))
+        rows = [row for _, pairs in sorted(by_context.items()) for row in measured_alike(pairs, bench, say)]
     if not rows:
         raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
     return rows
-
-
-def context_of(pair: tuple[Design, Path]) -> int:
-    return pair[0].architecture.context
 
 
 def requests(profile: DeviceProfile, number: int) -> list[Request]:
@@ -131,13 +145,18 @@ def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say)
     """Measure designs of one context and prompt, in interleaved runs. A design that fails is reported and left out."""
     first, folders = pairs[0][0], [folder for _, folder in pairs]
     context, prompt = first.architecture.context, first.prompt
-    full = context - steps_of(context)
+    steps = min(STEPS, context // 2)
+    full = context - steps
     names = ", ".join(folder.name for folder in folders)
     say(f"measuring {names}: steps behind {full} tokens, prefills of {prompt}")
+    decodes, prefills = bench(folders, [
+        BenchRequest((), (steps,), DECODE_REPETITIONS, depths=(full,)),
+        BenchRequest((prompt,), (), PREFILL_REPETITIONS),
+    ])  # fmt: skip
     rows = []
-    for (candidate, folder), decode, prefill in zip(pairs, *bench(folders, requests_for(context, prompt)), strict=True):
-        if fault := fault_of(decode, prefill):
-            say(f"{folder.name} is left out, {fault}")
+    for (candidate, _), decode, prefill in zip(pairs, decodes, prefills, strict=True):
+        if faults := failures([decode, prefill]):
+            say(f"left out: {faults[0]}")
             continue
         cost = candidate.predicted
         rows.append(MeasuredDesign.model_validate({
@@ -149,3 +168,54 @@ def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say)
             "flags": sorted({*decode["flags"], *prefill["flags"]}),
         }))  # fmt: skip
     return rows
+
+
+def typical_ms(record: Record) -> float:
+    """Return the lower decile of a process's samples, and of these the median over the processes that count: one and
+    the same decoder differs by some percent between processes."""
+    places = select_processes(flags_by_place(record["processes"])).places
+    rounds = rounds_by_place(record["processes"], record["rounds_ms"])
+    return median(lower_decile_ms([ms for samples_ms in rounds[place] for ms in samples_ms]) for place in places)
+
+
+def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) -> Bench:
+    """Return a function that measures on this machine."""
+
+    def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
+        records: list[Sequence[Record]] = []
+        for request in requests:
+            with progress() as report:
+                records.append(run_bench([str(folder) for folder in folders], request, progress=report))
+        return records
+
+    return bench
+
+
+def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -> Bench:
+    """Return a function that measures on a board, and removes the bundles that it copied there."""
+    from merino_edge.benchmarking.run import records_of
+    from merino_edge.delivery.ssh.board import bundle_there, program, remove_bundle
+    from merino_edge.delivery.ssh.connect import connected
+
+    async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
+        async with connected(address, accept_new, say) as board:
+            there = await program(board)
+            places: dict[str, str] = {}
+            try:
+                for bundle in bundles:
+                    places[bundle] = await bundle_there(there, bundle, copied)
+                paths = list(places.values())
+                return [await records_of(there, paths, words_of(request), say, copied) for request in requests]
+            finally:
+                for bundle, place in places.items():
+                    with suppress(MerinoError):  # of a connection that is lost
+                        await remove_bundle(there, bundle, place)
+
+    return lambda folders, requests: asyncio.run(work([str(folder) for folder in folders], requests))
+
+
+def words_of(request: BenchRequest) -> list[str]:
+    """Return the request as options of the board's `bench`."""
+    prompts, steps = (",".join(map(str, lengths or (0,))) for lengths in (request.prompts, request.steps))
+    depths = ",".join(map(str, request.depths))
+    return [f"-p{prompts}", f"-n{steps}", f"-d{depths}", f"-r{request.repetitions}"]

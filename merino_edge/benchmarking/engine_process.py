@@ -10,16 +10,15 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merino_bench.harness.worker import DIGITS, WARM_UP_S
+from merino_bench.harness.worker import DIGITS, WARM_UP_S, prompt_ids, summarized
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import cpu_moment, load_between
+from merino_bench.sensors.environment import cpu_moment
 from merino_edge.benchmarking.engines import GENERIC_BUILD, WITH_Q8_0_CACHE, native_build
 from merino_runtime.io import board
 
@@ -29,43 +28,30 @@ FEATURES = {
     "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI", "amx_int8": "AMX_INT8", "dotprod": "DOTPROD",
     "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
-Round = Callable[[Sequence[int], int], tuple[float, list[float], list[int]]]
-Opened = tuple[str, Round, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
+# (ids, steps) -> the times in s: of the start, of the first token, of each step's; and the chosen ids.
+Round = Callable[[Sequence[int], int], tuple[list[float], list[int]]]
+Opened = tuple[str, Round, list[str]]  # engine with version, a function that runs one round, notes
 WARM_UP_STEPS = 8  # of a warm-up round
-
-
-def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
-    """Return the ids that the harness' worker feeds to a bundle of this vocabulary."""
-    return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
 
 
 def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
     """Measure an engine and return the worker's keys. request: engine, runner, path, precision, threads, prompt, steps,
-    repetitions, seed, vocab."""
+    repetitions, vocab."""
     before = environment.state()
     start = time.perf_counter()
     engine, run_round, notes = OPENERS[request["runner"]](request)
     load_ms = 1e3 * (time.perf_counter() - start)
-    ids = prompt_ids(request["vocab"], request["prompt"], request["seed"])
+    ids = prompt_ids(request["vocab"], request["prompt"])  # those of a bundle of this vocabulary
     began = cpu_moment()
     while cpu_moment().clock_s < began.clock_s + WARM_UP_S:
         run_round(ids, min(request["steps"], WARM_UP_STEPS))
     rounds = [run_round(ids, request["steps"]) for _ in range(request["repetitions"])]
-    ended = cpu_moment()
-    peak_rss_mb = board.peak_rss_mb()
-    after = environment.state()
-    here = environment.machine()
-    load = load_between(began, ended, here["cpus"] or 1)
-    return {
+    timed = began, [times_s for times_s, _ in rounds], cpu_moment()
+    return summarized(before, timed, request["threads"]) | {
         "engine": engine, "threads": request["threads"], "prefill_threads": request["threads"],
-        "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
-        "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
-        "step_ms": [[round(ms, DIGITS) for ms in step_ms] for _, step_ms, _ in rounds],
+        "load_ms": round(load_ms, DIGITS), "verify_ms": None, "notes": notes, "ids": ids, "chosen": rounds[-1][1],
         "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent measures bundles' only
-        "environment": dict(here, before=before, after=after, **load.as_record()),
-        "flags": environment.flags_of(before, after, load), "notes": notes,
-        "ids": ids, "chosen": rounds[-1][2],
-    }  # fmt: skip
+    }
 
 
 def open_transformers(request: dict[str, Any]) -> Opened:
@@ -79,20 +65,19 @@ def open_transformers(request: dict[str, Any]) -> Opened:
     model = transformers.AutoModelForCausalLM.from_pretrained(request["path"], dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         cache: Any = None
         chosen: list[int] = []
-        times_ms = []
+        times_s = [time.perf_counter()]
         tokens, begin = torch.tensor([ids]), 0  # [1, sequence]
         for _ in range(steps + 1):
-            start = time.perf_counter()
             positions = torch.arange(begin, begin + tokens.shape[1])[None]  # [1, sequence]
             out = model(input_ids=tokens, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
             cache, begin = out.cache, begin + tokens.shape[1]
             chosen.append(int(out.logits[0, -1].argmax()))
-            times_ms.append(1e3 * (time.perf_counter() - start))
+            times_s.append(time.perf_counter())
             tokens = torch.tensor([[chosen[-1]]])
-        return times_ms[0], times_ms[1:], chosen
+        return times_s, chosen
 
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} CPU"
     return versions, run_round, [f"attention: {model.config._attn_implementation}; logits of the last position"]
@@ -107,11 +92,11 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
         intra_threads=request["threads"],
     )  # fmt: skip
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
-        moments, chosen = [time.perf_counter()], []
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
+        times_s, chosen = [time.perf_counter()], []
 
         def stop_here(step: Any) -> bool:
-            moments.append(time.perf_counter())
+            times_s.append(time.perf_counter())
             chosen.append(step.token_id)
             return False
 
@@ -119,10 +104,9 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
             [[f"t{token}" for token in ids]], max_length=steps + 1, min_length=steps + 1, beam_size=1, sampling_topk=1,
             include_prompt_in_result=False, callback=stop_here,
         )  # fmt: skip
-        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
-        if len(times_ms) != steps + 1:
-            raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were requested")
-        return times_ms[0], times_ms[1:], chosen
+        if len(chosen) != steps + 1:
+            raise RuntimeError(f"CTranslate2 gave {len(chosen)} tokens, {steps + 1} were requested")
+        return times_s, chosen
 
     note = f"computes in {generator.compute_type}; end of text is masked until the last step"
     return f"CTranslate2 {ctranslate2.__version__} CPU", run_round, [note]
@@ -134,44 +118,28 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
     cache = "KV cache in Q8_0" if q8_0_cache else "KV cache in float16, its default"
     if folder is None:
         return open_wheel(request, [cache, "times by its own clock"])
-    engine = f"{request['engine']} (llama-cpp-python {version(folder)}, built for this machine) CPU"
-    return engine, open_native(folder, request, q8_0_cache), [cache, *features_of(described(folder))]
+    # The functions of llama.h. The package itself is not imported: it needs more than these.
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = [str(folder)]
+    sys.modules["llama_cpp"] = package
+    llama = import_module("llama_cpp.llama_cpp")
+    version = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
+    engine = f"{request['engine']} (llama-cpp-python {version[1] if version else '?'}, built for this machine) CPU"
+    build = llama.llama_print_system_info().decode()
+    return engine, open_native(llama, request, q8_0_cache), [cache, *features_of(build)]
 
 
 def features_of(build: str) -> list[str]:
-    """Return notes on a build of llama.cpp, by its description of itself."""
-    lacks = lacking(build, board.this_isa())
-    words = " ".join(re.findall(r"(\w+) = 1", build))
-    return [f"built with {words}", *([f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else [])]
+    """Return notes on a build of llama.cpp, by its description of itself, with the features of this machine that it
+    does not use."""
+    used, isa = re.findall(r"(\w+) = 1", build), board.this_isa()
+    lacks = [name for name, known in FEATURES.items() if name in isa and known not in used]
+    generic = [f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else []
+    return [f"built with {' '.join(used)}", *generic]
 
 
-def lacking(described: str, isa: Set[str]) -> list[str]:
-    """Return the features of this machine that a build does not use, by llama.cpp's description of itself."""
-    used = set(re.findall(r"(\w+) = 1", described))
-    return [name for name, known in FEATURES.items() if name in isa and known not in used]
-
-
-def library(folder: Path) -> Any:
-    """Return the functions of llama.h. The package itself is not imported: it needs more than these."""
-    if "llama_cpp" not in sys.modules:
-        package = types.ModuleType("llama_cpp")
-        package.__path__ = [str(folder)]
-        sys.modules["llama_cpp"] = package
-    return import_module("llama_cpp.llama_cpp")
-
-
-def version(folder: Path) -> str:
-    match = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
-    return match[1] if match else "?"
-
-
-def described(folder: Path) -> str:
-    return str(library(folder).llama_print_system_info().decode())
-
-
-def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Round:
+def open_native(llama: Any, request: dict[str, Any], q8_0_cache: bool) -> Round:
     """Return a function that runs one prefill and greedy decode steps, each timed to the argmax of its token."""
-    llama = library(folder)
     # 1. The model, with a log callback that prints nothing.
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)
@@ -198,16 +166,15 @@ def open_native(folder: Path, request: dict[str, Any], q8_0_cache: bool) -> Roun
             raise RuntimeError(f"llama.cpp does not decode {len(ids)} ids")
         return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (vocab,)).argmax())
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         _ = quiet  # llama.cpp calls it as long as there is a context
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        moments, generated = [time.perf_counter()], [next_id(ids)]
-        moments.append(time.perf_counter())
+        times_s, generated = [time.perf_counter()], [next_id(ids)]
+        times_s.append(time.perf_counter())
         for _ in range(steps):
             generated.append(next_id(generated[-1:]))
-            moments.append(time.perf_counter())
-        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
-        return times_ms[0], times_ms[1:], generated
+            times_s.append(time.perf_counter())
+        return times_s, generated
 
     return run_round
 
@@ -229,7 +196,7 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
     params.verbosity = -1
     server = xllamacpp.Server(params)
 
-    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
         """Run one round, timed by the server's clock: `predicted_ms` counts from the first token, so differences are
         the steps."""
         body = {
@@ -254,12 +221,11 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
             raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were requested")
         # A token that ends inside a character comes with the next one, so its time is interpolated.
         numbers = sorted(timings)
-        ends = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
-        ends_ms = [float(end) for end in ends]
-        step_ms = [after - before for before, after in zip(ends_ms, ends_ms[1:], strict=False)]
+        ends_ms = np.interp(range(1, steps + 2), numbers, [timings[number]["predicted_ms"] for number in numbers])
         texts = [choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["text"]]
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
-        return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
+        times_ms = [ends_ms[0] - timings[1]["prompt_ms"], *ends_ms]
+        return [float(ms) / 1e3 for ms in times_ms], [int(text[1:]) for text in texts] if made_up else []
 
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 

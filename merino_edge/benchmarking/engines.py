@@ -1,18 +1,22 @@
-"""List the engines of `bench --peers`: the packages that each needs, the engines behind a name on the command line, and
-the bytes of a model that each reads per token. llama.cpp runs a GPT-2 of equal size instead of a model.
+"""List the engines of `bench --peers`, and make the files of one engine in a separate process, so that this leaves
+nothing in the measured process.
 
-Counts are sums over the operators of the geometry, so they hold for every family.
+`python -m merino_edge.benchmarking.engines REQUEST`: a JSON object in, one JSON object out. A file gets its name when
+it is complete, so one that exists is kept. Weights are random. llama.cpp runs a GPT-2 of equal size instead of a model.
 """
 
-from collections.abc import Sequence
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import Operator
+from merino_edge.families.operators import Operator, params
 from merino_edge.families.registry import read_geometry
-from merino_edge.storage.atomic import cache_folder
+from merino_edge.storage.atomic import cache_folder, scratch_folder
 from merino_runtime.errors import MerinoError
 
 
@@ -22,10 +26,9 @@ class Peer(NamedTuple):
     engine: str
     precision: str  # as the engine calls it
     embedding: str
-    artifact: str  # made for it once: `checkpoint`, `ctranslate2` or `gguf`
     runner: str  # key of `engine_process.OPENERS`
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
-    kv_share: float = 1.0  # bytes of its KV cache over those of a float32 cache
+    file: Path | None = None  # the user's GGUF, which is run instead of a model of random weights
 
     @property
     def shown_precision(self) -> str:
@@ -33,35 +36,22 @@ class Peer(NamedTuple):
 
 
 TORCH = (("torch", "torch"), ("transformers", "transformers"))
+LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 GENERIC_BUILD = "generic-build"  # flag of a row of llama.cpp: the wheel is built for AVX2, whatever the machine has
-LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
-
-
-# Over the bytes of a float32 cache. llama.cpp's default is float16; Q8_0 has a float16 scale for each 32 values.
-LLAMA_KV_SHARES = {"llama.cpp": 16 / 32, WITH_Q8_0_CACHE: 8.5 / 32}
-
-
-def llama_cpp(precision: str, embedding: str, engine: str = "llama.cpp", artifact: str = "gguf") -> Peer:
-    return Peer(engine, precision, embedding, artifact, "llama_cpp", LLAMA, LLAMA_KV_SHARES[engine])
-
-
 PEERS = (
-    Peer("transformers", "fp32", "fp32", "checkpoint", "transformers", TORCH),
-    Peer("ctranslate2", "int8", "int8", "ctranslate2", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
-    llama_cpp("F32", "F32"),
-    llama_cpp("Q8_0", "Q8_0"),
-    llama_cpp("Q4_0", "Q8_0"),
-    llama_cpp("Q4_0", "Q4_0"),
-    llama_cpp("Q8_0", "Q8_0", WITH_Q8_0_CACHE),
-    llama_cpp("Q4_0", "Q8_0", WITH_Q8_0_CACHE),
+    Peer("transformers", "fp32", "fp32", "transformers", TORCH),
+    Peer("ctranslate2", "int8", "int8", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
+    Peer("llama.cpp", "F32", "F32", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q8_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q4_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer("llama.cpp", "Q4_0", "Q4_0", "llama_cpp", LLAMA),
+    Peer(WITH_Q8_0_CACHE, "Q8_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer(WITH_Q8_0_CACHE, "Q4_0", "Q8_0", "llama_cpp", LLAMA),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
-
-
-def given_gguf(precision: str, embedding: str) -> list[Peer]:
-    """Return llama.cpp on the user's file, with either cache, for the types of its matrices and of its embedding."""
-    return [llama_cpp(precision, embedding, engine, "given") for engine in LLAMA_KV_SHARES]
+EMBEDDING = "token_embd.weight"
+SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token that is chosen last
 
 
 def parse_engines(text: str) -> tuple[str, ...]:
@@ -75,8 +65,27 @@ def parse_engines(text: str) -> tuple[str, ...]:
     return ENGINES if "all" in names else tuple(dict.fromkeys(names))
 
 
-def peers_of(engines: Sequence[str]) -> list[Peer]:
-    return [peer for peer in PEERS if peer.engine in engines]
+def peers_of(engines: Sequence[str], file: Path | None = None) -> list[Peer]:
+    """Return the engines in their formats. llama.cpp runs `file`, a GGUF, in the file's format only.
+
+    Raise MerinoError for a file that is not a GGUF, is damaged, or has no embedding.
+    """
+    peers = [peer for peer in PEERS if peer.engine in engines]
+    if file is None:
+        return peers
+    from merino_edge.families.gguf.file import open_gguf
+
+    tensors = open_gguf(file).tensors
+    matrices = [tensor for name, tensor in tensors.items() if len(tensor.shape) == 2 and name != EMBEDDING]
+    kinds = Counter(tensor.kind.name for tensor in matrices)
+    if EMBEDDING not in tensors or not kinds:
+        raise MerinoError(f"{file} has no {EMBEDDING} and matrices: give a GGUF of a model that generates text")
+    matrix_kind, embedding_kind = kinds.most_common(1)[0][0], tensors[EMBEDDING].kind.name
+    given = {
+        peer.engine: peer._replace(precision=matrix_kind, embedding=embedding_kind, file=file)
+        for peer in peers if peer.runner == "llama_cpp"
+    }  # fmt: skip
+    return [peer for peer in peers if peer.engine not in given] + list(given.values())
 
 
 def native_build() -> Path | None:
@@ -96,30 +105,9 @@ def missing(peer: Peer) -> str | None:
     return f"{peer.engine} is not installed: python -m pip install {' '.join(lacking)}"
 
 
-BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a float16 scale
-    "fp32": 32.0, "F32": 32.0, "int8": 8.0, "Q8_0": 8.5, "Q4_0": 4.5,
-}  # fmt: skip
-
-
-def elements(operators: Sequence[Operator], kind: str) -> int:
-    """Return the number of elements that a decode step reads of matrices (`linear`; shared ones count at each use), or
-    of the `head`."""
-    return sum(op.matrix for op in operators if op.kind == kind)
-
-
-def shares_layers(operators: Sequence[Operator]) -> bool:
-    """Return whether some matrices are used repeatedly."""
-    return any(op.kind == "linear" and not op.own for op in operators)
-
-
-def decode_weight_bytes(operators: Sequence[Operator], precision: str, embedding: str) -> int:
-    """Return the bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
-    return round((elements(operators, "linear") * BITS[precision] + elements(operators, "head") * BITS[embedding]) / 8)
-
-
-def stored_params(operators: Sequence[Operator]) -> int:
-    """Return the parameters of matrices and embedding, without vectors, of a model without shared layers."""
-    return elements(operators, "linear") + elements(operators, "head")
+def matrix_weights(operators: Sequence[Operator], *kinds: str) -> int:
+    """Return the weights of matrices of these kinds that a decode step reads; shared ones count at each use."""
+    return sum(op.matrix for op in operators if op.kind in kinds)
 
 
 def as_gpt2(geometry: Geometry) -> tuple[Geometry, list[str]]:
@@ -127,19 +115,107 @@ def as_gpt2(geometry: Geometry) -> tuple[Geometry, list[str]]:
     layers, operators = geometry.layer_shapes, geometry.operators
     if len(set(layers)) != 1:
         raise ValueError("llama.cpp's gpt2 has layers of one width and one FFN width, this model's differ")
-    if shares_layers(operators):
+    if any(op.kind == "linear" and not op.own for op in operators):
         raise ValueError("llama.cpp's gpt2 has no layers with shared weights, this model has")
     width, ffn_width, heads = layers[0]
     sizes = {"width": width, "layers": len(layers), "heads": heads, "ffn_width": ffn_width, "vocab": geometry.vocab}
     made = read_geometry("gpt2", {**sizes, "context": geometry.context, "norm_eps": 1e-5, "activation": "gelu"})
     projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
-    if elements(operators, "linear") - projected != elements(made.operators, "linear"):
+    if matrix_weights(operators, "linear") - projected != matrix_weights(made.operators, "linear"):
         raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")
     notes = [f"gpt2 of {made.shape()}, vocabulary {made.vocab}"]
     if projected:
-        more = stored_params(made.operators) - stored_params(operators)
+        read, own = (matrix_weights(ops, "linear", "head") for ops in (made.operators, operators))
         notes.append(
             f"its embedding is {width} wide, the bundle's {geometry.embed_width} with a projection before and behind:"
-            f" {more:,} more weights are read per token ({4 * more / 1e6:.1f} MB in float32)"
+            f" {read - own:,} more weights are read per token ({4 * (read - own) / 1e6:.1f} MB in float32)"
         )
     return made, notes
+
+
+def make(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the engine's files. Return their path and size, the parameters, and how their model differs from the
+    bundle's.
+
+    request: folder, runner, precision, embedding, file, family, architecture. Raise ValueError or MerinoError if the
+    engine has no such model.
+    """
+    from merino_edge.families.hugging_face import random_model  # loads torch
+
+    folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
+    notes: list[str] = []
+    if request["file"]:
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf
+
+        path = Path(request["file"])
+        stored = geometry_of_gguf(path)
+        if stored != geometry:
+            raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
+    elif request["runner"] == "llama_cpp":
+        from merino_edge.families.gguf.write import write_gpt2
+
+        geometry, notes = as_gpt2(geometry)
+        longer = read_geometry("gpt2", {**geometry.model_dump(), "context": geometry.context + SPARE_SLOTS})
+        formats = request["precision"], request["embedding"]
+        path = folder / f"{'-'.join(formats)}.gguf"
+        written(path, lambda beside: write_gpt2(beside, random_model(longer), *formats))
+    else:
+        path = checkpoint = folder / "checkpoint"
+        written(checkpoint, lambda beside: random_model(geometry).save_pretrained(beside))
+        if request["runner"] == "ctranslate2":
+            precision = request["precision"]
+            path = folder / f"ctranslate2-{precision}"
+            written(path, lambda beside: convert_for_ctranslate2(checkpoint, beside, geometry.vocab, precision))
+    size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
+    return {"path": str(path), "bytes": size, "params": params(geometry.operators), "notes": notes}
+
+
+def written(path: Path, write: Callable[[Path], None]) -> None:
+    if path.exists():
+        return
+    with scratch_folder(path) as scratch:
+        write(scratch / path.name)
+        (scratch / path.name).rename(path)
+
+
+def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision: str) -> None:
+    """Convert with CTranslate2's own converter, with made-up tokens t0, t1, ... instead of a tokenizer.
+
+    Raise ValueError for a model that it does not know, and for a vocabulary that it would pad.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    import merino_edge.families.hugging_face  # noqa: F401 - registers what transformers does not have
+
+    class Vocabulary:
+        bos_token = eos_token = f"t{min(2, vocab - 1)}"
+        unk_token = f"t{min(3, vocab - 1)}"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {f"t{index}": index for index in range(vocab)}
+
+    class Converter(TransformersConverter):
+        def load_tokenizer(self, *_: Any, **__: Any) -> Vocabulary:
+            return Vocabulary()
+
+    if vocab % 8:
+        raise ValueError(f"CTranslate2's converter pads a vocabulary to a multiple of 8, this one has {vocab} entries")
+    Converter(str(checkpoint)).convert(str(path), quantization=precision)
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of `make`, or as `error` the reason why there is none."""
+    try:
+        return make(request)
+    except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
+        return {"error": f"its model could not be made: {error}"}
+
+
+def main() -> int:
+    result = answer(json.loads(sys.argv[1]))
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,24 +2,27 @@
 --ssh, bundles and baselines are copied to a board by hash, measured there in one run, and recorded here."""
 
 import asyncio
+import re
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_bench.harness.cases import BenchRequest, check_repetitions
-from merino_bench.harness.record import failures
-from merino_bench.harness.render import append, appends, check_can_save, render, terminal_width
-from merino_bench.harness.render import save as save_records
-from merino_bench.harness.run import Progress, bench_command, check_timeout
+from merino_bench.harness.cases import BenchRequest, check_request
+from merino_bench.harness.render import append, appends, check_can_save
+from merino_bench.harness.run import Progress, bench_command, check_timeout, deliver
 from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
-from merino_edge.export.request import PRECISIONS
+from merino_edge.export.digest import DIGEST_DIGITS, exporter_digest
+from merino_edge.export.request import PRECISIONS, ExportRequest, graph_format
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
+from merino_edge.storage.atomic import cache_folder
+from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.delivery.releases import INSTALLED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.streams import write_out
 from merino_runtime.io.visible import cleaned, visible
 
 if TYPE_CHECKING:  # imports asyncssh
@@ -27,6 +30,7 @@ if TYPE_CHECKING:  # imports asyncssh
 
 MOST_BYTES = 64 << 20  # of a board's records
 MOST_S = 24 * 3600.0  # of all rows on a board; each has its own limit there
+FLOAT32 = ExportRequest("fp32", dialect="fused")
 
 
 def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None, say: Callable[[str], None]
@@ -34,18 +38,80 @@ def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None
     """Return the folders of the bundles and of the baselines. A baseline by name is made here; `installed` is on the
     board. Raise MerinoError as `bench` does."""
     folders = [name if name == INSTALLED else bundle_path(name) for name in names]
-    check_baseline(None if baseline == INSTALLED else baseline, precision)
+    if precision is not None and precision not in PRECISIONS:
+        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(PRECISIONS)}")
     if baseline is None or baseline == INSTALLED:
+        if precision is not None:
+            raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m or leave it out")
         return folders, [baseline] if baseline else []
-    here = [folder for folder in folders if folder != INSTALLED]
-    if isinstance(resolve(baseline), Model) and precision is None and not here:
-        raise MerinoError(
-            f"--baseline {baseline} is made in the format of the measured bundles, and that of `{INSTALLED}` is not"
-            " known here: give --baseline-precision"
-        )
-    from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
+    return folders, baseline_bundles(baseline, [folder for folder in folders if folder != INSTALLED], precision, say)
 
-    return folders, baseline_bundles(baseline, here, precision, say)
+
+def baseline_bundles(
+    what: str, measured: Sequence[str], precision: str | None, say: Callable[[str], None]
+) -> list[str]:
+    """Return the folders of the bundles to compare the measured ones with.
+
+    A name such as `opt-350m` gives one per (precision, dialect, cache) among the measured bundles, so that each ratio
+    is at equal format. With `precision` it gives one of that precision with a cache of floats, in the dialect of the
+    first measured bundle. Any other `what` is a bundle's folder, and has its own precision. Raise MerinoError if it is
+    neither, or has no such precision.
+    """
+    resolved = resolve(what)
+    if not isinstance(resolved, Model):
+        if precision is not None:
+            raise MerinoError(
+                f"--baseline-precision goes with a model of the catalog, such as opt-350m: {what!r} is taken for a"
+                " bundle, which has its own. Leave the option out"
+            )
+        try:
+            check_baselines([resolved])
+        except MerinoError as refusal:
+            raise MerinoError(f"{refusal} Or name one: {', '.join(exportable_models())}") from refusal
+        return [resolved]
+    if precision is None and not measured:
+        raise MerinoError(
+            f"--baseline {what} is made in the format of the measured bundles, and that of `{INSTALLED}` is not known"
+            " here: give --baseline-precision"
+        )
+    requests: dict[ExportRequest, None] = {}  # each once
+    for folder in measured:
+        with suppress(MerinoError):  # it gets a failed row
+            bundle = load_bundle(folder, verify=False)
+            requests[ExportRequest(bundle.precision, dialect=bundle.dialect, kv=quantized_cache(bundle))] = None
+    chosen = list(requests) or [FLOAT32]
+    if precision is not None:
+        chosen = [chosen[0]._replace(precision=precision, kv=None)]
+    return [baseline_bundle(resolved, say, request) for request in chosen]
+
+
+def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportRequest = FLOAT32) -> str:
+    """Return the folder of a baseline with random weights in the user's cache, which is exported now unless this
+    exporter has done so before.
+
+    The folder's name ends in a digest of the exporter's sources, so both sides of a ratio come from the same exporter.
+    Bundles of the same format that another exporter left in the cache are removed. Raise MerinoError for a format that
+    is not possible.
+    """
+    precision, dialect, _, kv, *_ = graph_format(request, None, model.geometry.context)
+    form = f"{precision} {dialect}{f' {kv} cache' if kv else ''}"
+    stem = f"{model.id}-{form.replace(' ', '-')}"
+    folder = cache_folder() / f"{stem}-{exporter_digest()}"
+    with suppress(MerinoError):  # none is there, or an incomplete one; its hashes are checked when it is measured
+        load_bundle(str(folder), verify=False)
+        return str(folder)
+    from merino_edge.export.export import export  # loads torch
+    from merino_edge.export.source import random_source
+
+    say(f"exporting {model.id} as {form}, with random weights of its true geometry (once, minutes;"
+        f" kept in {folder})")  # fmt: skip
+    export(random_source(model.geometry, model.id), folder, request, last_use=True)
+    same_format = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{{DIGEST_DIGITS}}}")
+    for path in sorted(folder.parent.iterdir()):
+        if same_format.fullmatch(path.name) and path != folder:
+            say(f"removing {path}, which another version of the exporter wrote")
+            shutil.rmtree(path)
+    return str(folder)
 
 
 def run_benchmark(
@@ -60,39 +126,17 @@ def run_benchmark(
     another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
     is not possible, and KeyboardInterrupt after the complete rows were written.
     """
-    check_repetitions(request)
+    check_request(request)
     check_timeout(timeout_s)
     check_peers(peers, peers_file)
     if save is not None:
         check_can_save(str(save))
     folders, bases = bundles_of(bundles, baseline, baseline_precision, say)
-    with peers_beside(peers, [*folders, *bases], request.seed, say, peers_file) as others:
+    with peers_beside(peers, [*folders, *bases], say, peers_file) as others:
         return bench_command(
             folders, request, bases, output=output, save_path=None if save is None else str(save),
             timeout_s=timeout_s, progress=progress, more=others,
         )  # fmt: skip
-
-
-def check_baseline(baseline: str | None, precision: str | None) -> None:
-    """Raise MerinoError if `baseline` is neither a name nor a bundle, or has no such precision, before torch is loaded
-    or a model is made."""
-    if precision is not None and precision not in PRECISIONS:
-        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(PRECISIONS)}")
-    if precision is not None and baseline is None:
-        raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m, or leave it out")
-    if baseline is None:
-        return
-    resolved = resolve(baseline)
-    if not isinstance(resolved, Model):
-        if precision is not None:
-            raise MerinoError(
-                f"--baseline-precision goes with a model of the catalog, such as opt-350m: {baseline!r} is taken for a"
-                " bundle, which has its own. Leave the option out"
-            )
-        try:
-            check_baselines([resolved])
-        except MerinoError as refusal:
-            raise MerinoError(f"{refusal} Or name one: {', '.join(exportable_models())}") from refusal
 
 
 def run_there(
@@ -120,13 +164,9 @@ def run_there(
             return await records_of(there, places, [*options, *words], say, copied)
 
     records = asyncio.run(work())
-    if save is not None:
-        (append if appends(str(save)) else save_records)(records, str(save))
-    write_out(render(records, output, terminal_width()))
-    failed = failures(records)
-    if failed:
-        say(f"{len(failed)} of {len(records)} rows failed, the reason is in their flags. First: {failed[0]}")
-    return 1 if failed else 0
+    if save is not None and appends(str(save)):
+        append(records, str(save))
+    return deliver(records, output, None if save is None else str(save))
 
 
 async def records_of(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tomlkit
 
-from merino_bench.sensors.gpu import watts_of_mode
+from merino_bench.sensors.environment import watts_of_mode
 from merino_edge.calibration.errors import PHASES, latency_errors
 from merino_edge.calibration.fit import DesignTime, Row, fit_all
 from merino_edge.calibration.gpu_fit import fit_gpu

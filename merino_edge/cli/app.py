@@ -188,14 +188,11 @@ def bench(
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.over_ssh import refuse_local, refuse_remote
     from merino_edge.cli.terminal import bench_progress
-    from merino_runtime.backends.threads import check_threads
 
     request = BenchRequest(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
-    for count in request.threads:
-        check_threads("threads", count)
     if ssh is not None:
         from merino_edge.cli.over_ssh import bench_there
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
-from merino_edge.benchmarking.baselines import baseline_bundle
+from merino_edge.benchmarking.run import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE, bundle_bytes
 from merino_edge.cli.design_tables import print_design

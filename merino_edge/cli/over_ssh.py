@@ -145,8 +145,7 @@ def choose_and_measure(
     host: str | None, accept_new: bool, profile: "DeviceProfile", number: int
 ) -> "list[MeasuredDesign]":
     """Measure designs that the search chooses with the profile, on the board, or on this machine if host is None."""
-    from merino_edge.benchmarking.chosen import measured_designs  # loads torch
-    from merino_edge.benchmarking.measuring import bench_here, bench_on
+    from merino_edge.benchmarking.chosen import bench_here, bench_on, measured_designs  # loads torch
     from merino_edge.cli.terminal import bench_progress, copy_progress, say
     from merino_edge.delivery.ssh.connect import parse_address
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.pairs import LEVEL
-from merino_bench.harness.record import format_words
 from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
@@ -143,26 +142,9 @@ def _row(board: "Flashed") -> list[str]:
 
 
 def evaluation_table(rows: "Sequence[Evaluation]") -> Table:
-    """Return a row per metric."""
-    cells = [
-        [
-            row.model, format_words(row.precision, row.dialect, row.kv), row.task, name, f"{metric.value:.4g}",
-            uncertainty(metric), f"{row.items:,} of {row.of_items:,}", f"{row.truncated:,}",
-        ]
-        for row in rows for name, metric in row.metrics.items()
-    ]
-    named, titles = ("format", "task", "metric"), ("value", "±", "items", "cut")
-    return Table(
-        columns=[Column("model", left=True, wraps=True), *(Column(title, left=True) for title in named),
-                 *map(Column, titles)],
-        rows=cells, title="Scores",
-        below=["±: standard error over items, or a 95 % interval over the documents of a text. cut: requests that were"
-               " longer than the context and lost their beginning"],
-        dropped=["cut", "items"],
-    )  # fmt: skip
+    """Return a row per metric, as a report has it."""
+    from merino_edge.report.tables import scores_table
 
-
-def uncertainty(metric: Any) -> str:
-    if metric.interval is not None:
-        return f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
-    return "-" if metric.stderr is None else f"{metric.stderr:.2g}"
+    scores = scores_table(rows)
+    columns = [Column(title, left=not numeric, wraps=title == "model") for title, numeric in scores.columns]
+    return Table(columns, scores.rows, title="Scores", below=[scores.caption], dropped=["engine", "cut", "items"])

@@ -24,20 +24,34 @@ MAX_LISTED_FAULTS = 40  # the others are counted
 
 
 def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> list[Record]:
-    """Return all rows of all files, in order; `say` gets a line for each file with rows that are cut off and left out.
+    """Return all rows of benchmarks as `read_all` does. Raise MerinoError for rows of evaluations too."""
+    records, evaluations = read_all(paths, say)
+    if evaluations:
+        raise MerinoError("these are not benchmark records but those of `eval`: give what `bench -o FILE` wrote")
+    return records
 
-    Raise one MerinoError that lists the faults of all files.
-    """
+
+def read_all(
+    paths: Iterable[Path], say: Callable[[str], None] = lambda _: None
+) -> tuple[list[Record], list[Evaluation]]:
+    """Return the rows of benchmarks, and those of evaluations, each from files of their own, in order; `say` gets a
+    line for each file with rows that are cut off and left out. Raise one MerinoError that lists the faults of all
+    files."""
     records: list[Record] = []
+    evaluations: list[Evaluation] = []
     faults: list[str] = []
     for path in paths:
         try:
-            rows, wrong, cut = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
-            if cut:
-                say(f"note: {path}: {row_list(cut)}cut off, as by a power cut or a full disk, and left out")
+            text = read_text(str(path), JSON, REMEDY, LARGEST_BYTES)
+            if is_evaluations(text):
+                evaluations += parse_evaluations(text, path)
+                continue
+            rows, wrong, cut = parse_records(text)
         except MerinoError as error:
             faults.append(str(error))
             continue
+        if cut:
+            say(f"note: {path}: {row_list(cut)}cut off, as by a power cut or a full disk, and left out")
         records += rows
         faults += [f"{path}: {fault}" for fault in wrong]
     if faults:
@@ -47,23 +61,7 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         raise MerinoError(
             f"these are not benchmark records: correct them, or give what `bench -o FILE` wrote:{listed}"
         )
-    return records
-
-
-def read_all(
-    paths: Iterable[Path], say: Callable[[str], None] = lambda _: None
-) -> tuple[list[Record], list[Evaluation]]:
-    """Return the rows of benchmarks, and those of evaluations, each from files of their own. Raise MerinoError as
-    `read_records`."""
-    measured: list[Path] = []
-    evaluations: list[Evaluation] = []
-    for path in paths:
-        text = read_text(str(path), JSON, REMEDY, LARGEST_BYTES)
-        if is_evaluations(text):
-            evaluations += parse_evaluations(text, path)
-        else:
-            measured.append(path)
-    return read_records(measured, say), evaluations
+    return records, evaluations
 
 
 def parse_records(text: str) -> tuple[list[Record], list[str], list[int]]:

@@ -45,7 +45,6 @@ class _MachineFacts(Facts):
 class Gpu(_MachineFacts):
     """A Jetson's GPU. Clocks in MHz, power in W."""
 
-    source: str
     name: str | None = None
     clock_mhz: Number | None = None
     clock_max_mhz: Number | None = None
@@ -269,10 +268,6 @@ class Record(Facts):
     def engine_name(self) -> str:
         """Return the engine without its version: `onnxruntime CPU` for `onnxruntime 1.32.0 CPU`."""
         return " ".join(word for word in (self.engine or "-").split() if not re.match(r"v?\d", word))
-
-    @property
-    def runs_on_onnxruntime(self) -> bool:
-        return (self.engine or "").startswith(DEFAULT_ENGINE)
 
     @property
     def backend(self) -> str | None:

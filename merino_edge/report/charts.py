@@ -56,7 +56,6 @@ class Chart:
     title: str
     values: Sequence[str]
     note: str
-    provenance: str
     draw: "Callable[[], Figure]"
 
     @property
@@ -123,8 +122,7 @@ def speed_against_size(summary: Summary, styles: dict[str, dict[str, Any]]) -> C
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. "
     note = f"{lead if known else ''}Each model's decode row with the least cached."
     values = [f"{entry.label}, {entry.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})" for entry, row in rows]
-    return Chart(name="size", title="Decode speed against size", values=values, note=note, draw=draw,
-                 provenance=summary.measured_on)  # fmt: skip
+    return Chart(name="size", title="Decode speed against size", values=values, note=note, draw=draw)
 
 
 def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
@@ -149,8 +147,7 @@ def decode_against_cache(summary: Summary, styles: dict[str, dict[str, Any]]) ->
     note = f"Medians: of each depth, or of slices of consecutive steps if there is one depth.{cut(drawn, MAX_LINES)}"
     values = [f"{curve.label}: {number(curve.y[0])} ms at {number(curve.x[0])} tokens, {number(curve.y[-1])} ms at"
               f" {number(curve.x[-1])}" for curve in curves]  # fmt: skip
-    return Chart(name="cache", title="Decode time as the cache fills", values=values, note=note, draw=draw,
-                 provenance=summary.measured_on)  # fmt: skip
+    return Chart(name="cache", title="Decode time as the cache fills", values=values, note=note, draw=draw)
 
 
 def latency(summary: Summary) -> Chart:
@@ -179,7 +176,7 @@ def latency(summary: Summary) -> Chart:
     note = "ms per decode step; each panel has its own axis. Dashed lines: the 50th, 90th and 99th percentile."
     return Chart(
         name="latency", title="Time between two tokens", values=values[:MAX_PANELS],
-        note=note + cut(panels, MAX_PANELS), provenance=summary.measured_on, draw=draw,
+        note=note + cut(panels, MAX_PANELS), draw=draw,
     )  # fmt: skip
 
 
@@ -212,8 +209,7 @@ def memory(summary: Summary) -> Chart:
     split = any(parts.kv_mb is not None for parts in summary.memory)
     note = "The KV cache is computed from the geometry; without one it is part of the rest. " if split else ""
     note += f"Rest: Python, engine, activations{'' if split else ', KV cache'}."
-    return Chart(name="memory", title="Peak memory", values=texts, note=note, draw=draw,
-                 provenance=summary.measured_on)  # fmt: skip
+    return Chart(name="memory", title="Peak memory", values=texts, note=note, draw=draw)
 
 
 def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
@@ -230,7 +226,7 @@ def accuracy(summary: Summary, styles: dict[str, dict[str, Any]]) -> Chart:
 
     values = [f"{curve.label}: {curve.y[0]:.1f} % at {number(curve.x[0])} ms" for curve in curves]
     return Chart(name="accuracy", title="Accuracy against decode time", values=values, draw=draw,
-                 note=f"Mean over {', '.join(tasks)}.", provenance=summary.measured_on)  # fmt: skip
+                 note=f"Mean over {', '.join(tasks)}.")  # fmt: skip
 
 
 def empty_figure(height: int) -> "Figure":

@@ -10,15 +10,6 @@ from merino_edge import __version__
 from merino_edge.report import tables as words
 from merino_edge.report.charts import charts_of
 from merino_edge.report.summary import Summary
-from merino_edge.report.tables import (
-    DataTable,
-    environment_rows,
-    equal_table,
-    predicted_table,
-    records_table,
-    scores_table,
-    shipped_table,
-)
 from merino_runtime.io.visible import harmless, visible
 
 
@@ -33,33 +24,33 @@ def page(summary: Summary) -> str:
         summary=summary, words=words, version=__version__,
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         charts=[(chart, Markup(chart.svg)) for chart in charts_of(summary)],
-        ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
-        predicted=predicted_table(summary), scores=scores_table(summary.evaluations), records=records_table(summary),
-        environments=[(place, environment_rows(place)) for place in summary.places],
+        ratios=words.ratio_tables(summary), predicted=words.predicted_table(summary),
+        scores=words.scores_table(summary.evaluations), records=words.records_table(summary),
+        environments=[(place, words.environment_rows(place)) for place in summary.places],
     ))  # fmt: skip
 
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
-OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
+OMITTED = ("load ms", "p99", "machine", "params M", "bundle MB")  # columns that only the page has
 
 
 def markdown(summary: Summary) -> str:
     parts = [f"### {text(words.headline(summary))}", text(words.headline_details(summary))]
     if summary.headline:
         parts.append(f"The paper: {text(words.paper_words())}")
-    parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
-    parts += [as_table(predicted_table(summary))] if summary.predictions else []
+    parts += map(as_table, words.ratio_tables(summary, short=True))
+    parts += [as_table(words.predicted_table(summary))] if summary.predictions else []
     parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
-    parts += [as_table(scores_table(summary.evaluations))] if summary.evaluations else []
-    parts += [as_table(records_table(summary, short=True))] if summary.records else []
+    parts += [as_table(words.scores_table(summary.evaluations))] if summary.evaluations else []
+    parts += [as_table(words.records_table(summary, short=True))] if summary.records else []
     parts += [f"- {text(row.bundle)} {row.test} failed: {text(row.failure or '')}" for row in summary.failed]
     for place in summary.places:
-        facts = "; ".join(f"{name}: {value}" for name, value in environment_rows(place) if name != "Command")
+        facts = "; ".join(f"{name}: {value}" for name, value in words.environment_rows(place) if name != "Command")
         parts.append(f"Measured on {text(place.board)}. {text(facts)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def as_table(table: DataTable) -> str:
+def as_table(table: words.DataTable) -> str:
     kept = [index for index, (title, _) in enumerate(table.columns) if title not in OMITTED]
     titles = [table.columns[index][0] for index in kept]
     rule = ["--:" if table.columns[index][1] else ":--" for index in kept]

@@ -98,7 +98,7 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
     labels = [
         " ".join([
             row.bundle, row.precision or "-", *([f"{row.kv} cache"] if row.kv else []),
-            *([] if row.runs_on_onnxruntime else [row.engine_name]),
+            *([] if row.backend == "onnxruntime" else [row.engine_name]),
         ])
         for row in rows
     ]
@@ -141,7 +141,7 @@ def shipped_ratios(series: Sequence[Series]) -> list[SpeedRatio]:
     """
     fastest: dict[tuple[str, str], Series] = {}
     for entry in series:
-        ships = entry.records[0].runs_on_onnxruntime and not entry.is_reference
+        ships = entry.records[0].backend == "onnxruntime" and not entry.is_reference
         if ships and _decode_tok_s(entry) > _decode_tok_s(fastest.get((entry.bundle, entry.board))):
             fastest[entry.bundle, entry.board] = entry
     references = [entry for entry in series if entry.is_reference]

@@ -109,7 +109,7 @@ def parts_of(series: Series) -> MemoryParts | None:
     unknown, it is the size of the bundle's files.
     """
     peak_mb, size = series.peak_rss_mb, series.records[0].bundle_bytes
-    operators = series.operators if series.records[0].runs_on_onnxruntime else None
+    operators = series.operators if series.records[0].backend == "onnxruntime" else None
     context = series.context
     if peak_mb is None or (operators is None and size is None):
         return None

@@ -1,17 +1,16 @@
 """The words and tables of a report, the same for HTML and Markdown."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_bench.harness.record import format_words
+from merino_bench.harness.render import LEFT, columns_of
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
-from merino_edge.records.compare import LEAST_PROCESSES, Ratio
+from merino_edge.records.compare import Ratio
 from merino_edge.records.evaluation import Evaluation
-from merino_edge.records.schema import Record
 from merino_edge.report.series import PAPER, PAPER_PARAMS, PAPER_SPEED, REFERENCE, Series, SpeedRatio
 from merino_edge.report.summary import Place, Summary
-from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 def headline(summary: Summary) -> str:
@@ -38,7 +37,7 @@ def headline_details(summary: Summary) -> str:
     return (
         f"{model.bundle} ({(model.params or 0) / 1e6:,.1f} M parameters), decode {best.test}, {model.precision} "
         f"on {model.engine} on both sides; {weights_words(model, best.reference)}. "
-        f"{interval_words(best.speed)}; {summary.measured_on}."
+        f"{ratio_words(best.speed)}, with the 95 % interval; {summary.measured_on}."
     )
 
 
@@ -53,14 +52,6 @@ def weights_words(*series: Series) -> str:
     if kinds == {"random"}:
         return "random weights, on whose values speed does not depend"
     return "weights " + " and ".join(f"{entry.weights} ({entry.bundle})" for entry in series)
-
-
-def interval_words(ratio: Ratio) -> str:
-    interval = (
-        f"no interval, of fewer than {LEAST_PROCESSES} processes" if ratio.low is None or ratio.high is None
-        else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-    )  # fmt: skip
-    return interval + pairs_words(ratio)
 
 
 def pairs_words(ratio: Ratio) -> str:
@@ -113,32 +104,34 @@ class DataTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def equal_table(summary: Summary, short: bool = False) -> DataTable:
-    """Return the table of equal ratios. short: only ratios of representative rows."""
-    caption = "At equal engine and format: both sides run the same engine, version and weight format."
+def ratio_tables(summary: Summary, short: bool = False) -> list[DataTable]:
+    """Return the tables of ratios that have rows. short: of equal ratios only those of representative rows."""
     shown = {(row.test, row.cached, id(entry)) for entry in summary.series for row in entry.representatives}
-    rows = tuple(_equal_cells(ratio) for ratio in summary.equal
-                 if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
-    return DataTable("equal", caption, EQUAL_COLUMNS, rows)
-
-
-def shipped_table(summary: Summary) -> DataTable:
-    caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
-    rows = tuple(
+    equal = tuple(_equal_cells(ratio) for ratio in summary.equal
+                  if not short or (ratio.test, ratio.cached, id(ratio.model)) in shown)  # fmt: skip
+    shipped = tuple(
         (*_equal_cells(ratio)[:-1], f"{ratio.reference.bundle}: {form_words(ratio.reference)}")
         for ratio in summary.shipped
     )
-    return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
+    tables = (
+        DataTable("equal", "At equal engine and format: both sides run the same engine, version and weight format.",
+                  EQUAL_COLUMNS, equal),
+        DataTable("shipped", "As shipped: engine or format differ, so a ratio includes the effect of model, format and"
+                  " engine.", (*EQUAL_COLUMNS[:-1], ("against", False)), shipped),
+    )  # fmt: skip
+    return [table for table in tables if table.rows]
 
 
 def records_table(summary: Summary, short: bool = False) -> DataTable:
-    """Return the table of rows, with `short` of representative ones, without columns that are empty in all rows."""
+    """Return the table of rows that `bench` prints, with `short` of representative ones, without empty columns."""
     records = [row for entry in summary.series for row in entry.representatives] if short else summary.records
-    columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
-    rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
+    columns = columns_of([row.model_dump(by_alias=True, exclude={"rounds_ms", "processes"}) for row in records])
+    columns["machine"] = [row.board if row.environment else "-" for row in records]
+    columns = {title: cells for title, cells in columns.items() if set(cells) != {"-"}}
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
     caption = f"{shown} as measured; busy and swapping ones were disturbed."
-    return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
+    titles = tuple((title, title not in (*LEFT, "machine")) for title in columns)
+    return DataTable("records", caption, titles, tuple(zip(*columns.values(), strict=True)))
 
 
 def predicted_table(summary: Summary) -> DataTable:
@@ -160,15 +153,19 @@ def scores_table(evaluations: Sequence[Evaluation]) -> DataTable:
     rows = []
     for score in evaluations:
         model = (score.model, format_words(score.precision, score.dialect, score.kv), score.engine, score.task)
+        items = f"{score.items:,} of {score.of_items:,}", f"{score.truncated:,}"
         for name, metric in score.metrics.items():
             spread = "–" if metric.stderr is None else f"± {metric.stderr:.2g}"
             if metric.interval is not None:
                 spread = f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
-            rows.append((*model, name, f"{metric.value:.4g}", spread, f"{score.items:,} of {score.of_items:,}"))
-    caption = "Scores of lm-score-harness; bundles ran in the board's runtime. Uncertainty: standard error over"
-    texts = ("model", "format", "engine", "task", "metric")
-    columns = (*((title, False) for title in texts), ("value", True), ("uncertainty", False), ("items", True))
-    return DataTable("scores", f"{caption} items, or 95 % interval over documents.", columns, tuple(rows))
+            rows.append((*model, name, f"{metric.value:.4g}", spread, *items))
+    titles = ("model", "format", "engine", "task", "metric", "value", "uncertainty", "items", "cut")
+    caption = (
+        "Scores of lm-evaluation-harness; bundles ran in the board's runtime. Uncertainty: standard error over items or"
+        " 95 % interval over documents. Cut: requests that were longer than the context and lost their beginning."
+    )
+    columns = tuple((title, title in ("value", "items", "cut")) for title in titles)
+    return DataTable("scores", caption, columns, tuple(rows))
 
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
@@ -209,48 +206,6 @@ def number(value: float) -> str:
     digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-@dataclass(frozen=True)
-class Column:
-    title: str
-    numeric: bool
-    of: Callable[[Record], float | str | None]
-    show: Callable[[float], str] = number
-
-
-COLUMNS = (
-    Column("bundle", False, lambda row: row.bundle),
-    Column("format", False, lambda row: format_words(row.precision, row.dialect, row.kv) or None),
-    Column("engine", False, lambda row: row.engine),
-    Column("weights", False, lambda row: row.weights),
-    Column("test", False, lambda row: row.test),
-    Column("threads", True, lambda row: row.threads),
-    Column("tok/s", True, lambda row: row.tok_s),
-    Column("± sd", True, lambda row: row.tok_s_sd),
-    Column("against baseline", True, lambda row: row.ratio_to_baseline, multiple),
-    Column("p50 ms", True, lambda row: row.ms_p50),
-    Column("p90 ms", True, lambda row: row.ms_p90),
-    Column("p95 ms", True, lambda row: row.ms_p95),
-    Column("p99 ms", True, lambda row: row.ms_p99),
-    Column("prefill ms", True, lambda row: row.prefill_ms),
-    Column("first token ms", True, lambda row: row.ttft_ms),
-    Column("load ms", True, lambda row: row.load_ms),
-    Column("peak MB", True, lambda row: row.peak_rss_mb),
-    Column("on disk MB", True, lambda row: None if row.bundle_bytes is None else row.bundle_bytes / BYTES_PER_MB),
-    Column("parameters M", True, lambda row: None if row.params is None else row.params / 1e6),
-    Column("MBU", True, lambda row: row.mbu, lambda share: f"{share:.0%}"),
-    Column("J/token", True, lambda row: row.j_per_token),
-    Column("flags", False, lambda row: ", ".join(row.flags) or None),
-    Column("machine", False, lambda row: row.board if row.environment else None),
-)
-
-
-def _cell(column: Column, row: Record) -> str:
-    value = column.of(row)
-    if value is None:
-        return "–"
-    return column.show(value) if isinstance(value, int | float) else value
 
 
 EQUAL_COLUMNS = (

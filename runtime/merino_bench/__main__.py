@@ -23,7 +23,6 @@ from merino_bench.harness.cases import (
 )
 from merino_runtime.__main__ import main as runtime_main
 from merino_runtime.backends.choice import BACKENDS, TENSORRT, backend_of_machine
-from merino_runtime.backends.threads import check_threads
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import Verb
@@ -32,14 +31,6 @@ from merino_runtime.serving.command import add_serve, run_serve
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     return runtime_main(argv, extra_verbs=VERBS)
-
-
-def _threads(text: str) -> Tuple[int, ...]:
-    """Parse thread counts, and refuse those that cannot be used, before anything is measured."""
-    counts = parse_threads(text)
-    for count in counts:
-        check_threads("threads", count)
-    return counts
 
 
 def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[int, ...]]:
@@ -67,7 +58,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help=f"cached tokens before each test (default 0; decoding then starts behind {START_PROMPT})")
     parser.add_argument("-r", type=int, default=5, metavar="N", dest="repetitions",
                         help="repetitions (default %(default)s)")
-    parser.add_argument("-t", "--threads", type=_checked(_threads), metavar="N,...", default=(),
+    parser.add_argument("-t", "--threads", type=_checked(parse_threads), metavar="N,...", default=(),
                         help="numbers of threads; default: the bundle's setting")
     parser.add_argument("--backend", choices=BACKENDS,
                         help="backend of all bundles; default: tensorrt on a Jetson that has it, else the first listed")
@@ -84,7 +75,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from merino_bench.harness.run import bench_command
 
     request = BenchRequest(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
-                        arguments.depths, backend=arguments.backend)
+                           arguments.depths, backend=arguments.backend)
     return bench_command(arguments.bundles, request, arguments.baselines, output=arguments.output,
                          save_path=arguments.save, timeout_s=arguments.timeout_s)
 

@@ -86,7 +86,7 @@ def folder(bundle_dirs):
 
 def engine(folder, name, is_baseline, flags_of_next, calls):
     """Its processes are appended to `calls` by name, and have the flags that `flags_of_next` gives."""
-    real = bundle_engine(folder, is_baseline, 0)
+    real = bundle_engine(folder, is_baseline)
     measured = []
 
     def measure(*arguments):

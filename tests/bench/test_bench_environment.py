@@ -2,6 +2,7 @@
 
 What others took of the CPU: shares from known readings, and real neighbors, of long and of short bursts.
 """
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import CpuMoment, Load, busy_s, cpu_moment, load_between, stolen_s
+from merino_bench.sensors.environment import CpuMoment, Load, cpu_moment, load_between
 
 MEMINFO = "MemTotal: 4051232 kB\nSwapCached: 12 kB\nSwapTotal: 2025600 kB\nSwapFree: 2012288 kB\n"
 X86_CPUINFO = """processor\t: 0
@@ -20,7 +21,8 @@ model name\t: AMD EPYC 7763 64-Core Processor
 cpu MHz\t\t: 3211.000
 """
 PI_CPUINFO = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\n\nModel\t\t: Raspberry Pi 4 Model B\n"
-QUIET = {"throttle_bits": None, "cpu_cooling": None, "gpu_cooling": None, "swapped_pages": None}
+QUIET = {"throttle_bits": None, "cpu_cooling": None, "gpu_cooling": None, "swapped_pages": None,
+         "power_mode": None, "power_modes": None}
 
 
 def write(root, path, text):
@@ -74,28 +76,31 @@ def test_a_file_without_a_number_is_no_clock(tmp_path):
     assert environment.state(str(tmp_path))["clocks_mhz"] == [2445.404, 3211.0]
 
 
-def test_models():
-    assert environment.board_model("Raspberry Pi 5 Model B Rev 1.0\0") == "Raspberry Pi 5 Model B Rev 1.0"
-    assert environment.board_model("\0") is None and environment.board_model(None) is None
-    assert environment.cpu_model(X86_CPUINFO) == "AMD EPYC 7763 64-Core Processor"
-    assert environment.cpu_model(PI_CPUINFO) is None  # "Model" is the board
-    assert environment.cpuinfo_clocks_mhz(PI_CPUINFO) is None
+@pytest.mark.parametrize("device_tree, cpuinfo, model", [
+    ("Raspberry Pi 5 Model B Rev 1.0\0", X86_CPUINFO, "Raspberry Pi 5 Model B Rev 1.0"),
+    ("\0", X86_CPUINFO, "AMD EPYC 7763 64-Core Processor"), ("\0", PI_CPUINFO, None)])  # "Model" is the board
+def test_models(device_tree, cpuinfo, model, tmp_path):
+    write(tmp_path, "proc/device-tree/model", device_tree)
+    write(tmp_path, "proc/cpuinfo", cpuinfo)
+    assert environment.machine(str(tmp_path))["board"] == model
+    assert (environment.state(str(tmp_path))["clocks_mhz"] is None) == (cpuinfo == PI_CPUINFO)
 
 
 @pytest.mark.parametrize("text, mode", [
     ("NV Power Mode: MAXN\n0\n", "MAXN (0)"), ("NV Fan Mode:quiet\nNV Power Mode: MODE_15W_6CORE\n2\n",
                                               "MODE_15W_6CORE (2)"),
     ("NVPM WARN: fan mode is not set!\nNV Power Mode: 25W\n1\n", "25W (1)"), ("NV Power Mode: 5W", "5W"),
-    ("", None), (None, None), ("nvpmodel: command failed", None)])
-def test_jetson_power_modes(text, mode):
-    assert environment.power_mode(text) == mode
+    ("", None), ("nvpmodel: command failed", None)])
+def test_jetson_power_modes(text, mode, tmp_path):
+    assert environment.power_modes(text, str(tmp_path)) == (mode, None)
 
 
 @pytest.mark.parametrize("text, bits", [
     ("throttled=0x0\n", "0x0"), ("throttled=0x50005\n", "0x50005"), ("VCHI initialization failed\n", None),
-    (None, None)])
-def test_raspberry_throttle_bits(text, bits):
-    assert environment.throttle_bits(text) == bits
+    ("", None)])
+def test_raspberry_throttle_bits(text, bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "output_of", lambda *command: text if command[0] == "vcgencmd" else "")
+    assert environment.state(str(tmp_path))["throttle_bits"] == bits
 
 
 def changed(**values):
@@ -118,14 +123,14 @@ def changed(**values):
     (changed(cpu_cooling=1, swapped_pages=0), changed(swapped_pages=9999), 0.5,
      ["throttled", "busy", "swapping"])])
 def test_flags(before, after, share, flags):
-    assert environment.flags_of(before, after, Load(share, None, None, None)) == flags
+    assert environment.flags_of(before, after, Load(share, None)) == flags
 
 
 STAT = """cpu  1000 50 300 8000 200 7 13 30 400 5
 cpu0 500 25 150 4000 100 3 6 15 200 2
 intr 12345
 """
-BEFORE = CpuMoment(clock_s=10.0, busy_s=500.0, stolen_s=7.0, own_s=3.0, waited_s=1.0, preemptions=100)
+BEFORE = CpuMoment(clock_s=10.0, busy_s=500.0, own_s=3.0, waited_s=1.0)
 
 
 def later(seconds, **grown):
@@ -134,31 +139,32 @@ def later(seconds, **grown):
     return BEFORE._replace(clock_s=BEFORE.clock_s + seconds, **changed)
 
 
-def test_cpu_time_is_all_but_idle_waiting_and_guests():
-    assert busy_s(STAT, ticks_per_s=100) == (1000 + 50 + 300 + 7 + 13 + 30) / 100
-    assert stolen_s(STAT, ticks_per_s=100) == 0.3
-    for text in ("intr 5\n", None):
-        assert busy_s(text) is None and stolen_s(text) is None
+def test_cpu_time_is_all_but_idle_waiting_and_guests(tmp_path):
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    write(tmp_path, "proc/stat", STAT)
+    assert cpu_moment(str(tmp_path)).busy_s == (1000 + 50 + 300 + 7 + 13 + 30) / ticks_per_s
+    write(tmp_path, "proc/stat", "intr 5\n")
+    assert cpu_moment(str(tmp_path)).busy_s is None
 
 
 def test_shares_are_of_all_cores_and_of_our_threads():
-    load = load_between(BEFORE, later(2.0, busy_s=5.0, own_s=3.0, stolen_s=0.4, waited_s=1.0, preemptions=30), cpus=4)
-    assert load == Load(0.25, 0.05, 0.25, 15.0)  # 2 of 8 s, 0.4 of 8 s, 1 of 3 + 1 s, 30 in 2 s
+    load = load_between(BEFORE, later(2.0, busy_s=5.0, own_s=3.0, waited_s=1.0), cpus=4)
+    assert load == Load(0.25, 0.25)  # 2 of 8 s, 1 of 3 + 1 s
     assert load_between(BEFORE, later(2.0, busy_s=2.0, own_s=3.0), 4).others_cpu_share == 0.0  # rounding of ticks
 
 
 def test_ticks_say_nothing_of_a_short_time_and_a_missing_source_is_none():
     short = load_between(BEFORE, later(0.2, busy_s=0.4, own_s=0.2, waited_s=0.05), cpus=4)
-    assert short.others_cpu_share is None and short.steal_share is None
+    assert short.others_cpu_share is None
     assert short.waiting_share == 0.2 and short.busy  # exact, however short
-    blind = BEFORE._replace(busy_s=None, stolen_s=None, waited_s=None, preemptions=None)
-    assert load_between(blind, later(2.0), 4) == Load(None, None, None, None)
+    blind = BEFORE._replace(busy_s=None, waited_s=None)
+    assert load_between(blind, later(2.0), 4) == Load(None, None)
     assert not load_between(blind, later(2.0), 4).busy
 
 
 def test_a_machine_without_proc_has_no_readings(tmp_path):
     result = cpu_moment(str(tmp_path))
-    assert result.busy_s is None and result.stolen_s is None and result.waited_s is None and result.own_s > 0
+    assert result.busy_s is None and result.waited_s is None and result.own_s > 0
 
 
 @pytest.mark.slow

@@ -9,12 +9,14 @@ from merino_bench.harness.cases import Case
 from merino_bench.harness.record import identity_of, record_of
 from merino_bench.probe import gpu as gpu_probe
 from merino_bench.probe.run import run_probe
-from merino_bench.sensors import gpu
+from merino_bench.sensors import environment
+from merino_bench.sensors.environment import Load
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from tests.sample_gpu_probe import SPEEDS, probed
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
+QUIET = Load(0.0, 0.0)
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
 ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
@@ -67,22 +69,25 @@ def orin(tmp_path):
 
 
 def test_files_of_a_nano(nano):
-    state = gpu.with_gpu({"power_mode": None}, nano)
+    state = environment.state(nano)
     assert state["gpu"] == {
-        "source": "files", "name": "Tegra X1 GPU (Maxwell)", "compute_capability": "5.3", "clock_mhz": 921.6,
+        "name": "Tegra X1 GPU (Maxwell)", "compute_capability": "5.3", "clock_mhz": 921.6,
         "clock_max_mhz": 921.6, "load_percent": 63.4, "power_w": 1.206, "power_rail": "POM_5V_GPU"}
     assert (state["power_mode"], state["power_modes"]) == ("5W (1)", ["MAXN", "5W"])
-    assert gpu.mode_flags(state, state) == ["low-power"]
+    assert environment.flags_of(state, state, QUIET) == ["low-power"]
 
 
-def test_files_of_an_orin(orin):
-    state = gpu.with_gpu({"power_mode": "25W (1)"}, orin)  # nvpmodel's own answer stands
+def test_files_of_an_orin(orin, monkeypatch):
+    state = environment.state(orin)
+    assert environment.flags_of(state, state, QUIET) == [] and state["power_mode"] == "MAXN_SUPER (2)"
+    printed = "NV Power Mode: 25W\n1\n"  # nvpmodel's own answer stands
+    monkeypatch.setattr(environment, "output_of", lambda *command: printed if command[0] == "nvpmodel" else "")
+    state = environment.state(orin)
     assert state["gpu"] == {
-        "source": "files", "name": "Orin GPU (Ampere)", "compute_capability": "8.7", "clock_mhz": 306.0,
+        "name": "Orin GPU (Ampere)", "compute_capability": "8.7", "clock_mhz": 306.0,
         "clock_max_mhz": 1020.0, "load_percent": 0.0, "power_w": pytest.approx(5.048 * 0.912),
         "power_rail": "VDD_CPU_GPU_CV"}
-    assert state["power_mode"] == "25W (1)" and gpu.mode_flags(state, state) == ["low-power"]
-    assert gpu.mode_flags(*[gpu.with_gpu({}, orin)] * 2) == []  # MAXN_SUPER
+    assert state["power_mode"] == "25W (1)" and environment.flags_of(state, state, QUIET) == ["low-power"]
 
 
 @pytest.mark.parametrize("lost", ["proc", "sys/class/devfreq", "sys/bus", "etc", "var"])
@@ -90,7 +95,7 @@ def test_a_part_that_is_missing_is_none(lost, nano):
     for folder, _, names in os.walk(os.path.join(nano, lost), topdown=False):
         for name in names:
             os.remove(os.path.join(folder, name))
-    state = gpu.with_gpu({}, nano)
+    state = environment.state(nano)
     result = state["gpu"]
     assert (result["name"] is None) == (lost == "proc")
     assert (result["clock_mhz"] is None) == (result["load_percent"] is None) == (lost == "sys/class/devfreq")
@@ -102,13 +107,14 @@ def test_a_part_that_is_missing_is_none(lost, nano):
 def test_a_file_without_a_number_is_no_clock(nano):
     write(nano, "sys/class/devfreq/57000000.gpu/cur_freq", "<unsupported>")
     write(nano, "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power1_input", "")
-    result = gpu.with_gpu({}, nano)["gpu"]
+    result = environment.state(nano)["gpu"]
     assert result["clock_mhz"] is None and result["clock_max_mhz"] == 921.6 and result["power_w"] is None
 
 
 def test_a_machine_without_such_a_gpu_has_none(tmp_path):
     write(tmp_path, "sys/class/devfreq/15340000.vic/cur_freq", 115200000)
-    assert gpu.with_gpu({"power_mode": None}, str(tmp_path)) == {"power_mode": None, "gpu": None, "power_modes": None}
+    state = environment.state(str(tmp_path))
+    assert (state["gpu"], state["power_mode"], state["power_modes"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("mode, modes, low", [
@@ -116,15 +122,15 @@ def test_a_machine_without_such_a_gpu_has_none(tmp_path):
     ("15W (0)", ["15W", "7W"], False), ("7W (1)", ["15W", "7W"], True),  # an Orin Nano before its Super mode
     ("MODE_15W_6CORE (2)", ["MODE_15W_6CORE", "MODE_10W_2CORE"], False), ("odd (4)", ["odd"], True)])
 def test_low_power(mode, modes, low):
-    assert gpu.is_low(mode, modes) is low
+    assert environment.is_low(mode, modes) is low
 
 
 def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_dirs, tmp_path, monkeypatch):
     """The benchmark's own process code, on the stand-in as its GPU and a Nano's files as its system."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     put_in(Gpu(name="NVIDIA Tegra X1"), "8.2.1.8", monkeypatch)
-    read = gpu.with_gpu
-    monkeypatch.setattr(gpu, "with_gpu", lambda state: read(dict(state, power_mode=None), nano))
+    read = environment.state
+    monkeypatch.setattr(environment, "state", lambda: read(nano))
     case = Case("tg4", 8, 4)
     folder = str(bundle_dirs["portable"])
     measured = worker.measure(folder, case, 1, backend_name="tensorrt")

@@ -125,7 +125,7 @@ def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minu
     def measure(*_):
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(board_probe, "probe_machine", measure)
+    monkeypatch.setattr(board_probe, "probe_cpu", measure)
     with pytest.raises(MerinoError, match="is a folder. Name a file"):
         board_probe.run_probe(str(tmp_path))
     monkeypatch.setattr(plan, "MOST_BEYOND_BYTES", 2 ** 60)
@@ -137,7 +137,7 @@ def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
 def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch):
     works, read = [], []
-    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 9})
+    monkeypatch.setattr(board_probe, "probe_cpu", lambda work, *_: works.append(work) or {"flags": []})
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
 
@@ -149,7 +149,7 @@ def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch
     reader.start()
     board_probe.run_probe(pipe)
     reader.join()
-    assert json.loads(read[0]) == {"schema": 9} and os.listdir(str(tmp_path)) == ["pipe"]
+    assert json.loads(read[0])["flags"] == [] and os.listdir(str(tmp_path)) == ["pipe"]
     assert not os.path.exists(works[0])
 
 

@@ -7,7 +7,6 @@ The table of `bench` on terminals: no line is wider, nothing is left out; a pipe
 import re
 
 import pytest
-from hypothesis import strategies as st
 
 from merino_bench.harness.cases import decode_case, prefill_case
 from merino_bench.harness.record import (
@@ -18,12 +17,7 @@ from merino_bench.harness.record import (
     flops_per_token,
     record_of,
 )
-from merino_bench.harness.render import (
-    BY_WORTH,
-    as_json,
-    as_markdown,
-    check_can_save,
-)
+from merino_bench.harness.render import as_json, as_markdown, check_can_save
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
 from merino_runtime.errors import MerinoError
 
@@ -50,8 +44,7 @@ def process(turn=0, attempt=0, **values):
         "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "prefill_threads": 4, "load_ms": 40.5, "verify_ms": 3.0,
         "peak_rss_mb": 66.25, "tokenize_ms": None, "prefill_ms": prefill_ms, "step_ms": [[] for _ in prefill_ms],
         "prefill_phases_s": [], "decode_phases_s": [],
-        "environment": {"board": "x", "after": {}, "others_cpu_share": 0.01, "steal_share": 0.0, "waiting_share": None,
-                        "preemptions_per_s": 2.0},
+        "environment": {"board": "x", "after": {}, "others_cpu_share": 0.01, "waiting_share": None},
         "flags": [], "notes": [], "turn": turn, "attempt": attempt}, **values)
 
 
@@ -191,17 +184,18 @@ def test_records_are_appended_to_json_lines_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-TITLES = ["bundle", "test"] + list(BY_WORTH)
-
-
-@st.composite
-def columns(draw):
-    """Cells of a table by title; few different ones, so that rows are often alike in a key."""
-    rows = draw(st.integers(1, 5))
-    cell = st.text("ab ", min_size=1, max_size=draw(st.integers(1, 12)))
-    return {title: draw(st.lists(cell, min_size=rows, max_size=rows)) for title in TITLES}
-
-
-def different(columns, titles):
-    """The number of rows that differ in these columns."""
-    return len({tuple(columns[title][row] for title in titles) for row in range(len(columns["test"]))})
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_terminal_gets_tables_that_fit_and_every_figure(width):
+    """What is alike in all rows is below. In 40 columns the keys and one figure are wider than the terminal."""
+    records = rows()
+    add_ratios(records, [records[2]])
+    whole, narrow = as_markdown(records), as_markdown(records, width)
+    for text in ("3000.0", "3.00x", "20.0", "66", "onnxruntime 1.32.0 CPU", "fp32 fused", "failed"):
+        assert text in narrow, text
+    lines = narrow.splitlines()
+    titles = [cell.strip() for line in lines if line.startswith("| bundle") for cell in line.split("|")]
+    below = narrow.replace("\n", " ").partition("all rows: ")[2]
+    for title in whole.splitlines()[0].split("|"):
+        assert title.strip() in titles or f"{title.strip()} " in below
+    assert width == 40 or max(len(line) for line in lines) <= width
+    assert as_markdown(records, 1000) == whole

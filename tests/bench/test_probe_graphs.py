@@ -18,8 +18,8 @@ from merino_edge.export.dialects.external_data import DataFile
 from merino_edge.export.source import graph_weights, random_source
 from merino_runtime.backends import open_backend
 from probe_graphs import build
-from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import operator_graph
+from probe_graphs.build import operator_graph
+from probe_graphs.grid import graphs_to_ship
 from tests.sample_bundles import quantized
 
 pytestmark = pytest.mark.slow
@@ -29,24 +29,19 @@ FORMATS = ["fp32", "int8", "int4"]
 
 @pytest.fixture(scope="module")
 def built():
-    return build.build_all(graph_keys())
+    return build.build_all(graphs_to_ship())
 
 
 def test_the_shipped_graphs_are_those_of_todays_exporter(built):
     """Else `cd bench && python -m probe_graphs.build` is due."""
-    shipped = {kernel.file: kernel for kernel in graphs.kernels()}
-    entries = [build.index_entry(graph) for graph in built]
-    assert sorted(entry["file"] for entry in entries) == sorted(shipped)
-    assert set(graphs.members()) == {graphs.INDEX, *shipped}
-    for entry, graph in zip(entries, built, strict=True):
-        kernel = shipped[entry["file"]]
-        lists = {"dialects": graph.dialects, "inputs": tuple(graph.inputs), "outputs": tuple(graph.outputs)}
-        assert kernel._asdict() == entry | lists
-        assert onnx.load_from_string(kernel.model) == graph.model, entry["file"]
+    assert sorted(kernel for kernel, _ in built) == sorted(graphs.kernels())
+    assert set(graphs.members()) == {graphs.INDEX, *(kernel.file for kernel, _ in built)}
+    for kernel, model in built:
+        assert onnx.load_from_string(kernel.model) == model, kernel.file
 
 
 def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
-    few = [graph for graph in built if graph.key.kind in ("call", "norm", "attention")]
+    few = [graph for graph in built if graph[0].kind in ("call", "norm", "attention")]
     for name in ("one", "two"):
         build.write_archive(tmp_path / name, few)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -78,7 +73,7 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
     result = graphs.kernels_of("fused", "decoder", form, uses=uses, kv_heads=kv_heads)
     kernel = next(kernel for kernel in result if kv_heads or kernel.columns == 256)
-    arch = build.decoder_architecture(GraphKey("fused", *kernel[2:11]))
+    arch = build.decoder_architecture(plan.Task(**{name: getattr(kernel, name) for name in kernel._fields[2:12]}))
     exported = exported_graph(arch, GraphFormat(form, "fused", plan.DECODER_CONTEXT))
     assert onnx.load_from_string(kernel.model) == exported.model(DataFile())
     assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))
@@ -89,7 +84,7 @@ def test_a_decoder_runs_in_the_runtimes_backend(form, tmp_path):
     kernel = min(graphs.kernels_of("fused", "decoder", form), key=lambda kernel: kernel.weight_bytes)
     graphs.write_weights(str(tmp_path), kernel.weight_bytes, 0)
     (tmp_path / "model.onnx").write_bytes(kernel.model)
-    backend = open_backend(graphs.decoder_bundle(str(tmp_path), kernel), 1)
+    backend = open_backend(graphs.bundle_of(str(tmp_path), kernel), 1)
     assert np.isfinite(backend.prefill([1, 2, 3])).all() and np.isfinite(backend.step(4)).all()
     backend.close()
 

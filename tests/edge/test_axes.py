@@ -63,7 +63,7 @@ def test_sharing_kv_heads_and_gates_count_as_the_constants_say():
 
 
 def test_bytes_per_token_are_the_measured_ones():
-    record = json.loads((ROOT / "bench/results/fertility.json").read_text())
+    record = json.loads((ROOT / "bench/results/vocabulary.json").read_text())["records"]["fertility"]
     measured = {row["vocab"]: row["bytes_per_token"] for row in record["trained"]}
     assert {257: 1.0, **measured} == vocabulary.BYTES_PER_TOKEN
     for vocab, value in measured.items():
@@ -84,7 +84,7 @@ def test_the_best_embedding_is_the_published_one(weights, best):
 
 
 def test_the_curve_of_the_vocabulary_is_the_fitted_one():
-    record = json.loads((ROOT / "bench/results/vocabulary.json").read_text())["summary"]
+    record = json.loads((ROOT / "bench/results/vocabulary.json").read_text())["records"]["vocabulary"]["summary"]
     curve = record["curve"], *record["curve_interval"]
     assert vocabulary.CONSTANTS["vocab_curve"][:3] == pytest.approx(curve, abs=1e-4)
     assert vocabulary.CONSTANTS["vocab_best"][1:3] == pytest.approx(record["best_interval"], rel=5e-3)

@@ -63,14 +63,14 @@ board_app.packed_files = lambda package: (
 """
 # One design of a small space in one round, in place of six over the board's range in two.
 FEW_DESIGNS = """
-from merino_edge.benchmarking import chosen, measuring
+from merino_edge.benchmarking import chosen
 from merino_edge.calibration import command
 from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.space import Space
 chosen.DESIGNS, chosen.VOCABS, chosen.CONTEXTS, command.ROUNDS = 1, (512,), (64,), 1
 chosen.SPACE = Space(widths=(64, 128), depths=(1, 2))
 chosen.PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2), blocks=1)
-measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
+chosen.DECODE_REPETITIONS = chosen.PREFILL_REPETITIONS = 1
 """
 GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")
 

@@ -108,7 +108,7 @@ def test_llama_cpp_reads_the_same_model_from_the_file(made, name, monkeypatch):
     expected = ids[0, len(prompt) :].tolist()
     request = {"engine": "llama.cpp", "path": str(path), "prompt": len(prompt), "steps": STEPS, "threads": 1}
     _, run, _ = open_llama_cpp(request)
-    assert run(prompt, STEPS - 1)[2] == expected
+    assert run(prompt, STEPS - 1)[1] == expected
     assert len(set(expected)) > 3, "a model that repeats itself would hide a difference"
 
 

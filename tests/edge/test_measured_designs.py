@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
 
-from merino_edge.benchmarking import chosen, measuring
-from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.benchmarking import chosen
+from merino_edge.benchmarking.chosen import bench_here
 from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
@@ -89,8 +89,8 @@ def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
     for name, value in SMALL.items():
         monkeypatch.setattr(chosen, name, value)
-    monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 1)
-    monkeypatch.setattr(measuring, "PREFILL_REPETITIONS", 1)
+    monkeypatch.setattr(chosen, "DECODE_REPETITIONS", 1)
+    monkeypatch.setattr(chosen, "PREFILL_REPETITIONS", 1)
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
     messages = []
     result = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), messages.append)

@@ -11,7 +11,7 @@ import torch
 from hub_server import hub
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from merino_edge.benchmarking.baselines import baseline_bundles
+from merino_edge.benchmarking.run import baseline_bundles
 from merino_edge.embedded import FOLDER
 from merino_edge.export.source import load_source
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer

@@ -22,26 +22,18 @@ from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
-from merino_edge.benchmarking import baselines, engine_models, engine_rows, engines
-from merino_edge.benchmarking.baselines import baseline_bundles
-from merino_edge.benchmarking.engine_rows import (
-    Peers,
-    gguf_file,
-    make_separately,
-    measure_peer_separately,
-    peer_engines,
-    peers_for,
-)
+from merino_edge.benchmarking import engine_rows, engines
+from merino_edge.benchmarking import run as benchmarking
+from merino_edge.benchmarking.engine_rows import make_separately, measure_peer_separately, peer_engines
 from merino_edge.benchmarking.engines import (
     GENERIC_BUILD,
     PEERS,
     as_gpt2,
-    decode_weight_bytes,
-    given_gguf,
+    matrix_weights,
     native_build,
     peers_of,
 )
-from merino_edge.benchmarking.run import check_baseline
+from merino_edge.benchmarking.run import baseline_bundles
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -87,9 +79,9 @@ def making_here():
     """Models are made in this process, which has loaded torch: 5 s each time."""
 
     def run(module, request, *more):
-        if module != engine_models.__name__:
+        if module != engines.__name__:
             return run_separately(module, request, *more)
-        result = engine_models.answer(json.loads(request))
+        result = engines.answer(json.loads(request))
         if "error" in result:
             raise MerinoError(result["error"])
         return result
@@ -112,9 +104,9 @@ def kept(tmp_path_factory):
     return tmp_path_factory.mktemp("peers")
 
 
-def peer_records(peers, bundles, case, request):
+def peer_records(peers, folder, bundles, case, request):
     """A row per engine and geometry, measured in turn."""
-    return rows_of(peer_engines(peers, bundles, request.seed), case, request)
+    return rows_of(peer_engines(peers, folder, bundles), case, request)
 
 
 def rows_of(engines, case, request):
@@ -148,14 +140,13 @@ def skip_if_not_here(peer):
 def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     skip_if_not_here(peer)
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
-    peers = Peers((peer.engine,), kept)
-    model = make_separately(peers, peer, bundle)
-    result = measure_peer_separately(peer, bundle, model["path"], case, 2, 3)
+    model = make_separately(peer, kept, bundle)
+    result = measure_peer_separately(peer, bundle, model["path"], case, 2)
     fed = []
     backend = open_backend(bundle, 1)
     prefill = backend.prefill
     backend.prefill = lambda ids: (fed.append(list(ids)), prefill(ids))[1]
-    timed_rounds(backend, case, 1, 3)
+    timed_rounds(backend, case, 1)
     backend.close()
     assert result["ids"] == fed[-1] and len(result["ids"]) == case.prompt
     assert len(result["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in result["chosen"])
@@ -174,10 +165,9 @@ def assert_measured(row, peer):
         assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
 
 
-def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
+def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept):
     absent = PEERS[2]._replace(needs=(("no_such_module_here", "no-such-package"),))
-    monkeypatch.setattr(engines, "PEERS", (absent,))
-    row, = peer_records(Peers(("llama.cpp",), kept), [bundles["opt"]], decode_case(4), SMALL)
+    row, = peer_records([absent], kept, [bundles["opt"]], decode_case(4), SMALL)
     assert set(row) == set(RECORD_KEYS) and row["tok_s"] is None
     assert row["flags"] == ["failed: llama.cpp is not installed: python -m pip install no-such-package"]
 
@@ -185,11 +175,11 @@ def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, mo
 def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, kept):
     for peer in PEERS[1:3]:
         skip_if_not_here(peer)
-    names = ("ctranslate2", "llama.cpp")
-    rows = peer_records(Peers(names, kept), [bundles["growing"]], decode_case(4), SMALL)
+    peers = peers_of(("ctranslate2", "llama.cpp"))
+    rows = peer_records(peers, kept, [bundles["growing"]], decode_case(4), SMALL)
     assert "No conversion is registered for the model configuration MerinoConfig" in rows[0]["flags"][0]
     assert all("layers of one width" in row["flags"][0] for row in rows[1:])
-    deep = peer_records(Peers(names, kept), [bundles["opt"]], prefill_case(8, 8), SMALL)
+    deep = peer_records(peers, kept, [bundles["opt"]], prefill_case(8, 8), SMALL)
     assert all("into an empty cache only" in row["flags"][0] for row in deep)
 
 
@@ -198,7 +188,7 @@ def varied(bundles, kept, randomize):
     """(bundle, its peers' checkpoint, its model) with weights whose greedy ids vary: as made, it repeats one id."""
     bundle, peer = bundles["one layer"], PEERS[0]
     with making_here():
-        path = make_separately(Peers((peer.engine,), kept), peer, bundle)["path"]
+        path = make_separately(peer, kept, bundle)["path"]
     model = randomize(AutoModelForCausalLM.from_pretrained(path), 6)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.02)  # else a tied table answers with the last id
@@ -211,7 +201,7 @@ def varied(bundles, kept, randomize):
 def test_the_tokens_of_transformers_are_those_of_torch_without_a_cache(varied):
     bundle, path, model = varied
     case = decode_case(8)._replace(threads=1)
-    result = measure_peer_separately(PEERS[0], bundle, path, case, 2, 3)
+    result = measure_peer_separately(PEERS[0], bundle, path, case, 2)
     ids = result["ids"][:]
     for _ in range(9):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -221,8 +211,8 @@ def test_the_tokens_of_transformers_are_those_of_torch_without_a_cache(varied):
 def test_opt_as_gpt2_says_what_it_reads_more():
     made, notes = as_gpt2(OPT_350M)
     more = 50272 * 512 - 2 * 512 * 1024
-    read, own = (decode_weight_bytes(geometry.operators, "fp32", "fp32") for geometry in (made, OPT_350M))
-    assert read - own == 4 * more
+    read, own = (matrix_weights(geometry.operators, "linear", "head") for geometry in (made, OPT_350M))
+    assert read - own == more
     assert f"{more:,} more weights" in notes[1]
     with pytest.raises(ValueError, match="layers of one width"):
         as_gpt2(GROWING)
@@ -273,21 +263,19 @@ def test_the_command_shows_peers_beside_ours(bundles, capsys):
 
 
 def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_path, bundles, kept):
-    skip_if_not_here(given_gguf("Q8_0", "Q8_0")[0])
+    skip_if_not_here(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
     path = sample_gguf.write_gguf(
         tmp_path / "small.gguf", sample_gguf.random_model("llama"), "Q8_0"
     )
     bundle = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(precision="int8")).bundle
-    given = gguf_file(path)
-    peers = Peers(("llama.cpp",), kept, given)
-    assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])
-    (own,) = peers_for(peers)
+    assert peers_of(["transformers"], path) == peers_of(["transformers"])
+    peers = peers_of(["llama.cpp"], path)
+    (own,) = peers
     assert (own.precision, own.embedding) == ("Q8_0", "Q8_0") and own.shown_precision == "Q8_0"
-    same, other = peer_records(peers, [bundle, bundles["uniform"]], decode_case(4), SMALL)
+    same, other = peer_records(peers, kept, [bundle, bundles["uniform"]], decode_case(4), SMALL)
     assert same["weights"] == "real" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
     assert same["bundle_bytes"] == path.stat().st_size
-    matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
-    assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64
+    assert same["params"] == bundle.params and same["bytes_per_token"] is None
     assert "is no file of the bundle's weights" in other["flags"][0]
 
 
@@ -299,12 +287,11 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     small = sample_gguf.random_model("llama", strength=5)
     path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "F32")
     bundle = export(load_source(str(path)), tmp_path / "bundle").bundle
-    peers = Peers(("llama.cpp",), kept, gguf_file(path))
-    (row,) = peer_records(peers, [bundle], decode_case(6), SMALL)
+    (peer,) = peers_of(["llama.cpp"], path)
+    (row,) = peer_records([peer], kept, [bundle], decode_case(6), SMALL)
     assert "built for this machine" in row["engine"] and row["tok_s"] > 0
     assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
-    (peer,) = peers_for(peers)
-    result = measure_peer_separately(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    result = measure_peer_separately(peer, bundle, str(path), decode_case(6)._replace(threads=1), 1)
     ids = result["ids"][:]
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -345,7 +332,7 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
     old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, notes.append))
     mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
     shutil.copytree(old_fused, mine)
-    monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
+    monkeypatch.setattr(benchmarking, "exporter_digest", lambda: "0123456789ab")
     (new,) = baseline_bundles("opt-350m", measured[:1], None, notes.append)
     assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
     assert sum("exporting" in line for line in notes) == 3
@@ -359,4 +346,4 @@ def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
     with pytest.raises(MerinoError, match="--baseline-precision goes with a model of the catalog"):
-        check_baseline(folder, "int8")
+        baseline_bundles(folder, [folder], "int8", print)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))
 
 import published  # noqa: E402 - a script beside the packages
-from published_rows import GEOMETRIES, Board, geometry, halves, read_boards  # noqa: E402
+from published import GEOMETRIES, Board, geometry, halves, read_boards  # noqa: E402
 
 BOARDS = read_boards()
 SOURCE = {"url": "https://example.org", "date": "2026-01", "engine": "e", "version": "1", "setting": "s"}

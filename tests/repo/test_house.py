@@ -160,13 +160,12 @@ WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 FILLERS = {
     "merino_edge.bundles.description", "merino_edge.export.dialects.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
-    "merino_edge.benchmarking.engine_models",
+    "merino_edge.benchmarking.engines",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face",
     "merino_edge.training.train", "merino_edge.training.shards",
     "merino_edge.training.loop",  # moves a saved state to its place
     "merino_edge.training.distill",  # appends records to a cache; its size says how many are whole
-    "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
-    "merino_bench.probe.gpu",
+    "merino_bench.probe.graphs", "merino_bench.probe.timing", "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",
     "merino_runtime.bundle.fit",  # fills an anonymous file in memory
     "merino_runtime.delivery.agent",  # runs where nothing of ours is yet, and fills its own cache there

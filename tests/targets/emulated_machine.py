@@ -28,7 +28,7 @@ MEMORY_MB = 1024
 # `merino-edge` for a board as slow as an emulator on a busy machine: its probe times what a calibration needs, once and
 # however long that takes, and one small design is measured in place of twice six.
 EDGE = """
-from merino_edge.benchmarking import chosen, measuring
+from merino_edge.benchmarking import chosen
 from merino_edge.bundles import board_app
 from merino_edge.calibration import command
 from merino_edge.cli.app import main
@@ -47,7 +47,7 @@ programs.PROBE_S = 4000.0
 chosen.DESIGNS, chosen.VOCABS, chosen.CONTEXTS, command.ROUNDS = 1, (512,), (64,), 1
 chosen.SPACE = Space(widths=(64, 128), depths=(1, 2))
 chosen.PAPER_SPACE = PaperSpace(widths=(64, 128), depths=(1, 2), blocks=1)
-measuring.DECODE_REPETITIONS = measuring.PREFILL_REPETITIONS = 1
+chosen.DECODE_REPETITIONS = chosen.PREFILL_REPETITIONS = 1
 main()
 """
 START_S = 600  # some 20 s of an idle CPU

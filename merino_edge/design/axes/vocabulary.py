@@ -17,7 +17,7 @@ SMALL_VOCABS = (512, 1024, 2048)  # beside them, for a text that trains few weig
 LEAST = 257  # the bytes and an end of text, which any byte-level tokenizer has
 MOST = 1_000_000
 # Bytes of held-out text per token: byte-level BPE trained on 13 MB of stories and novels, the mean over three texts
-# (bench/results/fertility.json).
+# (bench/results/vocabulary.json).
 BYTES_PER_TOKEN = {
     257: 1.0, 512: 2.1328, 1024: 2.7057, 2048: 3.1278, 4096: 3.4567, 8192: 3.7294, 16384: 3.9204, 32768: 4.0643,
     50257: 4.1648,

@@ -6,6 +6,7 @@ Turns a request into cases that fit the contexts of all bundles, or refuses it. 
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.backends.threads import check_threads
 from merino_runtime.errors import MerinoError
 
 DEFAULT_PROMPT, DEFAULT_STEPS = 512, 128
@@ -52,7 +53,6 @@ class BenchRequest(NamedTuple):
     repetitions: int = 5
     threads: Tuple[int, ...] = ()  # (): the bundle's choice
     depths: Tuple[int, ...] = (0,)
-    seed: int = 0  # of the prompt's ids
     backend: Optional[str] = None  # of every bundle; None: as `choose_backend` does it
 
 
@@ -99,7 +99,7 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
     contexts: (name, context) of each bundle. Raise MerinoError if a given length does not fit all of them, or nothing
     is left to measure.
     """
-    check_repetitions(request)
+    check_request(request)
     name, context = min(contexts, key=lambda bundle: bundle[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
     deepest = max(request.depths)
     prompts, steps = request.prompts, request.steps
@@ -146,7 +146,10 @@ def _name(test: str, depth: int) -> str:
     return f"{test} @ d{depth}" if depth else test
 
 
-def check_repetitions(request: BenchRequest) -> None:
-    """Raise MerinoError for fewer than one. Lengths, depths and threads are checked where they are parsed."""
+def check_request(request: BenchRequest) -> None:
+    """Raise MerinoError for fewer than one repetition, and for thread counts that this machine does not allow. Lengths
+    and depths are checked where they are parsed."""
     if request.repetitions < 1:
         raise MerinoError(f"repetitions is {request.repetitions}, allowed: 1 or more.")
+    for count in request.threads:
+        check_threads("threads", count)

@@ -1,5 +1,5 @@
-"""Benchmark records: the statistics of one row of `bench`, derived from raw samples (keys: `RECORD_KEYS`), and its
-speed ratio to a baseline, of equal format or as shipped.
+"""Benchmark records: the statistics of one row of `bench`, derived from raw samples, and its speed ratio to a baseline,
+of equal format or as shipped.
 
 The record of a failed measurement has the same keys: nulls, and the reason among its flags. A ratio is of pairs:
 processes of both rows that ran side by side. Disturbed pairs are dropped if three others remain; otherwise all count,
@@ -24,39 +24,14 @@ SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
 TIMED = "model and argmax; tokenizing apart"
+# docs/formats.md says what each is. `add_ratios` adds more where there is a baseline.
 RECORD_KEYS = (
-    "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
-    "kv",  # the cache's format where it is quantized; null: the format of the activations, and other engines
-    "family", "architecture",  # of bundle.json
-    "test", "prompt_tokens",  # ids of the timed prefill
-    "depth",  # cached tokens (-d); a tg row of depth 0 starts behind prompt_tokens of them
-    "context",  # KV slots of the bundle
-    "repetitions",  # that count: of undisturbed processes, where enough of them remained
-    "threads",  # of decode
-    "prefill_threads",
-    "tok_s",  # mean over repetitions; tg: without the first token, which the prefill gives
-    "tok_s_sd",  # over repetitions; null where there was one
-    "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99",  # of samples_ms; tg: inter-token latency
-    "tpot_ms",  # tg: mean time per output token after the first; null for pp
-    "prefill_ms",  # p50 of the prefills of prompt_tokens ids, the choice of the first token included
-    "tokenize_ms",  # pp: of the text of such a prompt; null without a tokenizer
-    "ttft_ms",  # pp: what a user waits for the first token, tokenize_ms + prefill_ms; null without a tokenizer
-    "load_ms", "verify_ms",
-    "peak_rss_mb",  # MB of 2**20 bytes
-    "bundle_bytes", "params",
-    "flops_per_token",  # tg: of a step at the mean cache length, the head included; pp: per id of the prompt
-    "bytes_per_token",  # tg: weights and KV read by a step at the mean cache length; pp: weights, per prefill
-    "mbu",  # of read_gb_s. Above 1 where the weights stay in the CPU's cache; null for pp, and on a GPU
-    "read_gb_s",  # probed on this machine, 10**9 bytes
-    "j_per_token",  # pp: per id of the prompt; tg: per step; idle included; null without a sensor
-    "energy",  # of `energy.energy_of`, null without a sensor
-    "rounds_ms",  # samples of all processes, a list per repetition; pp: one sample, tg: one per step
-    "processes",  # whose rounds these are, in order: {turn, attempt, repetitions, flags}
-    "run",  # rows of one run took turns: rows of one turn and attempt ran side by side
-    "ratio_interval",  # [low, high] of ratio_to_baseline, 95 %; null without one
-    "ratio_turns",  # [that count, that were measured]
-    "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
-    "timed", "date", "command", "environment", "flags", "notes",
+    "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source", "kv", "family",
+    "architecture", "test", "prompt_tokens", "depth", "context", "repetitions", "threads", "prefill_threads", "tok_s",
+    "tok_s_sd", "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99", "tpot_ms", "prefill_ms", "tokenize_ms",
+    "ttft_ms", "load_ms", "verify_ms", "peak_rss_mb", "bundle_bytes", "params", "flops_per_token", "bytes_per_token",
+    "mbu", "read_gb_s", "j_per_token", "energy", "rounds_ms", "processes", "run", "ratio_interval", "ratio_turns",
+    "ratio_flags", "timed", "date", "command", "environment", "flags", "notes",
 )
 EQUAL, AS_SHIPPED = "equal format", "as shipped"
 Record = Dict[str, Any]
@@ -85,25 +60,41 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
               read_gb_s: Optional[float] = None, energy: Optional[Dict[str, Any]] = None,
               command: Optional[str] = None) -> Dict[str, Any]:
     """Return the record of one row. identity: from `identity_of`; processes: from `measure`, each with its turn and
-    attempt; energy: from `energy_of`."""
-    measured = joined(processes)
+    attempt; energy: from `energy_of`.
+
+    `processes`, `rounds_ms` and `verify_ms` cover all processes, all else those that count: the median load time, the
+    highest load and memory peak, the machine's state before the first and after the last.
+    """
+    counting = counting_processes(processes)
+    first, states = counting[0], [process["environment"] for process in counting]
+    # 1. What is copied or joined.
     record = empty_record(identity, case, command)
+    record.update({key: first[key] for key in ("engine", "threads", "prefill_threads")})
     record.update(
-        {key: measured[key] for key in ("engine", "threads", "prefill_threads", "processes", "tokenize_ms", "load_ms",
-                                        "verify_ms", "peak_rss_mb", "environment")},
-        rounds_ms=measured["step_ms"] if case.steps else [[ms] for ms in measured["prefill_ms"]],
+        processes=[{"turn": process["turn"], "attempt": process["attempt"], "repetitions": len(process["prefill_ms"]),
+                    "flags": process["flags"]} for process in processes],
+        rounds_ms=rounds_of(processes, case), verify_ms=processes[0]["verify_ms"],
+        load_ms=median(process["load_ms"] for process in counting),
+        peak_rss_mb=max(process["peak_rss_mb"] for process in counting),
+        environment=dict(first["environment"], after=states[-1]["after"], **{
+            key: max((state[key] for state in states if state[key] is not None), default=None)
+            for key in Load._fields}),
         flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
-        read_gb_s=read_gb_s, energy=energy, flags=list(measured["flags"]), notes=list(measured["notes"]))
-    counting = counting_rounds(record, measured["prefill_ms"])
-    record["prefill_ms"] = median(counting)
-    if measured["tokenize_ms"] is not None:
-        record["ttft_ms"] = record["tokenize_ms"] + record["prefill_ms"]
-    rounds_ms = counting_rounds(record, record["rounds_ms"])
-    speeds = speeds_of(rounds_ms, case.steps or case.prompt)
+        read_gb_s=read_gb_s, energy=energy,
+        **{key: list(dict.fromkeys(joined(counting, key))) for key in ("flags", "notes")})
+    # 2. Times.
+    rounds_ms = rounds_of(counting, case)
     samples_ms = [sample for samples in rounds_ms for sample in samples]
+    speeds = speeds_of(rounds_ms, case.steps or case.prompt)
+    record["prefill_ms"] = median(joined(counting, "prefill_ms"))
+    tokenize_ms = [process["tokenize_ms"] for process in counting if process.get("tokenize_ms") is not None]
+    if tokenize_ms:
+        record["tokenize_ms"] = median(tokenize_ms)
+        record["ttft_ms"] = record["tokenize_ms"] + record["prefill_ms"]
     record.update({f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)},
                   ms_mean=mean(samples_ms), ms_sd=stdev(samples_ms) if len(samples_ms) > 1 else None,
                   repetitions=len(rounds_ms), tok_s=mean(speeds), tok_s_sd=stdev(speeds) if len(speeds) > 1 else None)
+    # 3. What follows from them.
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s and not record["engine"].startswith(TENSORRT):  # read_gb_s is the CPU's
@@ -114,11 +105,18 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
     return record
 
 
-def counting_rounds(record: Dict[str, Any], per_round: Sequence[Any]) -> List[Any]:
-    """Return the entries, one per repetition, of the processes that count."""
-    places = select_processes(flags_by_place(record["processes"])).places
-    return [entry for place, entries in rounds_by_place(record["processes"], per_round).items() if place in places
-            for entry in entries]
+def counting_processes(processes: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    places = select_processes(flags_by_place(processes)).places
+    return [process for process in processes if (process["turn"], process["attempt"]) in places]
+
+
+def joined(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
+    return [entry for process in processes for entry in process[key]]
+
+
+def rounds_of(processes: Sequence[Dict[str, Any]], case: Case) -> List[List[float]]:
+    """Return the samples in ms, a list per repetition."""
+    return joined(processes, "step_ms") if case.steps else [[ms] for ms in joined(processes, "prefill_ms")]
 
 
 def process_speeds(record: Dict[str, Any]) -> Dict[Place, float]:
@@ -173,41 +171,6 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
     record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
                   date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])
     return record
-
-
-def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """Return one result from the results of a row's processes, each with its `turn` and `attempt`.
-
-    `processes`, `prefill_ms` and `step_ms` cover all processes. All else covers the processes that count
-    (`pairs.select_processes`): `flags`, the median load time, the highest load and memory peak, the machine's state
-    before the first and after the last.
-    """
-    places = select_processes(flags_by_place(processes)).places
-    counting = [process for process in processes if (process["turn"], process["attempt"]) in places]
-
-    def concatenated(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
-        return [entry for process in processes for entry in process[key]]
-
-    result = dict(counting[0], verify_ms=processes[0]["verify_ms"])
-    result["processes"] = [{"turn": process["turn"], "attempt": process["attempt"],
-                            "repetitions": len(process["prefill_ms"]), "flags": process["flags"]}
-                           for process in processes]
-    for key in ("prefill_ms", "step_ms"):
-        result[key] = concatenated(processes, key)
-    for key in ("prefill_phases_s", "decode_phases_s"):
-        result[key] = concatenated(counting, key)
-    for key in ("flags", "notes"):
-        names = concatenated(counting, key)
-        result[key] = sorted(set(names), key=names.index)
-    result["load_ms"] = median(process["load_ms"] for process in counting)
-    result["peak_rss_mb"] = max(process["peak_rss_mb"] for process in counting)
-    tokenize_ms = [process["tokenize_ms"] for process in counting if process.get("tokenize_ms") is not None]
-    result["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
-    states = [process["environment"] for process in counting]
-    loads = {key: max((state[key] for state in states if state[key] is not None), default=None)
-             for key in Load._fields}
-    result["environment"] = dict(states[0], after=states[-1]["after"], **loads)
-    return result
 
 
 def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from merino_bench.harness import record
 from merino_bench.harness.cases import BenchRequest, Case, cases_for
@@ -33,23 +33,6 @@ def show_progress(done: int, total: int, what: str) -> None:
     show_line(f"merino: {done}/{total} {what}" if done < total else "")
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; `records` holds those that were complete."""
-
-    def __init__(self, records: Records) -> None:
-        super().__init__()
-        self.records = records
-
-
-class Conditions(NamedTuple):
-    """What is measured once for all rows of a run."""
-    read_gb_s: Optional[float]
-    sampler: Optional[Sampler]
-    idle_w: Optional[float]
-    power_source: str  # for people: the source, or why there is none
-    command: str
-
-
 def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(),  # noqa: B008
               baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
               more: Sequence[Engine] = (), keep: Optional[Callable[[Records], None]] = None) -> Records:
@@ -58,50 +41,71 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
 
     All engines of a case take turns, so that a drift of the machine affects all alike. more: models of other engines.
     keep: is called with the rows of each case as soon as they are complete. Raise MerinoError if nothing can be
-    measured as requested, Interrupted on ctrl-C.
+    measured as requested.
     """
     check_timeout(timeout_s)
-    engines = [*bundle_engines(bundle_paths, baselines, request.seed, request.backend), *more]
+    engines = [*bundle_engines(bundle_paths, baselines, request.backend), *more]
     cases = cases_for(request, [(engine.bundle.name, engine.bundle.context) for engine in engines if engine.bundle])
     records: Records = []
     planned = len(turn_sizes(request.repetitions)) * len(engines)  # processes of a case
     report = progress or (lambda *_: None)
     total = 1 + len(cases) * planned
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"  # unique on this machine
+    command = command_line()
     source, why_none = find_source()
     sampler = Sampler(source) if source else None
     try:
+        # 1. What is measured once: the power at rest, and the read bandwidth at the best thread count, which on some
+        # boards is not the number of cores.
         report(0, total, "power at rest and read bandwidth")
-        bandwidth = None
         idle_w = idle_watts(sampler) if sampler else None
+        bandwidth = None
         if any(engine.bundle for engine in engines):
             buffer = touched_buffer(buffer_bytes())
-            # On some boards the fastest thread count is not the number of cores.
             bandwidth = max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
             del buffer
-        power = f"{source.name}, {source.rail}" if source else f"none: {why_none}"
-        conditions = Conditions(bandwidth, sampler, idle_w, power, command_line())
         for number, case in enumerate(cases):
+            # 2. The processes of the case, engine by engine.
             def report_turn(done: int, what: str, begun: int = 1 + number * planned) -> None:
                 report(begun + done, total, what)
 
             turns = Turns(engines, case, request.repetitions, timeout_s)
             turns.measure(report_turn)
-            rows = [dict(record.failed_record(engine.identity, case, reason, conditions.command) if reason
-                         else _row(engine, case, processes, conditions), run=run_id)
-                    for engine, processes, reason in zip(engines, turns.processes, turns.reasons)]
+            # 3. Their records.
+            rows = []
+            for engine, processes, reason in zip(engines, turns.processes, turns.reasons):
+                if reason:
+                    row = record.failed_record(engine.identity, case, reason, command)
+                else:
+                    energy, notes = energy_and_notes(sampler, idle_w, case, processes)
+                    row = engine.row(case, processes, bandwidth, energy, command)
+                    row["environment"]["power_source"] = (
+                        f"{source.name}, {source.rail}" if source else f"none: {why_none}")
+                    row["notes"] = [*row["notes"], *notes]
+                rows.append(dict(row, run=run_id))
             if baselines:
                 add_ratios(rows, [row for row, engine in zip(rows, engines) if engine.is_baseline])
             records.extend(rows)
             if keep:
                 keep(rows)
-    except KeyboardInterrupt:
-        raise Interrupted(records) from None
     finally:
         report(total, total, "")
         if sampler:
             sampler.close()
     return records
+
+
+def energy_and_notes(sampler: Optional[Sampler], idle_w: Optional[float], case: Case,
+                     processes: Sequence[Measured]) -> Tuple[Optional[Dict[str, Any]], List[str]]:
+    """Return a row's `energy`, and why it has none of the timed phase although there is a sensor."""
+    if sampler is None:
+        return None, []
+    counting = record.counting_processes(processes)
+    phases = {phase: record.joined(counting, f"{phase}_phases_s") for phase in ("prefill", "decode")}
+    energy = energy_of(sampler, idle_w, phases["prefill"], phases["decode"])
+    phase = "decode" if case.steps else "prefill"
+    timed = phases[phase]
+    return energy, [why_no_energy(sampler, timed)] if timed and energy[f"{phase}_j"] is None else []
 
 
 def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines: Sequence[str] = (),
@@ -117,9 +121,11 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     if save_path is not None:
         check_can_save(save_path)
     progress = progress or (show_progress if stderr_is_terminal() else None)
+    complete: Records = []
     unsaved: List[MerinoError] = []
 
     def keep(rows: Records) -> None:
+        complete.extend(rows)
         if save_path is not None and appends(save_path):
             try:
                 append(rows, save_path)
@@ -128,13 +134,24 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
                 unsaved.append(fault)
 
     try:
-        records = run_bench(bundle_paths, request, baselines, progress, timeout_s, more=more, keep=keep)
-    except Interrupted as stopped:
-        _deliver(stopped.records, output, save_path if stopped.records else None)  # older records are kept
+        run_bench(bundle_paths, request, baselines, progress, timeout_s, more=more, keep=keep)
+    except KeyboardInterrupt:
+        deliver(complete, output, save_path if complete else None)  # older records are kept
         raise
-    _deliver(records, output, save_path)
+    code = deliver(complete, output, save_path)
     if unsaved:
         raise unsaved[0]
+    return code
+
+
+def deliver(records: Records, output: str, save_path: Optional[str]) -> int:
+    """Save the records, because printing may fail, then print them, even if saving fails. Return the exit code, 1 if a
+    row failed. A file of lines is left to `append`."""
+    try:
+        if save_path is not None and not appends(save_path):
+            save(records, save_path)
+    finally:
+        write_out(render(records, output, terminal_width()))
     failed = record.failures(records)
     if failed:
         say(f"{len(failed)} of {len(records)} rows failed, the reason is in their flags. First: {failed[0]}")
@@ -146,33 +163,9 @@ def check_timeout(timeout_s: float) -> None:
         raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
 
 
-def _row(engine: Engine, case: Case, processes: Sequence[Measured], conditions: Conditions) -> Dict[str, Any]:
-    energy, notes = None, []  # type: Optional[Dict[str, Any]], List[str]
-    if conditions.sampler:
-        phases = record.joined(processes)
-        prefill, decode = phases["prefill_phases_s"], phases["decode_phases_s"]
-        energy = energy_of(conditions.sampler, conditions.idle_w, prefill, decode)
-        timed = decode if case.steps else prefill
-        if timed and energy["decode_j" if case.steps else "prefill_j"] is None:
-            notes = [why_no_energy(conditions.sampler, timed)]
-    row = engine.row(case, processes, conditions.read_gb_s, energy, conditions.command)
-    row["environment"]["power_source"] = conditions.power_source
-    row["notes"] = [*row["notes"], *notes]
-    return row
-
-
 def command_line() -> str:
     """Return the command as it was typed, the program's name without its folders."""
     program = os.path.basename(sys.argv[0] or "python")
     if program == "__main__.py":
         program = os.path.basename(os.path.dirname(sys.argv[0]))
     return as_text(" ".join(map(shlex.quote, [program, *sys.argv[1:]])))
-
-
-def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
-    """Save the records, because printing may fail, then print them, even if saving fails."""
-    try:
-        if save_path is not None and not appends(save_path):
-            save(records, save_path)
-    finally:
-        write_out(render(records, output, terminal_width()))

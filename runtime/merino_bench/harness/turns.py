@@ -59,7 +59,7 @@ def check_baselines(paths: Sequence[str]) -> None:
             raise MerinoError(f"--baseline {path} cannot be measured: {refusal}") from refusal
 
 
-def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
+def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str],
                    backend: Optional[str] = None) -> List[Engine]:
     """Return the bundles and the baselines, each folder once. One that cannot be read is included, with the reason."""
     if not bundle_paths:
@@ -69,11 +69,11 @@ def bundle_engines(bundle_paths: Sequence[str], baselines: Sequence[str], seed: 
     for path in [*bundle_paths, *baselines]:
         folder = os.path.realpath(path)
         if folder not in engines:
-            engines[folder] = bundle_engine(path, folder in baseline_folders, seed, backend)
+            engines[folder] = bundle_engine(path, folder in baseline_folders, backend)
     return list(engines.values())
 
 
-def bundle_engine(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Engine:
+def bundle_engine(path: str, is_baseline: bool, backend: Optional[str] = None) -> Engine:
     try:
         bundle = load_bundle(path, verify=False)
     except MerinoError as error:
@@ -87,19 +87,18 @@ def bundle_engine(path: str, is_baseline: bool, seed: int, backend: Optional[str
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
         # Only the first process hashes the files.
-        return measure_separately(path, case, repetitions, seed, verify=first, timeout_s=timeout_s,
-                                  remedy=TIME_OF_A_ROW, backend=backend)
+        return measure_separately(path, case, repetitions, first, timeout_s, backend)
 
     return Engine(identity, is_baseline, bundle, "", measure, row=partial(record.record_of, identity, bundle))
 
 
-def measure_separately(path: str, case: Case, repetitions: int, seed: int, verify: bool,
-                       timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
+def measure_separately(path: str, case: Case, repetitions: int, verify: bool, timeout_s: float,
+                       backend: Optional[str] = None) -> Dict[str, Any]:
     """Run `worker.measure` in a fresh process and return its result. Raise MerinoError with the reason if there is
-    none. remedy: as in `run_separately`."""
-    request = {"bundle_path": path, "case": list(case), "repetitions": repetitions, "seed": seed, "verify": verify,
+    none."""
+    request = {"bundle_path": path, "case": list(case), "repetitions": repetitions, "verify": verify,
                "backend_name": backend}
-    return run_separately("merino_bench.harness.worker", json.dumps(request), timeout_s, remedy=remedy)
+    return run_separately("merino_bench.harness.worker", json.dumps(request), timeout_s, remedy=TIME_OF_A_ROW)
 
 
 class Turns:
@@ -109,13 +108,10 @@ class Turns:
         self.engines, self.case = engines, case
         self.processes: List[List[Dict[str, Any]]] = [[] for _ in engines]
         self.reasons = [engine.reason for engine in engines]
-        identities = [engine.identity for engine in engines]
         baselines = [engine.identity for engine in engines if engine.is_baseline]
-        index_of = {id(identity): index for index, identity in enumerate(identities)}
-        bases = [baseline_for(identity, baselines) for identity in identities]
-        # For each engine the index of its baseline; None for the baseline itself and without one.
-        self.base_of = [None if base is None or base is identity else index_of[id(base)]
-                        for identity, base in zip(identities, bases)]
+        index_of = {id(engine.identity): index for index, engine in enumerate(engines)}
+        # For each engine the index of its baseline, or its own.
+        self.base_of = [index_of[id(baseline_for(engine.identity, baselines) or engine.identity)] for engine in engines]
         self._sizes = turn_sizes(repetitions)
         self._left_s = [timeout_s] * len(engines)
         self._longest_s = [0.0] * len(engines)
@@ -157,8 +153,7 @@ class Turns:
                  for process in processes if (process["turn"], process["attempt"]) == (turn, attempt)}
         disturbed: Set[int] = set()
         for index in flags:
-            base = self.base_of[index]
-            pair = {index} if base is None else {index, base}
+            pair = {index, self.base_of[index]}
             rows = [{(turn, attempt): flags[side]} for side in pair if side in flags]
             if unequal_flags(rows, (turn, attempt)):
                 disturbed |= pair

@@ -11,13 +11,13 @@ process integrates energy over the times of the phases.
 import json
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
-from merino_bench.sensors import environment, gpu
+from merino_bench.sensors import environment
 from merino_bench.sensors.environment import CpuMoment, cpu_moment, load_between
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
@@ -32,24 +32,14 @@ from merino_runtime.io.streams import say
 
 WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
+# The repetitions, between the CPU's counters before the warm-up and after the last repetition. A repetition is its
+# start and the times at which a token was chosen, in seconds of `time.perf_counter`, which all processes of a Linux
+# machine share. The first token ends the prefill.
+Timed = Tuple[CpuMoment, List[List[float]], CpuMoment]
 
 
-class Round(NamedTuple):
-    """One repetition, in seconds of `time.perf_counter`, which all processes of a Linux machine share."""
-    start_s: float
-    token_s: List[float]  # when each token was chosen; the first one ends the prefill
-
-    @property
-    def prefill_ms(self) -> float:
-        return _ms(self.token_s[0] - self.start_s)
-
-    @property
-    def step_ms(self) -> List[float]:
-        return [_ms(after - before) for before, after in zip(self.token_s, self.token_s[1:])]
-
-
-def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
-            verify: bool = True, backend_name: Optional[str] = None) -> Dict[str, Any]:
+def measure(bundle_path: str, case: Case, repetitions: int, verify: bool = True,
+            backend_name: Optional[str] = None) -> Dict[str, Any]:
     """Return the samples in ms, the times of the phases in s, memory, and the state of the machine.
 
     `load_ms`: reading bundle.json, importing the backend, opening the session and the KV cache. `verify_ms`: hashing
@@ -60,49 +50,56 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     notes: List[str] = []
     chosen = choose_backend(bundle, backend_name)
     notes += check_bundle_fits(bundle, backend=chosen)
-    before = gpu.with_gpu(environment.state())
+    before = environment.state()
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads, backend=chosen, say=notes.append))
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
-        began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
-        peak_rss_mb = board.peak_rss_mb()  # before anything else is started
-        after = gpu.with_gpu(environment.state())
-        here = environment.machine()
-        threads, prefill_threads = backend.decode_threads, backend.prefill_threads
-        if not backend.replays_graph and case.steps:
+        timed = timed_rounds(backend, case, repetitions)
+        threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
+        prefill_threads = getattr(backend, "prefill_threads", threads)
+        result = summarized(before, timed, max(threads or 1, prefill_threads or 1))
+        if not getattr(backend, "replays_graph", True) and case.steps:
             notes.append("decode steps were enqueued one by one: this TensorRT could not capture them")
-        load = load_between(began, ended, here["cpus"] or 1)
-        if max(threads, prefill_threads) > len(board.usable_cpus()):
-            load = load._replace(waiting_share=None)  # its own threads wait for each other
         tokenizing_ms = None
         if not case.steps:
             try:
-                tokenizing_ms = tokenize_ms(bundle, case_ids(bundle.vocab, case, seed)[case.untimed:])
+                tokenizing_ms = tokenize_ms(bundle, prompt_ids(bundle.vocab, case.decode_start)[case.untimed:])
             except MerinoError as error:
                 notes.append(f"no time to first token: {error}")
-        return {
-            "engine": backend.engine, "threads": threads, "prefill_threads": prefill_threads,
-            "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
-            "tokenize_ms": tokenizing_ms,
-            "prefill_ms": [repetition.prefill_ms for repetition in rounds],
-            "step_ms": [repetition.step_ms for repetition in rounds],  # one value per step
-            "prefill_phases_s": [[repetition.start_s, repetition.token_s[0]] for repetition in rounds],
-            "decode_phases_s": [[repetition.token_s[0], repetition.token_s[-1]] for repetition in rounds if case.steps],
-            "environment": dict(here, before=before, after=after, **load.as_record()),
-            "flags": environment.flags_of(before, after, load) + gpu.mode_flags(before, after), "notes": notes,
-        }
+        return dict(result, engine=backend.engine, threads=threads, prefill_threads=prefill_threads,
+                    load_ms=round(read_ms + open_ms, DIGITS), verify_ms=verify_ms, tokenize_ms=tokenizing_ms,
+                    notes=notes)
     finally:
         backend.close()
 
 
-def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
-                 ) -> Tuple[CpuMoment, List[Round], CpuMoment]:
-    """Fill the depth, warm up, then run the repetitions. Return them between the CPU's counters before the warm-up and
-    after the last repetition. Raise MerinoError if the logits are not finite."""
+def summarized(before: Dict[str, Any], timed: Timed, threads: int) -> Dict[str, Any]:
+    """Return the samples in ms, the times of the phases in s, the memory peak, and the state of the machine, right
+    after the repetitions. before: the state before the model was opened. threads: of the phase that has most."""
+    began, rounds, ended = timed
+    peak_rss_mb = board.peak_rss_mb()  # before anything else is started
+    after, here = environment.state(), environment.machine()
+    load = load_between(began, ended, here["cpus"] or 1)
+    if threads > len(board.usable_cpus()):
+        load = load._replace(waiting_share=None)  # its own threads wait for each other
+    return {
+        "peak_rss_mb": peak_rss_mb,
+        "prefill_ms": [_ms(times_s[1] - times_s[0]) for times_s in rounds],
+        "step_ms": [[_ms(after_s - before_s) for before_s, after_s in zip(times_s[1:], times_s[2:])]
+                    for times_s in rounds],
+        "prefill_phases_s": [times_s[:2] for times_s in rounds],
+        "decode_phases_s": [[times_s[1], times_s[-1]] for times_s in rounds if len(times_s) > 2],
+        "environment": dict(here, before=before, after=after, **load._asdict()),
+        "flags": environment.flags_of(before, after, load),
+    }
+
+
+def timed_rounds(backend: Backend, case: Case, repetitions: int) -> Timed:
+    """Fill the depth, warm up, then run the repetitions. Raise MerinoError if the logits are not finite."""
     clock = time.perf_counter
     # 1. The ids that are cached before the timing, then the prompt's.
-    ids = case_ids(backend.vocab, case, seed)
+    ids = prompt_ids(backend.vocab, case.decode_start)
     if case.untimed:
         backend.prefill(ids[:case.untimed])
     prompt = ids[case.untimed:]
@@ -118,27 +115,27 @@ def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
         if clock() >= end_s:
             break
     # 3. The repetitions.
-    rounds: List[Round] = []
+    rounds: List[List[float]] = []
     for _ in range(repetitions):
         backend.truncate(case.untimed)
-        start_s = clock()
+        times_s = [clock()]
         logits = backend.prefill(prompt)  # [vocab]
         token_id = int(logits.argmax())
-        token_s = [clock()]
+        times_s.append(clock())
         for _ in range(case.steps):
             logits = backend.step(token_id)
             token_id = int(logits.argmax())
-            token_s.append(clock())
+            times_s.append(clock())
         if not np.isfinite(logits).all():
             raise MerinoError("the model's logits are not finite, so its speed means nothing. Check with "
                               "`selftest`, export in another --precision.")
-        rounds.append(Round(start_s, token_s))
+        rounds.append(times_s)
     return began, rounds, cpu_moment()
 
 
-def case_ids(vocab: int, case: Case, seed: int) -> List[int]:
-    """Return random ids: those cached before the timing, then the prompt's."""
-    return list(np.random.RandomState(seed).randint(0, vocab, case.decode_start).tolist())
+def prompt_ids(vocab: int, count: int) -> List[int]:
+    """Return random ids, the same ones in each process: those cached before the timing, then the prompt's."""
+    return list(np.random.RandomState(0).randint(0, vocab, count).tolist())
 
 
 def tokenize_ms(bundle: Bundle, ids: Sequence[int]) -> float:

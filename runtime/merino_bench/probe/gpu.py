@@ -14,11 +14,9 @@ copy on the device; one wait.
 
 import contextlib
 import ctypes
-import datetime
 import json
 import os
 import sys
-import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
@@ -29,8 +27,6 @@ from merino_bench.probe.bandwidth import available_bytes
 from merino_bench.probe.tasks import Task
 from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import cpu_moment, load_between
-from merino_bench.sensors.gpu import with_gpu
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, device_of, open_cuda, raising_cuda_faults
 from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
@@ -113,16 +109,15 @@ def copy_ms(cuda: Cuda, size: int, seconds: float) -> List[float]:
         return repeat_ms(call, seconds)
 
 
-def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
-    """Return the content of probe.json. work: a folder for graphs and plans, 140 MB. Raise MerinoError if TensorRT or
-    the GPU is missing or fails."""
+def probe_gpu(work: str, report: Report) -> Dict[str, Any]:
+    """Return what probe.json says of the GPU. work: a folder for graphs and plans, 140 MB. Raise MerinoError if
+    TensorRT or the GPU is missing or fails."""
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
-    started, began, before = time.perf_counter(), cpu_moment(), with_gpu(environment.state())
-    with raising_cuda_faults("measuring the GPU"):
+    small = os.path.join(work, "small.plan")
+    rows: List[Dict[str, Any]] = []
+    with environment.watched() as seen, raising_cuda_faults("measuring the GPU"):
         device = device_of(cuda)
-        small = os.path.join(work, "small.plan")
-        rows: List[Dict[str, Any]] = []
         for side, count in CHAINS:
             # 1. A folder with the chain's graph and weights.
             kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
@@ -138,7 +133,7 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
                 built = (trt.version, cuda.runtime, "", precision, 1, TOKENS, builder_version())
                 key = EngineKey(device.name, device.capability, *built)
                 need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
-                plan = build(graphs.chain_bundle(folder, kernel), trt, key, workspace_mb=WORKSPACE_MB, need_mb=need_mb)
+                plan = build(graphs.bundle_of(folder, kernel), trt, key, workspace_mb=WORKSPACE_MB, need_mb=need_mb)
                 if side == COLUMNS and precision == "fp32":
                     with open(small, "wb") as file:
                         file.write(plan)
@@ -151,33 +146,16 @@ def probe_gpu(work: str, schema: int, report: Report) -> Dict[str, Any]:
         report("copies to the host")
         rows += [row_of(Task("copy", "fp32"), (0, 0), size, False, copy_ms(cuda, size, MOST_RUN_S))
                  for size in COPY_BYTES]
-    after, ended = with_gpu(environment.state()), cpu_moment()
-    load = load_between(began, ended, os.cpu_count() or 1)
     report("memory of a process")
     resident = []
     with contextlib.suppress(MerinoError):
         memory = run_separately("merino_bench.probe.gpu", small, MEMORY_TIMEOUT_S)
         resident = [dict(memory, kind="call", format="fp32", weight_bytes=0)]
-    here = board.this_board()
     return {
-        "schema": schema,
-        "backend": "tensorrt",
-        "date": datetime.date.today().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": environment.machine(),
         "gpu": {"name": device.name, "compute_capability": device.capability, "shares_memory": device.integrated,
-                "cuda": cuda.runtime, "clock_mhz": (after["gpu"] or {}).get("clock_mhz")},
-        "power_mode": after["power_mode"],
-        "isa": sorted(here.isa),
-        "cores": here.physical_cores,
-        "last_level_cache_mb": board.last_level_cache_bytes() / board.MB or None,
-        "memory_mb": here.memory_total_mb,
-        "dialect": "portable",
-        "flags": environment.flags_of(before, after, load),
-        "others_cpu_share": load.others_cpu_share,
-        "left_out": [],
-        "measurements": rows,
-        "resident": resident,
+                "cuda": cuda.runtime, "clock_mhz": (seen["after"]["gpu"] or {}).get("clock_mhz")},
+        "power_mode": seen["after"]["power_mode"], "dialect": "portable", "flags": seen["flags"],
+        "others_cpu_share": seen["load"].others_cpu_share, "left_out": [], "measurements": rows, "resident": resident,
     }
 
 

@@ -91,33 +91,17 @@ def kernel_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> 
     return kernels[0]
 
 
-def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """Describe the decoder in `folder` as bundle.json would, as far as a backend reads it."""
-    context = int(kernel.inputs[2].shape[2])  # of a cache [1, heads, context, head_size]
-    layers = (kv_layer(kernel),) * (kernel.count * kernel.uses)
-    return _bundle(folder, kernel, "fused", context, layers)
-
-
-def operators_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """Describe a graph of single operators, as far as the choice of attention's kernel reads it."""
-    return _bundle(folder, kernel, "fused", 0, (kv_layer(kernel),) * kernel.count if kernel.heads else ())
-
-
-def kv_layer(kernel: Kernel) -> KvLayer:
-    return KvLayer(kernel.kv_heads or kernel.heads, kernel.columns // kernel.heads, kernel.kv)
-
-
-def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
-    """Describe a graph without a cache, as far as the builder of engines reads it."""
-    return _bundle(folder, kernel, "portable", 1, ())
-
-
-def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
+def bundle_of(folder: str, kernel: Kernel) -> Bundle:
+    """Describe the graph in `folder` as bundle.json would, as far as a backend or the builder of engines reads it."""
+    context = int(kernel.inputs[2].shape[2]) if kernel.kind == "decoder" else 1  # of a cache [1, heads, context, size]
+    layers = kernel.count * kernel.uses if kernel.heads else 0
+    layer = KvLayer(kernel.kv_heads or kernel.heads, kernel.columns // (kernel.heads or 1), kernel.kv)
     fields: Dict[str, Any] = dict.fromkeys(Bundle._fields)
     fields.update(
         kernels=tuple(OPERATORS) if kernel.own_kernels else (), files=(BundleFile(WEIGHTS_FILE, 0, ""),),
-        folder=folder, name="probe", precision=kernel.format, dialect=dialect,
-        vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
+        folder=folder, name="probe", precision=kernel.format,
+        dialect="portable" if kernel.kind == "chain" else "fused", vocab=kernel.outputs[-1].shape[-1], context=context,
+        kv_layers=(layer,) * layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
         decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, threads=Threads(None, None),
         backends=(BackendNeed("onnxruntime", "1.18", ()),))

@@ -1,7 +1,7 @@
 """`merino probe`: measure this machine through the backend itself, and write the measurements as one JSON file.
 
-Measures the read bandwidth (`bandwidth`), times graphs (`tasks` lists them, `timing` runs them), and reads the memory
-of fresh processes (`memory`). The workstation turns the file into coefficients of the latency model (`merino-edge
+Measures the read bandwidth (`bandwidth`), times graphs and reads the memory of fresh processes (`tasks` lists the
+graphs, `timing` runs them). The workstation turns the file into coefficients of the latency model (`merino-edge
 calibrate`). docs/formats.md describes the file.
 """
 import datetime
@@ -15,11 +15,9 @@ from merino_bench.probe import bandwidth
 from merino_bench.probe import graphs as kernels
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.gpu import probe_gpu
-from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
-from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loads_kernels, row_of, time_task
+from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loads_kernels, resident_rows, row_of, time_task
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
 from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
 from merino_runtime.bundle.requirements import require, version_tuple
@@ -53,50 +51,36 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
     beside = os.path.join(tempfile.gettempdir(), "probe.json") if target.stream or target.special else target.path
     check_room(beside, os.path.dirname(beside), 2 * plan.MOST_BEYOND_BYTES)
     report = report or (lambda _: None)
-    deadline = time.perf_counter() + seconds
+    started, here = time.perf_counter(), board.this_board()
     with scratch_folder(beside) as work:
-        probe = probe_gpu(work, SCHEMA, report) if backend == TENSORRT else probe_machine(work, deadline, report)
+        measured = probe_gpu(work, report) if backend == TENSORRT else probe_cpu(work, started + seconds, report)
+    probe = dict({
+        "schema": SCHEMA, "backend": backend, "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started, 1), "machine": environment.machine(), "isa": sorted(here.isa),
+        "cores": here.physical_cores, "last_level_cache_mb": board.last_level_cache_bytes() / board.MB or None,
+        "memory_mb": here.memory_total_mb}, **measured)
+    probe["flags"] = [flag for flag in measured["flags"] if flag != "low-power"]  # the mode is the user's choice
     write_output(path, json.dumps(probe, indent=1) + "\n")
     return probe
 
 
-def probe_machine(work: str, deadline: float, report: Callable[[str], None]) -> Dict[str, Any]:
-    """Return the content of probe.json. work: a folder for the graphs and their weights."""
-    began, before = cpu_moment(), environment.state()
+def probe_cpu(work: str, deadline: float, report: Callable[[str], None]) -> Dict[str, Any]:
+    """Return what probe.json says of the CPU. work: a folder for the graphs and their weights."""
     onnxruntime = require("onnxruntime", ["onnxruntime"])
     version = version_tuple(onnxruntime.__version__)
     if version == REFUSED:
         raise MerinoError("onnxruntime 1.21.0 dies on some boards: install another version.")
     machine = this_machine(version, loads_kernels(onnxruntime))
-    started = time.perf_counter()
-    left_s = deadline - started
-    report("read bandwidth")
-    reads = read_rows(machine, left_s * READ_SHARE)
+    left_s = deadline - time.perf_counter()
     resident_s = left_s * RESIDENT_SHARE
-    rows, left_out = timed_rows(onnxruntime, machine, work, deadline - resident_s, report)
-    deadline = max(deadline, time.perf_counter() + resident_s)  # memory is measured on a slow machine too
-    after, ended = environment.state(), cpu_moment()
-    load = load_between(began, ended, os.cpu_count() or 1)
-    report("memory of processes")
-    resident = resident_rows(work, machine, deadline)
-    here = board.this_board()
-    return {
-        "schema": SCHEMA,
-        "backend": ONNXRUNTIME,
-        "date": datetime.date.today().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": environment.machine(),
-        "isa": sorted(here.isa),
-        "cores": here.physical_cores,
-        "last_level_cache_mb": machine.cache_bytes / board.MB or None,
-        "memory_mb": here.memory_total_mb,
-        "dialect": machine.dialect,
-        "flags": environment.flags_of(before, after, load),
-        "others_cpu_share": load.others_cpu_share,
-        "left_out": left_out,
-        "measurements": reads + rows,
-        "resident": resident,
-    }
+    with environment.watched() as seen:
+        report("read bandwidth")
+        reads = read_rows(machine, left_s * READ_SHARE)
+        rows, left_out = timed_rows(onnxruntime, machine, work, deadline - resident_s, report)
+    report("memory of processes")  # on a slow machine too
+    resident = resident_rows(work, machine, max(deadline, time.perf_counter() + resident_s))
+    return {"dialect": machine.dialect, "flags": seen["flags"], "others_cpu_share": seen["load"].others_cpu_share,
+            "left_out": left_out, "measurements": reads + rows, "resident": resident}
 
 
 def this_machine(version: Tuple[int, ...], own_kernels: bool = False) -> Machine:

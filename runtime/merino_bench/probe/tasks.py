@@ -5,7 +5,7 @@ Sizes follow the machine: of the shipped graphs (`graphs`), those nearest to a p
 memory can hold. The most informative ones come first, because a slow board may not reach the end of the list.
 """
 import math
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from merino_bench.probe import graphs
 from merino_bench.probe.graphs import Kernel
@@ -55,12 +55,12 @@ NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
 # Attention layers of designs: enough to exceed the cache near a core
 CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_KV_HEADS, CHOSEN_ATTENTIONS = 1024, 16, (1, 4), 8
 CHOSEN_ATTENTION = ((480, 1), (992, 1), (0, 64), (0, 256))
-# Of this project's kernels: (columns, heads, count, uses, KV heads, cache format, by groups)
+# Of this project's kernels: (columns, heads, count, KV heads, cache format)
 GROUPS = (
-    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 1, 1, "fp32", True),
-    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 1, 4, "fp32", True),
-    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, 1, "fp32", True),
-    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, 1, "int8", True),
+    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 1, "fp32"),
+    (CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, 4, "fp32"),
+    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, "fp32"),
+    (ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, 1, "int8"),
 )
 GROUPED_ATTENTION = ((256, 1), (1024, 1), (2047, 1), (0, 64), (0, 256))
 
@@ -80,6 +80,11 @@ class Task(NamedTuple):
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
     by_groups: bool = False  # by this project's kernels
+
+    @property
+    def cached_heads(self) -> int:
+        """Return the number of KV heads."""
+        return self.kv_heads or self.heads
 
 
 class Machine(NamedTuple):
@@ -122,13 +127,10 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield within(machine, form, SMALL_SQUARE, threads)
     yield attention_of(threads, ATTENTION)
     yield attention_of(threads, kv_heads=ATTENTION_KV_HEADS[0])
-    for kv_heads in CHOSEN_KV_HEADS if machine.fused else ():
-        yield Task("attention", "fp32", columns=CHOSEN_WIDTH, heads=CHOSEN_HEADS, count=CHOSEN_ATTENTIONS,
-                   threads=threads, runs=CHOSEN_ATTENTION, kv_heads=kv_heads)
-    for width, heads, count, uses, kv_heads, kv, by_groups in GROUPS if machine.fused and machine.own_kernels else ():
-        yield Task("attention", "fp32", columns=width, heads=heads, count=count, threads=threads,
-                   runs=CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION, uses=uses,
-                   kv_heads=kv_heads, kv=kv, by_groups=by_groups)
+    if machine.fused:
+        yield from chosen_attentions(threads)
+    if machine.fused and machine.own_kernels:
+        yield from own_attentions(threads)
     for decoder_shape in DECODERS:
         for form in decoder_formats:
             yield decoder_of(form, decoder_shape, threads, DECODER)
@@ -166,14 +168,28 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield beyond(machine, form, SMALL_SQUARE, threads, beyond_bytes(machine) / SMALL_SHARE)
 
 
-def attention_of(threads: int, runs: Tuple[Tuple[int, int], ...] = GROUPED_ATTENTION, kv_heads: int = 0,
+def attention_of(threads: int = 1, runs: Tuple[Tuple[int, int], ...] = GROUPED_ATTENTION, kv_heads: int = 0,
                  kv: str = "fp32") -> Task:
     """Return a task of attention. kv_heads 0: as many as query heads. kv: the format of the cache."""
     return Task("attention", "fp32", columns=ATTENTION_WIDTHS[0], heads=ATTENTION_HEADS, count=ATTENTIONS,
                 threads=threads, runs=runs, kv_heads=kv_heads, kv=kv)
 
 
-def decoder_of(form: str, shape: Tuple[int, int, int, int], threads: int, runs: Tuple[Tuple[int, int], ...]) -> Task:
+def chosen_attentions(threads: int = 1) -> Iterator[Task]:
+    for kv_heads in CHOSEN_KV_HEADS:
+        yield Task("attention", "fp32", columns=CHOSEN_WIDTH, heads=CHOSEN_HEADS, count=CHOSEN_ATTENTIONS,
+                   threads=threads, runs=CHOSEN_ATTENTION, kv_heads=kv_heads)
+
+
+def own_attentions(threads: int = 1) -> Iterator[Task]:
+    """Yield the attentions that this project's kernels compute."""
+    for width, heads, count, kv_heads, kv in GROUPS:
+        runs = CHOSEN_ATTENTION if width == CHOSEN_WIDTH else GROUPED_ATTENTION
+        yield Task("attention", "fp32", columns=width, heads=heads, count=count, threads=threads, runs=runs,
+                   kv_heads=kv_heads, kv=kv, by_groups=True)
+
+
+def decoder_of(form: str, shape: Sequence[int], threads: int = 1, runs: Tuple[Tuple[int, int], ...] = ()) -> Task:
     """Return a task of a whole decoder. shape: (width, FFN width, layers, heads)."""
     width, ffn, layers, heads = shape
     return Task("decoder", form, ffn, width, heads, count=layers, threads=threads, runs=runs)

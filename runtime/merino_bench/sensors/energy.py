@@ -2,18 +2,20 @@
 readings are integrated over prefill and over decode.
 
 The thread runs in the parent, which only waits, so it takes no core or memory from the measured process. Phases are
-times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources. For a server's
-requests, `Meter` gives the energy of a past span.
+times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources. A server takes
+the energy of a past span from `Sampler.joules`, and limits its heaps first: so numpy is imported inside functions.
 """
 import threading
 import time
-from bisect import bisect_right
 from contextlib import suppress
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_bench.sensors.environment import temperatures_c
 from merino_bench.sensors.power import Source, find_source
 from merino_runtime.serving.metrics import Sensors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IDLE_S = 3.0
 LEAST_SAMPLES = 3  # inside the phases; fewer say nothing about them
@@ -48,6 +50,22 @@ class Sampler:
         latest_s = time_s + MOST_GAPS * self.source.interval_s
         while time.perf_counter() < latest_s and not (self.readings and self.readings[-1].time_s > time_s):
             time.sleep(self.source.interval_s / 20)
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name} {self.source.rail}"
+
+    def joules(self, start_s: float, end_s: float) -> Optional[float]:
+        """Return the joules of a server's request between two times of time.perf_counter: the mean power of the
+        readings within, times the span. None if fewer than LEAST_SAMPLES readings are within."""
+        oldest_s = time.perf_counter() - KEPT_S
+        outdated = next((index for index, reading in enumerate(self.readings) if reading.time_s > oldest_s), 0)
+        del self.readings[:outdated]
+        within = [reading for reading in list(self.readings) if start_s <= reading.time_s <= end_s]
+        if len(within) < LEAST_SAMPLES:
+            return None
+        joules = float(cumulative_j(within, self.source.counts_joules)[1][-1])
+        return joules / (within[-1].time_s - within[0].time_s) * (end_s - start_s) if joules > 0 else None
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -90,14 +108,23 @@ def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode
 def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:
     """Return the joules of all phases, or None if too few readings are inside them, or the sensor was silent or read
     nothing but 0."""
+    import numpy as np
+
     readings = list(sampler.readings)
     if not phases or inside(readings, phases) < LEAST_SAMPLES:
         return None
-    curve = cumulative_j(readings, sampler.source.counts_joules)
-    most_gap_s = MOST_GAPS * sampler.source.interval_s
-    parts = [between_j(curve, start_s, end_s, most_gap_s) for start_s, end_s in phases]
-    joules = sum(part for part in parts if part is not None)
-    return joules if None not in parts and joules > 0 else None
+    times_s, curve_j = cumulative_j(readings, sampler.source.counts_joules)
+    joules = 0.0
+    for phase in phases:
+        # 1. The readings around the phase, without a long gap between them.
+        first, last = np.searchsorted(times_s, phase[0], "right") - 1, np.searchsorted(times_s, phase[1], "right")
+        most_gap_s = MOST_GAPS * sampler.source.interval_s
+        if first < 0 or last == len(times_s) or np.diff(times_s[first:last + 1]).max() > most_gap_s:
+            return None
+        # 2. The joules between its two times, by linear interpolation.
+        start_j, end_j = np.interp(phase, times_s, curve_j)
+        joules += end_j - start_j
+    return float(joules) if joules > 0 else None
 
 
 def why_no_energy(sampler: Sampler, phases: Phases) -> str:
@@ -113,65 +140,18 @@ def inside(readings: Sequence[Reading], phases: Phases) -> int:
     return sum(any(start_s <= reading.time_s <= end_s for start_s, end_s in phases) for reading in readings)
 
 
-def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple[float, float]]:
-    """Return (time in s, joules since the first reading) for each reading; powers are integrated by the trapezoid
-    rule."""
-    curve: List[Tuple[float, float]] = []
-    for index, (time_s, value) in enumerate(readings):
-        if counts_joules:
-            joules = value - readings[0].value
-        elif index:
-            before = readings[index - 1]
-            joules = curve[-1][1] + (time_s - before.time_s) * (value + before.value) / 2
-        else:
-            joules = 0.0
-        curve.append((time_s, joules))
-    return curve
+def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> Tuple["np.ndarray", "np.ndarray"]:
+    """Return the time in s [readings] and the joules since the first reading [readings]; powers are integrated by the
+    trapezoid rule."""
+    import numpy as np
 
-
-def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float,
-              most_gap_s: float) -> Optional[float]:
-    """Return the joules between two times, by linear interpolation of the curve; None if the readings do not span both
-    times, or have a gap above `most_gap_s` between them."""
-    times = [time_s for time_s, _ in curve]
-    first, last = bisect_right(times, start_s) - 1, bisect_right(times, end_s)  # around both
-    if first < 0 or last >= len(times):
-        return None
-    if max(after - before for before, after in zip(times[first:last], times[first + 1:last + 1])) > most_gap_s:
-        return None
-    return _at(curve, last - 1, end_s) - _at(curve, first, start_s)
-
-
-def _at(curve: Sequence[Tuple[float, float]], index: int, time_s: float) -> float:
-    (before_s, before_j), (after_s, after_j) = curve[index:index + 2]
-    return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)
-
-
-class Meter:
-    """Measures the energy of a server's requests: the sensor is read all the time."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.name = f"{sampler.source.name} {sampler.source.rail}"
-
-    def joules(self, start_s: float, end_s: float) -> Optional[float]:
-        """Return the joules between two times of time.perf_counter: the mean power of the readings within, times the
-        span. None if fewer than LEAST_SAMPLES readings are within."""
-        readings = self._sampler.readings
-        oldest_s = time.perf_counter() - KEPT_S
-        outdated = next((index for index, reading in enumerate(readings) if reading.time_s > oldest_s), 0)
-        del readings[:outdated]
-        within = [reading for reading in list(readings) if start_s <= reading.time_s <= end_s]
-        if len(within) < LEAST_SAMPLES:
-            return None
-        joules = cumulative_j(within, self._sampler.source.counts_joules)[-1][1]
-        return joules / (within[-1].time_s - within[0].time_s) * (end_s - start_s) if joules > 0 else None
-
-    def close(self) -> None:
-        self._sampler.close()
+    times_s, values = np.array(readings, float).T
+    if counts_joules:
+        return times_s, values - values[0]
+    return times_s, np.append(0.0, np.cumsum(np.diff(times_s) * (values[1:] + values[:-1]) / 2))
 
 
 def open_sensors() -> Sensors:
     """Return the sensors of this machine, for `merino_runtime.serving`."""
     source, _ = find_source()
-    return Sensors(temperatures_c, None if source is None else Meter(Sampler(source)))
+    return Sensors(temperatures_c, None if source is None else Sampler(source))

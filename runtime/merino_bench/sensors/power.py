@@ -6,15 +6,16 @@ of the whole board if that is measured, and names the rail. `energy` integrates 
 import glob
 import os
 import re
-from contextlib import suppress
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+import subprocess
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from merino_bench.sensors.environment import output_of
+from merino_runtime.io.board import read_text
 
 # The rail that supplies the whole board; without one of these, the sum of all rails is taken.
 TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
 INA3221_CHANNELS = 3
 SYSFS_INTERVAL_S, PROGRAM_INTERVAL_S = 0.1, 0.5
+Rails = Dict[str, Callable[[], float]]  # by the rail's name a function that reads its watts, as `Source.read` does
 
 
 class Source(NamedTuple):
@@ -75,12 +76,7 @@ def jtop_watts(power: Any) -> Tuple[float, str]:
     total = power.get("tot") or {}
     if total.get("power") is None:
         raise OSError("jtop: it knows no power on this board")
-    return total["power"] / 1000, total.get("name") or f"sum of {' + '.join(sorted(jtop_rails(power)))}"
-
-
-def jtop_rails(power: Any) -> Dict[str, float]:
-    """Parse jtop's `power` into the watts of each rail but the total."""
-    return {name: rail["power"] / 1000 for name, rail in (power.get("rail") or {}).items()}
+    return total["power"] / 1000, total.get("name") or f"sum of {' + '.join(sorted(power.get('rail') or ()))}"
 
 
 def ina3221_source(root: str) -> Source:
@@ -88,59 +84,51 @@ def ina3221_source(root: str) -> Source:
     rails = ina3221_rails(root)
     if not rails:
         raise OSError("ina3221: no rail in /sys, of JetPack 4 or in hwmon")
-    counted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
-
-    def read() -> float:
-        return sum(_rail_watts(rails[rail]) for rail in counted)
-
+    counted = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
     name = f"ina3221 ({'JetPack 4' if _jetpack4_rails(root) else 'hwmon'})"
-    return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S, read)
+    return Source(name, counted[0] if len(counted) == 1 else f"sum of {' + '.join(counted)}", SYSFS_INTERVAL_S,
+                  lambda: sum(rails[rail]() for rail in counted))
 
 
-def ina3221_rails(root: str) -> Dict[str, Sequence[Any]]:
-    """Return the rails that either kernel shows, as arguments of `_rail_watts`; empty if there is no such chip."""
+def ina3221_rails(root: str) -> Rails:
+    """Return the rails that either kernel shows; empty if there is no such chip."""
     return _jetpack4_rails(root) or _hwmon_rails(root)
 
 
-def rail_watts(rails: Dict[str, Sequence[Any]]) -> Dict[str, float]:
-    """Return the watts of each rail that answers."""
-    watts = {}
-    for rail, readings in rails.items():
-        with suppress(OSError, ValueError):
-            watts[rail] = _rail_watts(readings)
-    return watts
-
-
-def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
+def _jetpack4_rails(root: str) -> Rails:
     """Return the rails of JetPack 4: `in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
-    folder = "sys/bus/i2c/drivers/ina3221x/*/iio:device*/"
-    rails: Dict[str, Sequence[Any]] = {}
-    for path in sorted(glob.glob(os.path.join(root, folder + "rail_name_*"))):
-        number = path.rsplit("_", 1)[1]
-        rails[_word(path)] = (os.path.join(os.path.dirname(path), f"in_power{number}_input"), 1e-3)
-    return rails
+    names = sorted(glob.glob(os.path.join(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")))
+    return {_word(path): _product((path.replace("rail_name_", "in_power") + "_input", 1e-3)) for path in names}
 
 
-def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
+def _hwmon_rails(root: str) -> Rails:
     """Return the rails of JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. If
     a chip of this family has powerN_input, that is in uW. An INA3221 has 3 channels: its curr4 is the sum of the
     currents, and its in4 a shunt voltage."""
-    rails: Dict[str, Sequence[Any]] = {}
+    rails: Rails = {}
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/"))):
-        chip = _word_or_none(folder + "name")
+        chip = read_text(folder + "name").strip()
         if not chip.startswith("ina"):
             continue
         for path in sorted(glob.glob(folder + "curr*_input")):
             number = re.findall(r"\d+", os.path.basename(path))[0]
-            label = _word_or_none(f"{folder}in{number}_label") or chip
+            volts, power = (f"{folder}{kind}{number}_input" for kind in ("in", "power"))
+            label = read_text(f"{folder}in{number}_label").strip() or chip
             is_sum = chip == "ina3221" and int(number) > INA3221_CHANNELS
-            if is_sum or "NC" in label or not os.path.exists(f"{folder}in{number}_input"):
-                continue
-            if os.path.exists(f"{folder}power{number}_input"):
-                rails[label] = (f"{folder}power{number}_input", 1e-6)
-            else:
-                rails[label] = (f"{folder}in{number}_input", 1e-3, path, 1e-3)
+            if not is_sum and "NC" not in label and os.path.exists(volts):
+                in_microwatts = os.path.exists(power)
+                rails[label] = _product((power, 1e-6)) if in_microwatts else _product((volts, 1e-3), (path, 1e-3))
     return rails
+
+
+def _product(*factors: Tuple[str, float]) -> Callable[[], float]:
+    """Return a function that multiplies the numbers in files, each scaled: a power, or volts and amperes."""
+    def read() -> float:
+        value = 1.0
+        for path, scale in factors:
+            value *= float(_word(path)) * scale
+        return value
+    return read
 
 
 def pmic_source(root: str) -> Source:
@@ -157,10 +145,10 @@ def pmic_source(root: str) -> Source:
                   PROGRAM_INTERVAL_S, read)
 
 
-def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
+def pmic_watts(text: str) -> Tuple[float, int]:
     """Return (watts, number of rails), over the rails that have both a current and a voltage. Raise OSError if there is
     none."""
-    readings = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text or "", re.MULTILINE)
+    readings = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text, re.MULTILINE)
     values = {(rail, kind): float(value) for rail, kind, value in readings}
     rails = [rail for rail, kind in values if kind == "A" and (rail, "V") in values]
     if not rails:
@@ -173,7 +161,7 @@ def rapl_source(root: str) -> Source:
     the zones inside a package would count the same energy twice."""
     zones = []
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/powercap/intel-rapl:*/"))):
-        name = _word_or_none(folder + "name")
+        name = read_text(folder + "name").strip()
         if re.match(r"package-\d+$", name) or name == "dram":
             zones.append((name, folder + "energy_uj", int(_word(folder + "max_energy_range_uj"))))
     if not zones:
@@ -191,15 +179,6 @@ def rapl_source(root: str) -> Source:
     return Source("RAPL", " + ".join(name for name, _, _ in zones), SYSFS_INTERVAL_S, read, counts_joules=True)
 
 
-def _rail_watts(readings: Sequence[Any]) -> float:
-    """Return the watts of a rail. readings: a path and its factor to W, or two such pairs (volts, amperes) whose
-    product is W."""
-    value = 1.0
-    for path, factor in zip(readings[::2], readings[1::2]):
-        value *= float(_word(path)) * factor
-    return value
-
-
 def _uj(path: str) -> int:
     try:
         return int(_word(path))
@@ -212,8 +191,10 @@ def _word(path: str) -> str:
         return file.read().strip()
 
 
-def _word_or_none(path: str) -> str:
+def output_of(*command: str) -> str:
+    """Return a program's stdout; empty if there is no such program or it hangs."""
     try:
-        return _word(path)
-    except OSError:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no such program, no memory to start one, or it hangs
         return ""
+    return done.stdout.decode("utf-8", "replace")
