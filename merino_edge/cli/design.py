@@ -10,11 +10,9 @@ import typer
 
 from merino_edge.cli.options import (
     CHOICES,
-    CONFIDENCE,
     PAPER,
     Backend,
     Board,
-    Confidence,
     Context,
     Json,
     OpenKv,
@@ -22,7 +20,6 @@ from merino_edge.cli.options import (
     Prompt,
     Vocab,
     parse_choices,
-    parse_confidence,
     with_budgets,
 )
 from merino_runtime.errors import MerinoError
@@ -54,7 +51,6 @@ def design(
         help="measured (law of published losses, the default); merino: the paper's space and entropy; or with the"
         " paper's FLOPs: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
     )] = None,
-    confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
@@ -102,7 +98,6 @@ def design(
         most_vocab = most_entries(sources, largest)
     check_lengths(context, prompt)
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
-    level = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(board_name), *map(Path, data or [])])
         check_file(out)
@@ -117,15 +112,14 @@ def design(
         if scoring != MERINO:
             best = best_design(
                 profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, training=training,
-                most_vocab=most_vocab, confidence=level, **choices,
+                most_vocab=most_vocab, **choices,
             )  # fmt: skip
         else:
             one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in choices.values())
             space = PAPER_SPACE if one_vocab is None else replace(PAPER_SPACE, vocab=one_vocab)
             best = design_by_paper(
-                profile, limits, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv,
-                confidence=level,
-            )  # fmt: skip
+                profile, limits, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv
+            )
     stdout_is_free = save(out, best.to_json())
     if as_json and stdout_is_free:
         print(best.to_json(), end="")

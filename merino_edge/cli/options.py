@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
-from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -18,19 +17,12 @@ Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
-ACCEPT_NEW = "add the host key of a new board to known_hosts; a changed key is refused"
-AcceptNew = Annotated[bool, typer.Option("--accept-new", help=ACCEPT_NEW)]
 HOST = "[USER@]HOST[:PORT]"
 SSH = "run on this board instead of on this machine"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
 ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
 Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
-Confidence = Annotated[
-    str, typer.Option(metavar="SHARE", help="confidence of the prediction interval, whose upper bound must meet the"
-                      f" latency budget (calibrated boards): at 80% nine of ten latencies lie below it; {ALLOWED}")
-]  # fmt: skip
-CONFIDENCE = percent(DEFAULT_CONFIDENCE)
 KV = "KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)"
 Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
@@ -120,13 +112,6 @@ def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float
             message = f"{text!r} is not allowed: give NAME=VALUE, a number for one of {allowed}"
             raise typer.BadParameter(message, param_hint="--budget") from None
     return limits
-
-
-def parse_confidence(text: str) -> float:
-    """"90%" -> 0.9. Raise MerinoError if it is out of its range."""
-    confidence = parse_percent("--confidence", text, ALLOWED)
-    check_confidence(confidence)
-    return confidence
 
 
 def parse_percent(option: str, text: str, allowed: str) -> float:

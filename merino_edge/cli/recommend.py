@@ -7,15 +7,11 @@ import typer
 
 from merino_edge.cli.options import (
     BOARD,
-    CONFIDENCE,
-    AcceptNew,
     Backend,
-    Confidence,
     Context,
     Json,
     Kv,
     Prompt,
-    parse_confidence,
     with_budgets,
 )
 from merino_runtime.errors import MerinoError
@@ -28,13 +24,11 @@ def recommend(
     )] = None,
     *,
     board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=BOARD)] = None,
-    accept_new: AcceptNew = False,
     backend: Backend = None,
     limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
     kv: Kv = None,
-    confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List the published models and formats that meet a board's budgets; or score SOURCEs, and predict their costs."""
@@ -51,24 +45,22 @@ def recommend(
 
     check_lengths(context, prompt)
     cache = quantized_kv(kv)
-    level = parse_confidence(confidence)
     if sources and limits:
         raise MerinoError("budgets are for the list of published models, not for SOURCE: leave one of them out")
     if not sources and board_name is None:
         raise typer.BadParameter("it is missing: choose one of `merino-edge devices`", param_hint="--board")
     decoders = [describe(source) for source in sources or ()]
-    profile = board(board_name, say, backend, accept_new) if board_name else None
+    profile = board(board_name, say, backend) if board_name else None
     if sources or profile is None:
-        print_scores(sources or (), decoders, profile, context, prompt, cache, level, as_json=as_json)
+        print_scores(sources or (), decoders, profile, context, prompt, cache, as_json=as_json)
         return
     address = board_name if is_address(board_name or "") else None
     named = profile.id if address else board_name or ""
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache,
-            confidence=level,
-        )  # fmt: skip
+            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache
+        )
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, named), indent=2))
     else:

@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
-
 if TYPE_CHECKING:
     from merino_edge.cli.tables import Table
     from merino_edge.export.named import Described
@@ -23,7 +21,7 @@ MEANING = (
 
 def print_scores(
     sources: Sequence[str], decoders: "Sequence[Described]", profile: "DeviceProfile | None", context: int | None,
-    prompt: int | None, kv: str | None, confidence: float, *, as_json: bool,
+    prompt: int | None, kv: str | None, *, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the scores of decoders, and their predicted costs on a board. No weights are read."""
     from merino_edge.cli.tables import show
@@ -31,7 +29,7 @@ def print_scores(
     from merino_edge.design.score import SCORES
 
     costs = [
-        costs_of(profile, decoder.geometry, context, prompt, kv, confidence) if profile else {} for decoder in decoders
+        costs_of(profile, decoder.geometry, context, prompt, kv) if profile else {} for decoder in decoders
     ]
     rows = []
     for source, decoder, cost in zip(sources, decoders, costs, strict=True):
@@ -54,7 +52,7 @@ def print_scores(
 
 def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
-    kv: str | None = None, confidence: float = DEFAULT_CONFIDENCE,
+    kv: str | None = None,
 ) -> "dict[str, Predicted]":  # fmt: skip
     """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
@@ -68,7 +66,7 @@ def costs_of(
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
     check_lengths(longest, tokens)
     return {
-        precision: cost_model(profile, InferenceShape(precision, longest, tokens, kv), confidence).predict(
+        precision: cost_model(profile, InferenceShape(precision, longest, tokens, kv)).predict(
             decoder.operators
         )
         for precision in formats_of(profile)

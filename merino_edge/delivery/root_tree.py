@@ -185,7 +185,7 @@ def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str
         facts.architecture, pointer_bits=64, logical_cores=1, physical_cores=1, isa=frozenset(), memory_total_mb=None,
         memory_available_mb=None,
     )  # fmt: skip
-    machine = Machine(board, "", facts.python, facts.glibc, free_bytes=0, managed=False)
+    machine = Machine(board, "", facts.python, facts.glibc, free_bytes=0)
     try:
         wheels = fitting_wheels(manifest, machine)
     except MerinoError as error:

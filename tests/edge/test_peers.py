@@ -42,7 +42,7 @@ from merino_edge.benchmarking.engines import (
     peers_of,
 )
 from merino_edge.benchmarking.random_bundle import write_random_bundle
-from merino_edge.benchmarking.run import check_baseline
+from merino_edge.benchmarking.run import bundles_of
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -368,5 +368,5 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
 def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
-    with pytest.raises(MerinoError, match="--baseline-precision goes with a model of the catalog"):
-        check_baseline(folder, "int8")
+    with pytest.raises(MerinoError, match="no such bundle"):
+        bundles_of([str(folder)], f"{folder}:int8", print)

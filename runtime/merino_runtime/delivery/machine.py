@@ -6,7 +6,6 @@ Standard library only, and nothing is imported that the board may lack.
 import os
 import shutil
 import sys
-import sysconfig
 from typing import Any, Dict, NamedTuple
 
 from merino_runtime.errors import MerinoError
@@ -23,7 +22,6 @@ class Machine(NamedTuple):
     python: str  # "3.11"
     glibc: str  # "2.36"; empty for another C library
     free_bytes: int  # on the disk of the folder that was named
-    managed: bool  # the system's Python refuses pip (PEP 668)
 
 
 def this_machine(folder: str) -> Machine:
@@ -33,8 +31,7 @@ def this_machine(folder: str) -> Machine:
     return Machine(
         board=board.this_board(), model=board.read_text("/proc/device-tree/model").rstrip("\0\n"),
         python="{}.{}".format(*sys.version_info[:2]), glibc=glibc_version(),
-        free_bytes=shutil.disk_usage(folder or os.curdir).free,
-        managed=os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")))
+        free_bytes=shutil.disk_usage(folder or os.curdir).free)
 
 
 def glibc_version() -> str:
@@ -61,7 +58,6 @@ SHAPE: Dict[str, Any] = {
     "board": {"architecture": text, "pointer_bits": integer(16, 128), "logical_cores": size, "physical_cores": size,
               "isa": [text], "memory_total_mb": or_null(_megabytes), "memory_available_mb": or_null(_megabytes)},
     "model": _short, "python": text, "glibc": _short, "free_bytes": count,
-    "managed": lambda value: None if isinstance(value, bool) else "true or false",
 }
 
 

@@ -139,19 +139,26 @@ def readable_by_all() -> Iterator[None]:
         os.umask(before)
 
 
+def changeable(path: str) -> Optional[str]:
+    """Return the file or folder, `path` or one on the way to it, that a user other than root and this one can change;
+    None if there is none. That user could choose what is read and run from `path`."""
+    place = ancestor = os.path.realpath(path)
+    while True:
+        if os.path.lexists(ancestor) and others_may_write(os.lstat(ancestor), sticky_allowed=ancestor != place):
+            return ancestor
+        if ancestor == os.path.dirname(ancestor):
+            return None
+        ancestor = os.path.dirname(ancestor)
+
+
 def check_owner(root: str) -> None:
-    """Raise MerinoError, as root only, if another user owns or may write ROOT or a folder on the way to it: that user
-    could choose what root reads and runs there."""
-    folder = os.path.realpath(root)
-    while is_root():
-        status = os.lstat(folder) if os.path.lexists(folder) else None
-        if status and others_may_write(status, sticky_allowed=folder != os.path.realpath(root)):
-            raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
-                              f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
-                              "Install as that user, or remove that folder, or choose another one with --root.")
-        if folder == os.path.dirname(folder):
-            return
-        folder = os.path.dirname(folder)
+    """Raise MerinoError, as root only, if another user can change ROOT or a folder on the way to it."""
+    folder = changeable(root) if is_root() else None
+    if folder:
+        status = os.lstat(folder)
+        raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
+                          f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
+                          "Install as that user, or remove that folder, or choose another one with --root.")
 
 
 def service_user(root: str) -> Optional[User]:

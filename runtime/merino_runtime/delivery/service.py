@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import Callable, List, Sequence
+from typing import Callable, List, Optional, Sequence
 
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery import probation, releases, units
@@ -153,6 +153,16 @@ def check_service(root: str) -> None:
         raise MerinoError(f"--service cannot run from {root}: a service sees nothing of {', '.join(HIDDEN)}, and a "
                           "unit takes letters, digits and ._/+- alone. Choose a folder such as "
                           f"{releases.SYSTEM_ROOT} with --root.")
+
+
+def service_root() -> Optional[str]:
+    """Return the folder of releases that merino.service uses at each start of the board; None if it is not enabled."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if os.path.lexists(os.path.join(UNITS, "multi-user.target.wants", UNIT)):
+            with open(os.path.join(UNITS, UNIT), encoding="utf-8") as file:
+                match = re.search(r"^Exec.* --root (/\S+)", file.read(), re.MULTILINE)
+            return match.group(1) if match else None
+    return None
 
 
 def make_user(root: str) -> None:

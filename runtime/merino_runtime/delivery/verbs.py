@@ -198,11 +198,21 @@ def _add_root_and_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _board(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.keys import key_base64, trusted_keys
     from merino_runtime.delivery.machine import machine_values, this_machine
+    from merino_runtime.delivery.probation import status
+    from merino_runtime.delivery.service import service_root
 
-    machine = this_machine(_root(arguments))
+    root = _root(arguments)
+    machine = this_machine(root)
     if arguments.json:
-        write_out(json.dumps(machine_values(machine)) + "\n")
+        current = status(root)["current"] or {"problem": "none is installed"}
+        paths = (root, os.path.join(root, releases.CURRENT, releases.APP))
+        write_out(json.dumps({
+            "machine": machine_values(machine), "root": root,
+            "current": None if "problem" in current else current["id"],
+            "foreign": next(filter(None, map(releases.changeable, paths)), None), "service": service_root(),
+            "keys": [key_base64(key.key) for key in trusted_keys(root)]}) + "\n")
         return 0
     board, features = machine.board, " ".join(sorted(machine.board.isa)) or "no features"
     facts = {
@@ -211,7 +221,6 @@ def _board(arguments: argparse.Namespace) -> int:
         "userland": f"{board.pointer_bits}-bit, Python {machine.python}, glibc {machine.glibc or 'none'}",
         "memory": f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available",
         "disk": f"{machine.free_bytes / 2 ** 20:.0f} MB free",
-        "pip": "refused by the system (PEP 668)" if machine.managed else "allowed by the system",
     }
     write_out("".join(f"{name:15} {value}\n" for name, value in facts.items()))
     return 0
