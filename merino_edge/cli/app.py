@@ -218,17 +218,11 @@ add_to(app, "info")
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
-    chat: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="run the chat demo with this model instead")
-    ] = None,
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
-    from merino_edge.cli.demo import run_chat_demo, run_demo
+    from merino_edge.cli.demo import run_demo
 
-    if chat:
-        run_chat_demo(chat, out)
-    else:
-        run_demo(out)
+    run_demo(out)
 
 
 def main(argv: Any = None) -> None:

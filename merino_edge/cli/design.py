@@ -2,26 +2,12 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    CHOICES,
-    PAPER,
-    Backend,
-    Board,
-    Context,
-    Json,
-    OpenKv,
-    Precision,
-    Prompt,
-    Vocab,
-    parse_choices,
-    with_budgets,
-)
+from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
 TRAINING = {
@@ -30,28 +16,29 @@ TRAINING = {
 }
 
 
-@partial(with_budgets, more=TRAINING)
 def design(
-    board_name: Board,
-    limits: dict[str, float],
-    backend: Backend = None,
-    context: Context = None,
-    prompt: Prompt = None,
-    vocab: Vocab = None,
-    precision: Precision = None,
-    kv: OpenKv = None,
+    board_name: options.Board,
+    decode_ms: options.DecodeMs = None,
+    memory_mb: options.MemoryMb = None,
+    budget: Annotated[list[str] | None, options.budget_option(TRAINING)] = None,
+    backend: options.Backend = None,
+    context: options.Context = None,
+    prompt: options.Prompt = None,
+    vocab: options.Vocab = None,
+    precision: options.Precision = None,
+    kv: options.OpenKv = None,
     data: Annotated[
         list[str] | None, typer.Option(
-            metavar="PATH", rich_help_panel=CHOICES,
+            metavar="PATH", rich_help_panel=options.CHOICES,
             help="training text, as for `train`: bounds the size by its tokens and the vocabulary; repeat for more",
         )
     ] = None,
     score: Annotated[str | None, typer.Option(
-        metavar="NAME", rich_help_panel=PAPER,
+        metavar="NAME", rich_help_panel=options.PAPER,
         help="measured (law of published losses, the default); merino: the paper's space and entropy; or with the"
         " paper's FLOPs: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
     )] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
@@ -72,6 +59,7 @@ def design(
     from merino_edge.training.sources import check_vocabulary, most_entries, read_sources, text_bytes
 
     # 1. Check the options, before the board `host` is measured.
+    limits = options.limits_of(decode_ms, memory_mb, budget, TRAINING)
     tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
     preset = PRESETS.get(score or "")
     if preset and limits:
@@ -81,7 +69,7 @@ def design(
         raise MerinoError(f"--budget tokens={tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):
         raise MerinoError("the paper's score ignores the training text: leave --budget tokens and --data out")
-    choices = parse_choices(vocab, precision, kv)
+    choices = options.parse_choices(vocab, precision, kv)
     for option, values in zip(("--vocab", "--precision", "--kv"), choices.values(), strict=True):
         if scoring == MERINO and values and len(values) > 1:
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")

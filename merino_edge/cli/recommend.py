@@ -5,31 +5,23 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    BOARD,
-    Backend,
-    Context,
-    Json,
-    Kv,
-    Prompt,
-    with_budgets,
-)
+from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
 
-@with_budgets
 def recommend(
     sources: Annotated[list[str] | None, typer.Argument(
         metavar="SOURCE", help="score these instead: design.json, architecture, checkpoint, GGUF, bundle or name"
     )] = None,
-    *,
-    board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=BOARD)] = None,
-    backend: Backend = None,
-    limits: dict[str, float],
-    context: Context = None,
-    prompt: Prompt = None,
-    kv: Kv = None,
-    as_json: Json = False,
+    board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=options.BOARD)] = None,
+    backend: options.Backend = None,
+    decode_ms: options.DecodeMs = None,
+    memory_mb: options.MemoryMb = None,
+    budget: Annotated[list[str] | None, options.budget_option()] = None,
+    context: options.Context = None,
+    prompt: options.Prompt = None,
+    kv: options.Kv = None,
+    as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """List the published models and formats that meet a board's budgets; or score SOURCEs, and predict their costs."""
     from merino_edge.cli.over_ssh import board, is_address
@@ -43,6 +35,7 @@ def recommend(
     from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import check_lengths, default_lengths
 
+    limits = options.limits_of(decode_ms, memory_mb, budget)
     check_lengths(context, prompt)
     cache = quantized_kv(kv)
     if sources and limits:

@@ -168,7 +168,10 @@ def manifest_of(
     manifest = Manifest(
         schema=SCHEMA, name=bundles[0].name, version=__version__, boards=boards,
         bundles=tuple(f"bundles/{number}" for number in range(len(bundles))),
-        wheels=tuple(WheelSet(wheel_set.path, *wheel_set.target, wheel_set.packages) for wheel_set in wheels),
+        wheels=tuple(
+            WheelSet(wheel_set.path, *wheel_set.target, wheel_set.packages, wheel_set.unpacked_bytes)
+            for wheel_set in wheels
+        ),
         files=tuple(FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()),
         counter=counter, withdrawn=withdrawn,
     )  # fmt: skip

@@ -12,18 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chat_bundle
 import forked
 import pytest
 from sample_records import record
 from typer.main import get_command
 
 from merino_bench.harness.render import as_json, render
-from merino_edge.cli import demo
 from merino_edge.cli.app import app, main
-from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_ids, profile_text
-from merino_runtime.bundle import load_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -382,27 +378,3 @@ def test_a_design_that_cannot_be_is_refused(arguments, exit_code, message, here)
     code, out, err = here("design", "--board", "raspberry-pi-4", *arguments)
     assert (code, out) == (exit_code, "")
     assert message in " ".join(err.replace("│", " ").split())
-
-
-@pytest.mark.parametrize(("core", "first"), [("dotprod", "int8"), ("avx512-vnni", "int4")])
-def test_a_model_that_talks_answers_a_question_in_the_fastest_format(
-    core, first, decoder, tmp_path, here, monkeypatch
-):  # fmt: skip
-    monkeypatch.setattr(demo, "core_here", lambda: core)
-    folder = tmp_path / "chats"
-    folder.mkdir()
-    chat_bundle.make_checkpoint(folder, decoder)
-    code, out, err = here("demo", "--chat", str(folder), "-o", str(tmp_path / "out"))
-    assert code == 0, err
-    question, answer = out.split("> What is gravity?")
-    made = re.findall(r"export chats to (\w+)", question)  # the first that keeps the answers is the last that was made
-    bundle = load_bundle(str(tmp_path / "out" / f"chat-{made[-1]}"))
-    assert (bundle.core, bundle.precision, bundle.context, bundle.chat is None) == (core, made[-1], 1024, False)
-    assert made[0] == first and "answers kept" in question and len(answer.strip()) > 3
-    assert "tok/s" in err and "peak RSS" in err
-
-
-def test_a_model_that_does_not_talk_is_refused_before_the_export(here, tmp_path):
-    code, _, err = here("demo", "--chat", str(FOLDER), "-o", str(tmp_path / "out"))
-    assert code == 1 and "has no chat template: `make demo-chat` requires a chat model" in err
-    assert not (tmp_path / "out").exists()

@@ -180,9 +180,9 @@ def test_at_a_first_boot(forged, tmp_path):
     (opt / "merino" / "trusted").mkdir(parents=True)
     public_key_file(opt / "merino" / "trusted" / "ours.pub", SEED)
     before = tree(opt)
-    unit = first_boot_unit("/opt/merino", "FILE", allow_unsigned=True)
+    unit = first_boot_unit("/opt/merino", allow_unsigned=True)
     call = re.search(r"^ExecStartPre=\S+ -I \S+ (.*)$", unit, re.MULTILINE).group(1).split()
-    arguments = [None if word.endswith("/FILE") else word for word in call]
+    arguments = [None if word.endswith("/package.merino") else word for word in call]
     assert arguments.count(None) == 1 and "--service" in arguments
     mounts = f"mount --bind {opt} /opt && mount -t tmpfs none /etc/systemd && exec \"$@\""
     forged.by_application(*arguments, inside=lambda command: ["unshare", "-m", "sh", "-c", mounts, "sh", *command])

@@ -164,7 +164,7 @@ def machine(**changes):
 
 
 def facts(the_machine=None, **changes):
-    """What `board --json` prints there."""
+    """What `board` prints there."""
     the_machine = machine() if the_machine is None else the_machine
     return {"machine": the_machine, "root": "/opt/merino", "current": None, "foreign": None, "service": None,
             "keys": [], **changes}  # fmt: skip

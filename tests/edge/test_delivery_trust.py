@@ -315,8 +315,8 @@ def test_a_card_and_its_first_boot(kind, place, tmp_path):
     for trust in ([], [place.pub]):
         with pytest.raises(MerinoError, match="not trusted here"):
             flash_card(place.forged, trust=trust)
-    steps = flash_card(place.newer, trust=[place.pub])
-    unit = first_boot_unit("/opt/merino", re.search(r"incoming/(newer-\S+\.merino)", "\n".join(steps)).group(1))
+    flash_card(place.newer, trust=[place.pub])
+    unit = first_boot_unit("/opt/merino")
     (opt := tmp_path / "opt").mkdir()
     copied(opt)
     assert (opt / "merino/incoming/merino.pyz").read_bytes() == board_app() and not place.ran()

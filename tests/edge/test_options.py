@@ -67,7 +67,7 @@ CALLS = [
     ("job new", ["folder"], ["merino_edge.jobs.folder.new_job"]),
     ("job make", ["folder", "-o", "out"], ["merino_edge.jobs.folder.read_job"]),
     ("job eval", ["folder", "text.txt"], ["merino_edge.text.documents.read_json_lines"]),
-    ("demo", [], ["merino_edge.cli.demo.run_demo", "merino_edge.cli.demo.run_chat_demo"]),
+    ("demo", [], ["merino_edge.cli.demo.run_demo"]),
 ]  # fmt: skip
 VALUES = {
     ("recommend", "--budget"): "file-mb=9", ("design", "--budget"): "tokens=1e6", ("train", "--config"): "c.toml",
@@ -79,7 +79,7 @@ VALUES = {
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
     ("train", "--set"): "weight_decay=0.3",
     "--text": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
-    ("bench", "-n"): "8", ("demo", "--chat"): "embedded",
+    ("bench", "-n"): "8",
     ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.

@@ -88,13 +88,6 @@ def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
     assert (code, lines) == (127, []) and "No such file" in err
 
 
-def test_a_python_is_found_by_its_modules(tmp_path):
-    for candidates, modules, result in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
-                                       ([agent.PYTHON], ["json", "no_such_module"], None)):
-        request = {"do": "find_python", "candidates": candidates, "modules": modules}
-        assert agent_output(tmp_path, request)[1] == [json.dumps(result)]
-
-
 def test_only_files_that_are_named_are_removed(tmp_path, place):
     place.mkdir(parents=True)
     for name in ("a", "b"):

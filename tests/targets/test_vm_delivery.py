@@ -201,7 +201,7 @@ def test_it_takes_itself_for_the_board_of_its_cpu(cpu, image, tmp_path):
     write_board_app(tmp_path / "merino.pyz")
     with boot(image, cpu, tmp_path) as machine:
         machine.send([tmp_path / "merino.pyz"], "/root")
-        board = json.loads(machine.ssh("python3 merino.pyz board --json").stdout)["machine"]
+        board = json.loads(machine.ssh("python3 merino.pyz board").stdout)["machine"]
         failed = machine.ssh("systemctl is-system-running; systemctl --failed --plain --no-legend").stdout
     assert failed == "running\n"
     profile = profile_of_model(board["model"])

@@ -13,20 +13,7 @@ from typing import Any
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.bundles.files import DESCRIPTION_FILE
-from merino_edge.delivery.ssh.command import (
-    SHORT_S,
-    TRY_THERE,
-    Finished,
-    Session,
-    Take,
-    answer,
-    ended,
-    finished,
-    json_of,
-    refusal_of,
-    run_request,
-    started,
-)
+from merino_edge.delivery.ssh import command
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Source, send, source_of
 from merino_edge.profiles.profile import DeviceProfile
@@ -42,7 +29,7 @@ from merino_runtime.io.visible import visible
 FACTS_S = 60.0
 MOST_BYTES = 1 << 18
 LOOK = "See `merino.pyz status` there"
-# What the board's verb `board --json` prints; `machine_of` checks the machine.
+# What the board's verb `board` prints; `machine_of` checks the machine.
 ANSWER: dict[str, Any] = {
     "machine": lambda _: None,
     "root": lambda value: text(value) or (None if value.startswith("/") else "an absolute path"),
@@ -81,11 +68,11 @@ async def described(board: Board, root: str | None = None) -> Facts:
     doing = "describe the board"
     source = source_of("merino.pyz", board_app())
     app = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
-    words = [PYTHON, app, "board", "--json", *(["--root", root] if root else [])]
-    ran = await finished(board, doing, run_request(words), timeout_s=FACTS_S, most_bytes=MOST_BYTES)
+    words = [PYTHON, app, "board", *(["--root", root] if root else [])]
+    ran = await command.finished(board, doing, command.run_request(words), timeout_s=FACTS_S, most_bytes=MOST_BYTES)
     if ran.code:
-        raise MerinoError(f"{board.address.text}: cannot {doing}: {refusal_of(ran)}")
-    reply = json_of(board, doing, ran.out)
+        raise MerinoError(f"{board.address.text}: cannot {doing}: {command.refusal_of(ran)}")
+    reply = command.json_of(board, doing, ran.out)
     if problems := problems_in(reply, ANSWER):
         raise MerinoError(f"{board.address.text}: its answer is wrong: {listed(problems)}. {LOOK}")
     machine = machine_of(reply.pop("machine"), f"{board.address.text}: its answer")
@@ -105,6 +92,10 @@ def profile_of(address: str, facts: Facts) -> DeviceProfile:
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
 MODULES = ["numpy", "onnxruntime"]
+HAS_MODULES = (
+    "import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
+    "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
+)
 
 Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
 
@@ -128,31 +119,29 @@ class Program:
 
     async def run(
         self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
-        report: Take | None = None, take: Take | None = None,
-    ) -> Finished:  # fmt: skip
+        report: command.Take | None = None, take: command.Take | None = None,
+    ) -> command.Finished:  # fmt: skip
         """Raise MerinoError if the program's answer is too long or too late. Its exit code is the caller's."""
-        request = run_request([*self.command, *arguments], len(data))
-        return await finished(
+        request = command.run_request([*self.command, *arguments], len(data))
+        return await command.finished(
             self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, report=report, take=take
         )
 
     @asynccontextmanager
-    async def interactive(self, arguments: list[str], report: Take) -> AsyncIterator[Session]:
+    async def interactive(self, arguments: list[str], report: command.Take) -> AsyncIterator[command.Session]:
         """Run the program with an open stdin while the body runs."""
         request = {"do": "interact", "arguments": [*self.command, *arguments]}
-        async with started(self.board, "chat", request, report) as session:
+        async with command.started(self.board, "chat", request, report) as session:
             yield session
 
 
 async def python_with(board: Board, candidates: list[str], modules: list[str]) -> str | None:
-    """Return the first of the Pythons there that has the modules; None if none has."""
-    request = {"do": "find_python", "candidates": candidates, "modules": modules}
-    async with started(board, f"find a Python with {' and '.join(modules)}", request) as session:
-        python = await answer(session)
-        await ended(session)
-    if python not in (None, *candidates):
-        raise session.fault(f"its answer is wrong. {TRY_THERE}")
-    return python
+    """Return the first of the Pythons there that has the modules, which are not imported; None if none has."""
+    for candidate in candidates:
+        request = command.run_request([candidate, "-c", HAS_MODULES, *modules])
+        if not (await command.finished(board, f"find a Python with {' and '.join(modules)}", request)).code:
+            return candidate
+    return None
 
 
 async def program(board: Board, root: str | None = None) -> Program:
@@ -189,4 +178,4 @@ async def remove_bundle(program: Program, bundle: str, place: str) -> None:
     """Remove the files that `bundle_there` copied from the folder `bundle` to `place`."""
     names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
-    await finished(program.board, "remove what was measured", request, timeout_s=SHORT_S)
+    await command.finished(program.board, "remove what was measured", request, timeout_s=command.SHORT_S)

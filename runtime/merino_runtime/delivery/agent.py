@@ -44,22 +44,6 @@ def placed(text: str) -> str:
     return base + "/merino" + text[len(CACHE):] if text.startswith(CACHE + "/") else text
 
 
-def find_python(candidates: List[str], modules: List[str]) -> int:
-    """Report the first candidate that has the modules, without importing them; null if none has."""
-    look = ("import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
-            "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))")
-    for candidate in candidates:
-        with contextlib.suppress(OSError):
-            code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env=dict(os.environ, PYTHONSAFEPATH="1"))
-            if code == 0:
-                report(json.dumps(candidate))
-                return 0
-    report("null")
-    return 0
-
-
 def run(arguments: List[str], stdin_bytes: Optional[int] = None) -> int:
     """Run a program, whose output is the agent's, and which ends with the connection. Its stdin follows the request;
     without `stdin_bytes` it receives this one's line by line. Return its exit code."""
@@ -177,7 +161,7 @@ def discard(paths: List[str]) -> int:
 
 
 REQUESTS: Dict[str, Callable[..., int]] = {
-    "find_python": find_python, "run": run, "interact": run, "receive": receive, "discard": discard}
+    "run": run, "interact": run, "receive": receive, "discard": discard}
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,6 @@ that is older than one that was installed.
 
 This is checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
 """
-import contextlib
 import os
 import re
 from typing import List, NamedTuple, Optional, Tuple
@@ -13,9 +12,9 @@ from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery import releases
-from merino_runtime.delivery.archive import SIGNATURE, Archive, read_member
+from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
-from merino_runtime.delivery.manifest import NAME, Manifest, WheelSet, files_under, parse_manifest
+from merino_runtime.delivery.manifest import Manifest, WheelSet, files_under
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json, value_of
 from merino_runtime.io.json_shape import listed
@@ -132,23 +131,11 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
 def check_counter(root: str, archive: Archive) -> None:
     """Raise MerinoError if ROOT has accepted a signed file with a higher counter. The release in use may be installed
     again."""
-    highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
+    highest, current = _stored_counter(root), releases.linked(root, releases.CURRENT)
     if archive.signature and archive.manifest.counter < highest and archive.id != current:
         raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
                           f"{archive.manifest.counter}, the highest so far {highest}. Pack it again, go back to the "
                           "release before by `rollback`, or install the older one all the same with --allow-downgrade.")
-
-
-def highest_counter(root: str) -> int:
-    """Return the highest of the stored counter and those of signed, installed releases: either may be lost."""
-    counters = [_stored_counter(root)]
-    for release_id in filter(None, releases.links(root)):
-        folder = releases.release_folder(root, release_id)
-        with contextlib.suppress(OSError, MerinoError):
-            if os.path.exists(os.path.join(folder, SIGNATURE)):
-                with open(os.path.join(folder, NAME), "rb") as file:
-                    counters.append(parse_manifest(file.read(), folder).counter)
-    return max(counters)
 
 
 def keep_counter(root: str, archive: Archive) -> None:

@@ -41,7 +41,7 @@ from merino_runtime.io.json_file import read_json
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import MB, write_output
 
-SPARE_BYTES = 2 * MB  # folders, links and small files of a release
+SPARE_BYTES = 3 * MB  # folders, links and small files of a release and its environment
 ENGINES = "engines"  # beside the bundle: where `engine_file` looks first
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
 LAUNCHER = """#!/bin/sh
@@ -198,7 +198,7 @@ def _check_space(root: str, checked: Checked) -> None:
     archive, choice = checked.archive, checked.choice
     needed = SPARE_BYTES + sum(entry.bytes for entry in _kept_files(checked).values())
     if choice.wheels:
-        needed += packages.unpacked_bytes(archive, choice.wheels)
+        needed += choice.wheels.unpacked_bytes
         needed += sum(entry.bytes for entry in files_under(archive.manifest, choice.wheels.path))
     free = shutil.disk_usage(root).free
     if free < needed:

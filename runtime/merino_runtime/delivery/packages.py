@@ -5,13 +5,11 @@ Standard library only.
 pip runs from its own wheel in the file: many boards have none, or one that cannot install today's wheels.
 """
 import importlib.util
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, is_installed
@@ -24,10 +22,6 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.machine_faults import last_line, machine_fault
 
 TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
-COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds
-VENV_BYTES = 2 ** 20
-# Of a wheel's list of contents; numpy's has 0.1 MB. Python keeps an object per entry, 13 times as much.
-LARGEST_LIST_BYTES = 4 * 2 ** 20
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
 Report = Callable[[str], None]
@@ -63,23 +57,6 @@ def check_tensorrt() -> None:
         raise MerinoError(f"{sys.executable} finds no TensorRT, which comes with a Jetson's JetPack: sudo apt-get "
                           "install python3-libnvinfer, and install with the system's python3. Or install for the CPU: "
                           "--backend onnxruntime.")
-
-
-def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
-    """Return the bytes that the environment needs, from the tables of contents at the ends of the wheels, which are
-    zips. Raise MerinoError if a file is not a wheel, or if a path in it leads out of the environment."""
-    total = VENV_BYTES
-    with open(archive.path, "rb") as file:
-        for entry in _pip_and_others(archive, wheels)[1]:
-            part = io.BufferedReader(_Part(file, archive.offsets[entry.path], entry.bytes))
-            try:
-                for member in zipfile.ZipFile(part).infolist():
-                    if not re.match(r"(?!/)(?!(.*/)?\.\.(/|\Z))[^\\\0]+\Z", member.filename):  # pip 18 would follow it
-                        raise ValueError(f"{member.filename[:200]!r} leads out of it")
-                    total += member.file_size * (COMPILED if member.filename.endswith(".py") else 1)
-            except (zipfile.BadZipFile, ValueError, OSError) as error:
-                raise MerinoError(f"{archive.path}: {entry.path} is not a wheel: {error}. Pack it again.") from error
-    return total
 
 
 def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str,
@@ -147,35 +124,6 @@ def _run(command: Sequence[str], doing: str) -> None:
     if done.returncode:
         raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
                           "is short, and pack the file again where a wheel is at fault; then install again.")
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file object: a wheel in the archive, of which only the table of contents is read."""
-
-    def __init__(self, file: io.BufferedReader, start: int, size_bytes: int) -> None:
-        super().__init__()
-        self._file, self._start, self._size, self._at = file, start, size_bytes, 0
-        self._left = LARGEST_LIST_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[:len(data)] = data
-        self._at += len(data)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError(f"its list of contents has more than {LARGEST_LIST_BYTES:,} bytes")
-        return len(data)
 
 
 def build_engine(folder: str, report: Report) -> None:

@@ -108,14 +108,6 @@ def release_ids(root: str) -> List[str]:
     return sorted(filter(ID.match, os.listdir(os.path.join(root, RELEASES))))
 
 
-def partials(root: str) -> List[str]:
-    """Return the names in ROOT/releases of what a command is making, or was making when it was stopped."""
-    try:
-        return sorted(name for name in os.listdir(os.path.join(root, RELEASES)) if name.endswith(PARTIAL))
-    except OSError:
-        return []
-
-
 @contextlib.contextmanager
 def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock while the body runs, after completing or dropping what a stopped command left. Raise MerinoError if
@@ -180,12 +172,13 @@ def recover(root: str) -> None:
             _complete(root, *journal)
         _remove_file(os.path.join(root, JOURNAL))
         # 2. Releases in the making. A release that was being replaced by a sound copy comes back if the copy is absent.
-        for name in partials(root):
-            path = os.path.join(root, RELEASES, name)
+        folder = os.path.join(root, RELEASES)
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            path = os.path.join(folder, name)
             original = path[:-len(OLD + PARTIAL)]
             if path.endswith(OLD + PARTIAL) and not os.path.lexists(original):
                 move_folder(path, original)
-            else:
+            elif name.endswith(PARTIAL):
                 shutil.rmtree(path, ignore_errors=True)
         # 3. Files in the making.
         for folder in (root, os.path.join(root, PROBATION), os.path.join(root, TRUSTED)):
