@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,6 +87,7 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
+command: Callable[..., None]
 for command in (deploy, recommend, design):
     app.command()(command)
 

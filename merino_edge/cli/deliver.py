@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,7 +16,7 @@ if TYPE_CHECKING:  # imports asyncssh
     from merino_edge.delivery.ssh.flash import Flashed
 
 SCHEMA = 1
-SHOWN = 20  # kinds of problems; --json has all
+SHOWN = 20  # problems; --json has all
 PlaceOption, TrustOption, SshOption = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("One place", "Trust", "With --ssh")
 )
@@ -98,12 +97,10 @@ def check(
             f" {result.opset}"
         )
     else:
-        kinds = Counter((problem.operator, problem.what) for problem in result.problems)
-        first = {(problem.operator, problem.what): problem.node for problem in reversed(result.problems)}
-        for (operator, what), count in list(kinds.items())[:SHOWN]:
-            more = f" and {count - 1} more" if count > 1 else ""
-            put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
-        hidden = f"; {len(kinds) - SHOWN} more kinds of problems stand in --json" if len(kinds) > SHOWN else ""
+        for problem in result.problems[:SHOWN]:
+            put(f"{problem.node}{f' ({problem.operator})' if problem.operator else ''}: {problem.what}")
+        more = len(result.problems) - SHOWN
+        hidden = f"; --json lists {more} more problems" if more > 0 else ""
         remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
             "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip
         say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{hidden}{remedy}")

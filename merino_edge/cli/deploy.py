@@ -76,7 +76,7 @@ def deploy(
     # 1. The board, and the key that signs, before minutes of work.
     place = only_place("deploy", ssh=ssh, image=image, rootfs=rootfs)
     if not ssh and (chat or serve or root):
-        raise MerinoError(f"--root, --chat and --serve go with --ssh, not with {place}: leave them out")
+        raise MerinoError(f"--root, --chat and --serve go with --ssh, not {place}: leave them out")
     target = target_of(ssh, board_name, root, yes)
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []

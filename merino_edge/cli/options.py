@@ -57,12 +57,9 @@ def integers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error
 
 
-OWN_BUDGETS = [budget for budget in BUDGETS_BY_NAME.values() if budget.default]  # on which boards have a limit
+DecodeMs = Annotated[float | None, typer.Option(help=BUDGETS_BY_NAME["decode_ms"].help, rich_help_panel=BUDGETS)]
+MemoryMb = Annotated[float | None, typer.Option(help=BUDGETS_BY_NAME["memory_mb"].help, rich_help_panel=BUDGETS)]
 RARE_BUDGETS = {name: budget for name, budget in BUDGETS_BY_NAME.items() if not budget.default}
-DecodeMs, MemoryMb = (
-    Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)]
-    for budget in OWN_BUDGETS
-)
 
 
 def budget_option(more: Mapping[str, str] | None = None) -> Any:

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,8 +16,8 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import MeasuredDesign, Probe
     from merino_edge.delivery.ssh.board import Facts, Program
+    from merino_edge.delivery.ssh.command import Session
     from merino_edge.delivery.ssh.connect import Board
-    from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
 GENERATED_BYTES, PROBE_BYTES = 64 << 20, 4 << 20
@@ -125,7 +126,8 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Chat with a model on a board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.board import INSTALLED
-    from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
+    from merino_edge.delivery.ssh.connect import connected, parse_address
+    from merino_edge.delivery.ssh.remote_chat import opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
     from merino_runtime.chat.session import converse, converse_in_json, write_json
@@ -134,19 +136,20 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
-    async def work(board: "Board", serve: "Serve") -> None:
-        program_there, place = await with_bundle(board, arguments.root, folder)
-        words = [word for word in options if word != "--json"]
-        async with program_there.interactive(["chat", place, "--json", *words], say) as session:
-            await serve(session)
+    @asynccontextmanager
+    async def session() -> AsyncIterator["Session"]:
+        async with connected(parse_address(host)) as board:
+            program_there, place = await with_bundle(board, arguments.root, folder)
+            words = [word for word in options if word != "--json"]
+            async with program_there.interactive(["chat", place, "--json", *words], say) as started:
+                yield started
 
     ask_about([host])
-    with opened(lambda serve: on_board(host, lambda board: work(board, serve))) as remote:
-        remote_chat = RemoteChat(remote)
+    with opened(session()) as chat:
         if arguments.json:
-            write_json(remote_chat.greeting)
-            return converse_in_json(remote_chat, kept)
-        return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
+            write_json(chat.greeting)
+            return converse_in_json(chat, kept)
+        return converse(chat, f"{chat.greeting['chat']} on {host}", kept)
 
 
 def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how: Any) -> int:

@@ -8,12 +8,11 @@ In a folder, each file is written beside its place, synced and renamed, the unit
 install nothing, the package of an earlier flash or the new one, each of them complete.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from merino_runtime.delivery.units import FIRST_BOOT_UNIT, PACKAGE, first_boot_u
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs
 from merino_runtime.io.board import MB
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.scratch import sweep_folder
 
 ROOT = "/opt/merino"
@@ -229,7 +228,7 @@ def checked_root(rootfs: Path) -> Path:
 
 def write_entry(tree: FolderTree, new: Placed) -> None:
     place = tree.here(new.path)
-    with reported_faults(place):
+    with raising_machine_faults(f"write {place}"):
         if new.link:
             os.symlink(new.link, place)
         elif not stat.S_ISDIR(new.mode):
@@ -244,11 +243,3 @@ def write_entry(tree: FolderTree, new: Placed) -> None:
         os.chown(place, 0, 0, follow_symlinks=False)
         if not new.link:
             os.chmod(place, stat.S_IMODE(new.mode))  # the umask narrowed a new file's mode, an old one kept its own
-
-
-@contextlib.contextmanager
-def reported_faults(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise machine_fault(f"write {place}", error) from error

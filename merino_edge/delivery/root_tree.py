@@ -6,6 +6,7 @@ Paths start at the board's `/`, and links are resolved as on the board, so no li
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from merino_runtime.delivery.machine import Machine
 from merino_runtime.delivery.manifest import Manifest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import Board
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 
 MOST_LINKS = 40  # as Linux
 
@@ -107,29 +108,21 @@ class FolderTree:
         return self.root / path.lstrip("/")
 
     def entry(self, path: str) -> Entry | None:
-        try:
+        with raising_machine_faults(f"read {self.here(path)}"), suppress(FileNotFoundError, NotADirectoryError):
             status = os.lstat(self.here(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise machine_fault(f"read {self.here(path)}", error) from error
-        return Entry(status.st_mode, status.st_uid, status.st_gid, status.st_size)
+            return Entry(status.st_mode, status.st_uid, status.st_gid, status.st_size)
+        return None
 
     def names(self, folder: str) -> list[str]:
-        try:
+        with raising_machine_faults(f"read {self.here(folder)}"):
             return sorted(os.listdir(self.here(folder)))
-        except OSError as error:
-            raise machine_fault(f"read {self.here(folder)}", error) from error
 
     def link(self, path: str) -> str:
         return os.readlink(self.here(path))
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        try:
-            with open(self.here(path), "rb") as file:
-                return file.read(most_bytes)
-        except OSError as error:
-            raise machine_fault(f"read {self.here(path)}", error) from error
+        with raising_machine_faults(f"read {self.here(path)}"), open(self.here(path), "rb") as file:
+            return file.read(most_bytes)
 
     def free_bytes(self) -> int:
         fs = os.statvfs(self.root)

@@ -26,7 +26,7 @@ from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_shape import integer, listed, one_of, or_null, problems_in, text
+from merino_runtime.io.json_shape import listed, or_null, problems_in, text
 from merino_runtime.io.visible import visible
 
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
@@ -36,10 +36,7 @@ QUICK = ("-r", "1", "-p", "64", "-n", "32")  # seconds, where a person waits
 BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
 AT_ONCE = 4  # boards
-INSTALLED: dict[str, Any] = {
-    "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
-    "launcher": text, "replaced": or_null(text), "selftest": one_of("ok"), "notes": [text],
-}  # fmt: skip
+INSTALLED: dict[str, Any] = {"id": text, "launcher": text, "replaced": or_null(text), "notes": [text]}
 
 # (host as given, what is being done, bytes that are copied, of how many; 0 of 0 for the rest)
 Report = Callable[[str, str, int, int], None]

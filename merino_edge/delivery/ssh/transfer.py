@@ -18,7 +18,7 @@ from merino_edge.delivery.ssh.connect import Board
 from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import count, listed, problems_in, sha256
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.visible import visible
 
 INCOMING = f"{CACHE}/incoming"
@@ -83,8 +83,8 @@ def _there(session: Session, reply: Any) -> bool:
 def _agreeing(source: Source, part_bytes: int, part_sha256: str) -> int:
     """Return how many bytes from the beginning the board has already: its part, or none of it."""
     digest, left = hashlib.sha256(), min(part_bytes, source.size_bytes + 1)  # a longer part cannot agree
-    with _opened(source) as read:
-        while left and (data := read(min(SENT_AT_ONCE, left))):
+    with _opened(source) as file:
+        while left and (data := file.read(min(SENT_AT_ONCE, left))):
             digest.update(data)
             left -= len(data)
     return part_bytes if not left and digest.hexdigest() == part_sha256 else 0
@@ -93,9 +93,9 @@ def _agreeing(source: Source, part_bytes: int, part_sha256: str) -> int:
 async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> None:
     give(session, b'{"offset": %d}\n' % offset)
     position = offset
-    with _opened(source, offset) as read:
+    with _opened(source, offset) as file:
         while position < source.size_bytes:
-            data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.size_bytes - position))
+            data = await asyncio.to_thread(file.read, min(SENT_AT_ONCE, source.size_bytes - position))
             if not data:
                 raise session.fault("the file here became shorter meanwhile: run this again")
             give(session, data)
@@ -115,18 +115,14 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
 
 
 @contextmanager
-def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads the next bytes. Raise MerinoError if the file here cannot be read."""
-    if isinstance(source.content, bytes):
-        file: BinaryIO = io.BytesIO(source.content)
-    else:
-        try:
-            file = open(source.content, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise machine_fault(f"read {source.content}", error) from error
+def _opened(source: Source, offset: int = 0) -> Iterator[BinaryIO]:
+    """Open a file, or bytes as one. Raise MerinoError if the file here cannot be read."""
+    content = source.content
+    with raising_machine_faults(f"read {source.name}"):
+        file: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")  # noqa: SIM115
     with file:
         file.seek(offset)
-        yield file.read
+        yield file
 
 
 def check_name(name: str) -> str:

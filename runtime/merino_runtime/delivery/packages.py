@@ -19,10 +19,10 @@ from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 
-TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
-SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
+TIMEOUT_S = 1800.0  # of a command: a Pi Zero 2 W compiles for minutes, and decodes less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
 Report = Callable[[str], None]
 
@@ -109,39 +109,18 @@ def _pip_and_others(archive: Archive, wheels: WheelSet) -> Tuple[FileEntry, List
     return pip_wheels[0], [entry for entry in entries if entry not in pip_wheels]
 
 
-def _run(command: Sequence[str], doing: str) -> None:
-    """Run a command without the variables that would lead Python or pip elsewhere. Raise MerinoError if it fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    environment["PIP_CONFIG_FILE"] = os.devnull
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=environment, timeout=TIMEOUT_S)
-    except OSError as error:
-        raise machine_fault(doing, error) from error
-    except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"cannot {doing}: it did not finish within {TIMEOUT_S:g} s. Stop other programs, then "
-                          "install again.") from error
-    if done.returncode:
-        raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
-                          "is short, and pack the file again where a wheel is at fault; then install again.")
-
-
 def build_engine(folder: str, report: Report) -> None:
     """Let the release in `folder` build its TensorRT engine in a separate process. Raise MerinoError with its last line
     if that fails."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
     latest = ""
-    try:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-                              ) as process:
-            for line in process.stderr or ():
-                latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                report(latest)
-    except OSError as error:
-        raise machine_fault(f"start {command[0]}", error) from error
+    with raising_machine_faults(f"start {command[0]}"), subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        for line in process.stderr or ():
+            latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
+            report(latest)
     if process.returncode:
-        refusal = latest or f"exit code {process.returncode}"
-        raise MerinoError(f"no engine was built: {refusal}")
+        raise MerinoError(f"no engine was built: {latest or f'exit code {process.returncode}'}")
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
@@ -149,17 +128,29 @@ def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     format is allowed: it was rejected before, or allowed by --force. Raise MerinoError with the last line of a failed
     test."""
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
+    done = _done(command, "run the self-test", "Install a smaller model", stderr=subprocess.PIPE, **_as_user(user))
+    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
+        raise MerinoError(f"the self-test failed: {last_line(done.stderr, done.returncode)}")
+
+
+def _run(command: Sequence[str], doing: str) -> None:
+    """Run a command without the variables that would lead Python or pip elsewhere. Raise MerinoError if it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    environment["PIP_CONFIG_FILE"] = os.devnull
+    done = _done(command, doing, "Stop other programs, then install again", stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
+                          "is short, and pack the file again where a wheel is at fault; then install again.")
+
+
+def _done(command: Sequence[str], doing: str, remedy: str, **how: Any) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command to its end. Raise MerinoError if it cannot start, or takes too long."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=SELFTEST_TIMEOUT_S, **_as_user(user))
+        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TIMEOUT_S, **how)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"the self-test did not finish within {SELFTEST_TIMEOUT_S:g} s. Install a smaller "
-                          "model.") from error
-    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        refusal = last_line(done.stderr, done.returncode)
-        raise MerinoError(f"the self-test failed: {refusal}")
+        raise MerinoError(f"cannot {doing}: it did not finish within {TIMEOUT_S:g} s. {remedy}.") from error
 
 
 def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:
