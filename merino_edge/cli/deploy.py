@@ -186,7 +186,7 @@ def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: i
 
 def fitting_formats(decoder: "Geometry", profile: "DeviceProfile", context: int) -> list[str]:
     """Predict and print the costs of each format. Raise MerinoError if the board's free memory holds none of them."""
-    from merino_edge.cli.score import costs_of
+    from merino_edge.cli.recommend import costs_of
     from merino_edge.design.budgets import surely_over
 
     fitting, free_mb = [], profile.memory.free_mb.value

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from merino_runtime.bundle.requirements import version_tuple
-from merino_runtime.delivery.fit import fitting_wheels
-from merino_runtime.delivery.machine import Machine
+from merino_runtime.delivery.fit import Machine, fitting_wheels
 from merino_runtime.delivery.manifest import Manifest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import Board

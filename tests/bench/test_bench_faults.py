@@ -18,7 +18,7 @@ from processes import run_bounded
 
 from merino_bench.fresh_process import run_separately
 from merino_runtime.delivery import agent
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import this_machine
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="devices of Linux")]

@@ -42,8 +42,8 @@ from merino_edge.delivery.ssh.transfer import Source
 from merino_edge.embedded import FOLDER
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.keys import key_base64
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.units import first_boot_unit
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer

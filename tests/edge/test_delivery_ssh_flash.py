@@ -34,7 +34,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_edge.records.reading import parse_records, read_records
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.manifest import BoardNeed
 from merino_runtime.errors import MerinoError
 

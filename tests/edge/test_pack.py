@@ -27,9 +27,8 @@ from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive, read_member
 from merino_runtime.delivery.ed25519 import verify
-from merino_runtime.delivery.fit import check_bundles, choose
+from merino_runtime.delivery.fit import check_bundles, choose, this_machine
 from merino_runtime.delivery.keys import key_base64, read_public_key
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import FileEntry
 from merino_runtime.errors import MerinoError
 

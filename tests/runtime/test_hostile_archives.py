@@ -18,9 +18,9 @@ import zipfile
 import pytest
 
 from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.keys import key_line
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
 from tests.hostile_archives import BLOCK, SEED, archive, canonical, description, good, kinds, member, signature

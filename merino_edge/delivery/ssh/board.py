@@ -20,7 +20,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import known_models, profile_of_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.agent import CACHE, PYTHON
-from merino_runtime.delivery.machine import Machine, machine_of
+from merino_runtime.delivery.fit import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import listed, or_null, problems_in, text

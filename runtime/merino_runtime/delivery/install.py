@@ -23,7 +23,7 @@ from merino_runtime.delivery.archive import (
     open_archive,
     signature_bytes,
 )
-from merino_runtime.delivery.fit import Choice, check_bundles, check_counter, choose, keep_counter
+from merino_runtime.delivery.fit import Choice, check_bundles, check_counter, choose, keep_counter, this_machine
 from merino_runtime.delivery.keys import (
     PublicKey,
     key_base64,
@@ -32,7 +32,6 @@ from merino_runtime.delivery.keys import (
     trusted_keys,
     withdrawn_keys,
 )
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.delivery.packages import build_engine, selftest
 from merino_runtime.delivery.service import make_user

@@ -194,8 +194,8 @@ def _service(arguments: argparse.Namespace) -> int:
 
 
 def _board(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.fit import machine_values, this_machine
     from merino_runtime.delivery.keys import key_base64, trusted_keys
-    from merino_runtime.delivery.machine import machine_values, this_machine
     from merino_runtime.delivery.probation import status
     from merino_runtime.delivery.service import service_root
 
