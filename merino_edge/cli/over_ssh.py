@@ -36,7 +36,7 @@ def ask_about(hosts: Sequence[str], yes: bool = False) -> None:
     from merino_edge.delivery.ssh.connect import new_host_key, parse_addresses
 
     for address in parse_addresses(hosts):
-        key = asyncio.run(new_host_key(address)) if yes or sys.stdin.isatty() else None
+        key = asyncio.run(new_host_key(address)) if yes or is_terminal() else None
         if key is None:
             continue
         question = f"{address.text} has the new host key {key.fingerprint}. Is it your board's?"
@@ -60,11 +60,15 @@ def let_trust(ssh: str | None, facts: "Facts | None", public: Path, yes: bool) -
         say(f"the board will trust the key {print_of} ({public})")
         return True
     question = f"{ssh} does not trust your key {print_of} yet. Install it there, and what it signs?"
-    if not sys.stdin.isatty():
+    if not is_terminal():
         raise MerinoError(f"{question} This is no terminal, so nobody can answer: give --yes")
     if not typer.confirm(question, err=True):
         raise MerinoError("nothing was changed on the board")
     return True
+
+
+def is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def on_board(host: str, work: "Callable[[Board], Coroutine[Any, Any, Result]]", yes: bool = False) -> Result:
