@@ -127,7 +127,7 @@ def each_refused(forged, act, or_refusal=""):
 @pytest.mark.parametrize("trust", [True, False], ids=["with --trust", "without --trust"])
 def test_before_anything_goes_over_ssh(trust, forged):
     """Without --trust the board's keys are asked for, which are known before the file is copied."""
-    facts = Facts(this_machine("/"), "/opt/merino", None, keys=frozenset({key_base64(KEY)}))
+    facts = Facts(this_machine("/"), "merino.pyz", "/opt/merino", None, keys=frozenset({key_base64(KEY)}))
     keys = [forged.pub] if trust else []
 
     def judge(path):
