@@ -28,11 +28,11 @@ def opened(session: AbstractAsyncContextManager[Session]) -> Iterator["RemoteCha
     def result_of(step: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(step, loop).result()
 
-    chat = RemoteChat(result_of(session.__aenter__()), loop)  # type: ignore[arg-type]
+    chat = RemoteChat(result_of(session.__aenter__()), loop)
     try:
         yield chat
     finally:
-        result_of(session.__aexit__(None, None, None))  # type: ignore[arg-type]
+        result_of(session.__aexit__(None, None, None))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
