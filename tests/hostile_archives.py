@@ -198,7 +198,8 @@ def _places():
 
 
 def wheels_of(path):
-    return {"path": path, "python": "3.11", "architecture": "aarch64", "glibc": "2.28", "packages": {"pip": "1"}}
+    return {"path": path, "python": "3.11", "architecture": "aarch64", "glibc": "2.28", "packages": {"pip": "1"},
+            "unpacked_bytes": 100}
 
 
 def _manifests():

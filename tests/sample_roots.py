@@ -22,7 +22,7 @@ from merino_runtime.delivery.manifest import FileEntry, Manifest, WheelSet, mani
 SECTOR = 512
 FAT_AT, FAT_BYTES = 1 << 20, 4 << 20
 ROOT_AT = FAT_AT + FAT_BYTES
-WHEELS = WheelSet("wheels/cp311", "3.11", "aarch64", "2.28", {"numpy": "2.2.6"})
+WHEELS = WheelSet("wheels/cp311", "3.11", "aarch64", "2.28", {"numpy": "2.2.6"}, 10**6)
 BIN = "/usr/local/sbin:/usr/sbin:/sbin"
 TOOLS = ("sfdisk", "mkfs.vfat", "mke2fs", "debugfs", "e2fsck", "resize2fs")
 

@@ -209,7 +209,7 @@ def measured(name: str, section: Section, cache: Path) -> list[Record]:
     for path, request in saved.items():
         if not path.exists():
             folders = [bundle_of(side, section.context, cache) for side in section.bundles()]
-            run_benchmark(folders, request, None, None, "md", path, 3600.0, section.peers, None, say,
+            run_benchmark(folders, request, None, "md", path, section.peers, None, say,
                           section.peers_file)  # fmt: skip
     return read_records(list(saved), say)
 

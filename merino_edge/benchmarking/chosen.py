@@ -191,14 +191,14 @@ def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) 
     return bench
 
 
-def bench_on(address: "Address", accept_new: bool, say: Say, copied: "Copied") -> Bench:
+def bench_on(address: "Address", say: Say, copied: "Copied") -> Bench:
     """Return a function that measures on a board, and removes the bundles that it copied there."""
     from merino_edge.benchmarking.run import records_of
     from merino_edge.delivery.ssh.board import bundle_there, program, remove_bundle
     from merino_edge.delivery.ssh.connect import connected
 
     async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
-        async with connected(address, accept_new, say) as board:
+        async with connected(address) as board:
             there = await program(board)
             places: dict[str, str] = {}
             try:

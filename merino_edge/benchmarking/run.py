@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.cases import BenchRequest, check_request
 from merino_bench.harness.render import append, appends, check_can_save
-from merino_bench.harness.run import Progress, bench_command, check_timeout, deliver
+from merino_bench.harness.run import Progress, bench_command, deliver
 from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
 from merino_edge.export.digest import DIGEST_DIGITS, exporter_digest
@@ -33,18 +33,20 @@ MOST_S = 24 * 3600.0  # of all rows on a board; each has its own limit there
 FLOAT32 = ExportRequest("fp32", dialect="fused")
 
 
-def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None, say: Callable[[str], None]
-               ) -> tuple[list[str], list[str]]:  # fmt: skip
-    """Return the folders of the bundles and of the baselines. A baseline by name is made here; `installed` is on the
-    board. Raise MerinoError as `bench` does."""
+def bundles_of(names: Sequence[str], baseline: str | None, say: Callable[[str], None]) -> tuple[list[str], list[str]]:
+    """Return the folders of the bundles and of the baselines; `installed` is on the board.
+
+    baseline: a bundle, or a model of the catalog, made here in the format of each bundle or, as `opt-350m:fp32`, in
+    that format. Raise MerinoError as `bench` does.
+    """
     folders = [name if name == INSTALLED else bundle_path(name) for name in names]
-    if precision is not None and precision not in PRECISIONS:
-        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(PRECISIONS)}")
     if baseline is None or baseline == INSTALLED:
-        if precision is not None:
-            raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m or leave it out")
         return folders, [baseline] if baseline else []
-    return folders, baseline_bundles(baseline, [folder for folder in folders if folder != INSTALLED], precision, say)
+    name, mark, precision = baseline.rpartition(":")
+    if not (mark and isinstance(resolve(name), Model)):
+        name, precision = baseline, ""
+    here = [folder for folder in folders if folder != INSTALLED]
+    return folders, baseline_bundles(name, here, precision or None, say)
 
 
 def baseline_bundles(
@@ -59,20 +61,17 @@ def baseline_bundles(
     """
     resolved = resolve(what)
     if not isinstance(resolved, Model):
-        if precision is not None:
-            raise MerinoError(
-                f"--baseline-precision goes with a model of the catalog, such as opt-350m: {what!r} is taken for a"
-                " bundle, which has its own. Leave the option out"
-            )
         try:
             check_baselines([resolved])
         except MerinoError as refusal:
             raise MerinoError(f"{refusal} Or name one: {', '.join(exportable_models())}") from refusal
         return [resolved]
+    if precision is not None and precision not in PRECISIONS:
+        raise MerinoError(f"--baseline {what}:{precision} is not known: choose one of {', '.join(PRECISIONS)}")
     if precision is None and not measured:
         raise MerinoError(
             f"--baseline {what} is made in the format of the measured bundles, and that of `{INSTALLED}` is not known"
-            " here: give --baseline-precision"
+            f" here: give --baseline {what}:FORMAT"
         )
     requests: dict[ExportRequest, None] = {}  # each once
     for folder in measured:
@@ -115,34 +114,31 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
 
 
 def run_benchmark(
-    bundles: Sequence[str], request: BenchRequest, baseline: str | None, baseline_precision: str | None, output: str,
-    save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
-    peers_file: Path | None = None,
+    bundles: Sequence[str], request: BenchRequest, baseline: str | None, output: str, save: Path | None,
+    peers: str | None, progress: Progress | None, say: Callable[[str], None], peers_file: Path | None = None,
 ) -> int:  # fmt: skip
     """Measure, and write the records to stdout in the form `output` and to the file `save`. Return the exit code, 1 if
     a row failed.
 
-    `timeout_s`: for all repetitions of a row. `say` gets a line for each model that must be made first: a baseline, or
+    `baseline`: see `bundles_of`. `say` gets a line for each model that must be made first: a baseline, or
     another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
     is not possible, and KeyboardInterrupt after the complete rows were written.
     """
     check_request(request)
-    check_timeout(timeout_s)
     check_peers(peers, peers_file)
     if save is not None:
         check_can_save(str(save))
-    folders, bases = bundles_of(bundles, baseline, baseline_precision, say)
+    folders, bases = bundles_of(bundles, baseline, say)
     with peers_beside(peers, [*folders, *bases], say, peers_file) as others:
         return bench_command(
             folders, request, bases, output=output, save_path=None if save is None else str(save),
-            timeout_s=timeout_s, progress=progress, more=others,
+            progress=progress, more=others,
         )  # fmt: skip
 
 
 def run_there(
-    host: str, bundles: Sequence[str], options: Sequence[str], *, accept_new: bool, root: str | None,
-    baseline: str | None, precision: str | None, output: str, save: Path | None, say: Callable[[str], None],
-    copied: "Copied",
+    host: str, bundles: Sequence[str], options: Sequence[str], *, root: str | None,
+    baseline: str | None, output: str, save: Path | None, say: Callable[[str], None], copied: "Copied",
 ) -> int:  # fmt: skip
     """Measure on a board, and write the records here as `run_benchmark` does. Return the exit code, 1 if a row failed.
 
@@ -154,10 +150,10 @@ def run_there(
     address = parse_address(host)
     if save is not None:
         check_can_save(str(save))
-    folders, bases = bundles_of(bundles, baseline, precision, say)
+    folders, bases = bundles_of(bundles, baseline, say)
 
     async def work() -> list[dict[str, Any]]:
-        async with connected(address, accept_new, say) as board:
+        async with connected(address) as board:
             there = await program(board, root)
             places = [await bundle_there(there, folder, copied) for folder in folders]
             words = [word for base in bases for word in ("--baseline", await bundle_there(there, base, copied))]

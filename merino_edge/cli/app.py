@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,13 +27,12 @@ from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.house import house
 from merino_edge.cli.job import job
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Board, Json, Root, Ssh
+from merino_edge.cli.options import HOST, Board, Json, Root, Ssh
 from merino_edge.cli.recommend import recommend
 from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_edge.storage.extras import not_installed
-from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 # At exit Python searches all objects for cycles, which takes 1.4 s of CPU if torch is loaded. The process ends anyway.
@@ -71,18 +71,15 @@ def root(
 @app.command()
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="board id; default: list all boards")] = None,
-    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or print every figure of one board with its source: of one backend, with --json of all."""
+    """List the boards, or print every figure of one board with its source."""
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.over_ssh import board
     from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 
-    if backend and not device:
-        raise MerinoError(f"--backend {backend} goes with one board: give its ID")
-    profiles = [board(device, say, backend)] if device else list_profiles()
+    profiles = [board(device, say)] if device else list_profiles()
     if as_json:
         figures = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
         print(json.dumps(figures if device else [*figures, facts()]))
@@ -90,6 +87,7 @@ def devices(
         show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
+command: Callable[..., None]
 for command in (deploy, recommend, design):
     app.command()(command)
 
@@ -106,21 +104,18 @@ def calibrate(
     ssh: Annotated[
         str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
     ] = None,
-    accept_new: AcceptNew = False,
     backend: Annotated[
         str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
     ] = None,
 ) -> None:
     """Fit a board's profile to its measurements. `--board host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
-    from merino_edge.cli.over_ssh import choose_and_measure, probe_there, refuse_remote
+    from merino_edge.cli.over_ssh import choose_and_measure, probe_there
     from merino_edge.cli.tables import interval_table, residual_table, show
     from merino_runtime.io.outputs import is_stdout
 
-    if ssh is None:
-        refuse_remote(accept_new=accept_new)
-    measure = None if ssh is None else partial(probe_there, ssh, accept_new)
-    measure_designs = partial(choose_and_measure, ssh, accept_new)
+    measure = None if ssh is None else partial(probe_there, ssh)
+    measure_designs = partial(choose_and_measure, ssh)
     calibrated = recalibrate(
         board_name, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
     )
@@ -146,10 +141,10 @@ AgainstOption = partial(typer.Option, rich_help_panel="Baseline and other engine
 def bench(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     baseline: Annotated[
-        str | None, AgainstOption(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
-    ] = None,
-    baseline_precision: Annotated[
-        str | None, AgainstOption(help="weight format of baseline opt-350m or opt-125m; default: as each bundle")
+        str | None, AgainstOption(
+            help="baseline of the ratios: opt-350m, opt-125m, each in the format of the bundle, or opt-350m:fp32; or a"
+            " bundle folder"
+        )
     ] = None,
     prompts: Annotated[
         str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")
@@ -162,7 +157,6 @@ def bench(
     threads: Annotated[
         str | None, typer.Option("-t", "--threads", help="numbers of threads; default: the bundle's setting")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="time limit in seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None,
         AgainstOption(
@@ -180,7 +174,6 @@ def bench(
         Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")
     ] = None,
     ssh: Ssh = None,
-    accept_new: AcceptNew = False,
     root: Root = None,
 ) -> None:
     """Benchmark bundles in fresh processes, here or on a board. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
@@ -197,19 +190,18 @@ def bench(
         from merino_edge.cli.over_ssh import bench_there
 
         refuse_local(peers=peers, peers_file=peers_file)
-        given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads, "--timeout=": timeout}
+        given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads}
         options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
             bench_there(
-                ssh, bundles, options, accept_new=accept_new, root=root, baseline=baseline,
-                precision=baseline_precision, output=output, save=save,
+                ssh, bundles, options, root=root, baseline=baseline, output=output, save=save
             )
-        )  # fmt: skip
-    refuse_remote(accept_new=accept_new, root=root)
+        )
+    refuse_remote(root=root)
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, request, baseline=baseline, baseline_precision=baseline_precision, output=output, save=save,
-            timeout_s=timeout, peers=peers, progress=progress, say=say, peers_file=peers_file,
+            bundles, request, baseline=baseline, output=output, save=save, peers=peers, progress=progress, say=say,
+            peers_file=peers_file,
         )  # fmt: skip
     raise typer.Exit(code)
 
@@ -225,17 +217,11 @@ add_to(app, "info")
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
-    chat: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="run the chat demo with this model instead")
-    ] = None,
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
-    from merino_edge.cli.demo import run_chat_demo, run_demo
+    from merino_edge.cli.demo import run_demo
 
-    if chat:
-        run_chat_demo(chat, out)
-    else:
-        run_demo(out)
+    run_demo(out)
 
 
 def main(argv: Any = None) -> None:

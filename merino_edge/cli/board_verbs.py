@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from merino_bench.__main__ import VERBS as BENCH_VERBS
-from merino_edge.cli.options import ACCEPT_NEW, HOST, ROOT, SSH
+from merino_edge.cli.options import HOST, ROOT, SSH
 from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
 from merino_runtime.io.streams import Verb
 
@@ -49,7 +49,6 @@ def parser_of(verb: Verb) -> ArgumentParser:
     if over_ssh:
         group = parser.add_argument_group("on a board")
         group.add_argument("--ssh", metavar=HOST, help=SSH)
-        group.add_argument("--accept-new", action="store_true", help=ACCEPT_NEW)
         group.add_argument("--root", metavar="DIR", help=ROOT)
     return parser
 
@@ -71,7 +70,7 @@ def called(name: str, words: list[str]) -> int:
             check, run = (generate_options, generate_there) if name == "generate" else (chat_options, chat_there)
             check(arguments)  # before the bundle is copied
             return run(arguments, words_of(parser, arguments))
-        refuse_remote(accept_new=arguments.accept_new, root=arguments.root)
+        refuse_remote(root=arguments.root)
     if name == "serve":
         arguments.bundles = [bundle_path(path) for path in arguments.bundles]
     else:
@@ -84,7 +83,7 @@ def words_of(parser: ArgumentParser, arguments: Namespace) -> list[str]:
     words = []
     for action in parser._actions:
         value = getattr(arguments, action.dest, action.default)
-        if not action.option_strings or value == action.default or action.dest in ("ssh", "accept_new", "root"):
+        if not action.option_strings or value == action.default or action.dest in ("ssh", "root"):
             continue
         option = action.option_strings[-1]
         if action.nargs == 0:

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from merino_edge.cli.options import ACCEPT_NEW, HOST, Json
+from merino_edge.cli.options import HOST, Json
 from merino_edge.cli.terminal import put, say, working
 from merino_runtime.errors import MerinoError
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:  # imports asyncssh
     from merino_edge.delivery.ssh.flash import Flashed
 
 SCHEMA = 1
-SHOWN = 20  # kinds of problems; --json has all
+SHOWN = 20  # problems; --json has all
 PlaceOption, TrustOption, SshOption = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("One place", "Trust", "With --ssh")
 )
@@ -45,10 +44,6 @@ def pack(
         bool, typer.Option("--wheels", help="include the Python wheels, so that boards need no network")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="private key that signs the package")] = None,
-    counter: Annotated[
-        int | None,
-        typer.Option(help="rollback counter: boards refuse a signed package with a lower one; default: the time"),
-    ] = None,
     withdraw: Annotated[
         list[Path] | None, typer.Option(metavar="NAME.pub", help="boards stop trusting this key; repeat for more")
     ] = None,
@@ -63,7 +58,7 @@ def pack(
     profiles = [board(name, say) for name in dict.fromkeys(boards or ())]
     with working(f"packing {out.name}"):
         packed = run(
-            folders, out, profiles, wheels, key=sign, say=say, counter=counter, withdraw=withdraw or ()
+            folders, out, profiles, wheels, key=sign, say=say, withdraw=withdraw or ()
         )
     if as_json:
         print(json.dumps({"path": str(out), "id": packed.id, "bytes": packed.size_bytes, "signed": packed.signed,
@@ -102,12 +97,10 @@ def check(
             f" {result.opset}"
         )
     else:
-        kinds = Counter((problem.operator, problem.what) for problem in result.problems)
-        first = {(problem.operator, problem.what): problem.node for problem in reversed(result.problems)}
-        for (operator, what), count in list(kinds.items())[:SHOWN]:
-            more = f" and {count - 1} more" if count > 1 else ""
-            put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
-        hidden = f"; {len(kinds) - SHOWN} more kinds of problems stand in --json" if len(kinds) > SHOWN else ""
+        for problem in result.problems[:SHOWN]:
+            put(f"{problem.node}{f' ({problem.operator})' if problem.operator else ''}: {problem.what}")
+        more = len(result.problems) - SHOWN
+        hidden = f"; --json lists {more} more problems" if more > 0 else ""
         remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
             "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip
         say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{hidden}{remedy}")
@@ -129,7 +122,6 @@ def flash(
     allow_downgrade: Annotated[bool, SshOption(
         "--allow-downgrade", help="accept a package older than one that was installed"
     )] = False,
-    accept_new: Annotated[bool, SshOption("--accept-new", help=ACCEPT_NEW)] = False,
     root: Annotated[str | None, SshOption(help="folder of releases on the board; default: as `install`")] = None,
     force: Annotated[bool, SshOption(
         "--force", help="install even if the package is for another board or slow on it"
@@ -144,22 +136,19 @@ def flash(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Install a package on boards over ssh, tested and measured there; or write it into a system that boots later."""
-    places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
-    targets = [name for name, value in places.items() if value]
-    if len(targets) != 1:
-        raise MerinoError(f"flash has {' and '.join(targets) or 'no place'}: give one of {', '.join(places)}")
+    place = only_place("flash", ssh=ssh, rootfs=rootfs, image=image)
     options: dict[str, Any] = {"allow_unsigned": allow_unsigned, "dry_run": dry_run}
     if ssh:
         done = flash_boards(
-            file, ssh, accept_new=accept_new, keys=trust or (), allow_downgrade=allow_downgrade, force=force,
+            file, ssh, keys=trust or (), allow_downgrade=allow_downgrade, force=force,
             service=service or serve, serve=serve, root=root, **options,
         )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(board.error for board in done) else 0)
-    if root or force or accept_new or service or serve or allow_downgrade:
+    if root or force or service or serve or allow_downgrade:
         raise MerinoError(
-            "--root, --force, --accept-new, --service, --serve and --allow-downgrade go with --ssh, not with"
-            f" {targets[0]}: leave them out"
+            "--root, --force, --service, --serve and --allow-downgrade go with --ssh, not with"
+            f" {place}: leave them out"
         )
     from merino_edge.delivery.first_boot import flash_rootfs
     from merino_edge.delivery.image import finished_image, flash_image
@@ -169,12 +158,22 @@ def flash(
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
     if not dry_run:
-        place = rootfs or finished_image(cast(Path, image))
-        say(f"done: {file.name} is in {place}; the board that starts from it installs it")
+        system = rootfs or finished_image(cast(Path, image))
+        say(f"done: {file.name} is in {system}; the board that starts from it installs it")
 
 
-def flash_boards(file: Path, ssh: list[str], *, accept_new: bool, dry_run: bool, **options: Any) -> "list[Flashed]":
+def only_place(command: str, **places: Any) -> str:
+    """Return the one option that names where the package goes. Raise MerinoError if none or several were given."""
+    given = [f"--{name}" for name, value in places.items() if value]
+    if len(given) != 1:
+        allowed = ", ".join(f"--{name}" for name in places)
+        raise MerinoError(f"{command} has {' and '.join(given) or 'no place'}: give one of {allowed}")
+    return given[0]
+
+
+def flash_boards(file: Path, ssh: list[str], *, dry_run: bool, **options: Any) -> "list[Flashed]":
     """Check the package, then install it on the boards. `options`: those of `package`, such as `keys` and `force`."""
+    from merino_edge.cli.over_ssh import ask_about
     from merino_edge.cli.terminal import boards_progress
     from merino_edge.delivery.ssh.connect import parse_addresses
     from merino_edge.delivery.ssh.flash import flash_all, package
@@ -182,10 +181,9 @@ def flash_boards(file: Path, ssh: list[str], *, accept_new: bool, dry_run: bool,
     addresses = parse_addresses(ssh)
     with working(f"checking {file}"):
         checked = package(file, report=say, **options)
+    ask_about(ssh)
     with boards_progress() as report:
-        return asyncio.run(
-            flash_all(addresses, checked, accept_new=accept_new, dry_run=dry_run, report=report, say=say)
-        )
+        return asyncio.run(flash_all(addresses, checked, dry_run=dry_run, report=report))
 
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:

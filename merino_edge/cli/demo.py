@@ -10,7 +10,7 @@ from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.run import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.bundles.files import APP_FILE, bundle_bytes
+from merino_edge.bundles.files import APP_FILE
 from merino_edge.cli.design_tables import print_design
 from merino_edge.cli.record_tables import bench_table
 from merino_edge.cli.tables import show
@@ -18,9 +18,7 @@ from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.embedded import FOLDER
-from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.export import export
-from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.zoo import model
 from merino_edge.prediction.shape import default_prompt
@@ -31,9 +29,6 @@ from merino_runtime.io.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-QUESTION = "What is gravity?"
-CHAT_CONTEXT = 1024
-CHAT_FORMATS = ("int4", "int8", "fp32")  # the fastest first
 REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 
@@ -85,36 +80,12 @@ def say(text: str) -> None:
     say_line(f"   {text}")
 
 
-def run_chat_demo(source: str, out: Path) -> None:
-    """Let a chat model answer one question, in the first of CHAT_FORMATS that keeps its answers. Its bundle is written
-    into `out`. Raise MerinoError if `source` has no chat template."""
-    loaded = load_source(source)
-    if loaded.chat is None:
-        raise MerinoError(f"{source} has no chat template: `make demo-chat` requires a chat model")
-    context = min(loaded.arch.context, CHAT_CONTEXT)
-    for precision in CHAT_FORMATS:
-        print(f"== 1/2  export {loaded.name} to {precision}", flush=True)
-        request = ExportRequest(precision=precision, context=context)
-        exported = export(loaded, out / f"chat-{precision}", request, last_use=True)
-        if exported.divergence:
-            print(divergence_words(exported.divergence))
-        if not exported.divergence or keeps(exported.divergence):
-            break
-        print(f"{precision} loses too many", flush=True)
-        loaded = load_source(source)  # the export used it up
-    folder, params = exported.folder, exported.bundle.params / 1e6
-    print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
-    print(f"\n== 2/2  chat, by the file that a board runs\n> {QUESTION}", flush=True)
-    run_application(["chat", str(folder), "-n", "80", "--temperature", "0"], typed=f"{QUESTION}\n/stats\n")
-
-
-def run_application(words: list[str], typed: str = "") -> None:
+def run_application(words: list[str]) -> None:
     """Run the board's application in its own process, so that the memory that it prints excludes torch."""
     with tempfile.TemporaryDirectory() as folder:
         application = Path(folder) / APP_FILE
         write_board_app(application)
-        command = [sys.executable, str(application), *words]
-        code = subprocess.run(command, input=typed.encode(), check=False).returncode
+        code = subprocess.run([sys.executable, str(application), *words], check=False).returncode
     if code == CLOSED_PIPE:
         raise BrokenPipeError
     if code:

@@ -2,29 +2,12 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    CHOICES,
-    CONFIDENCE,
-    PAPER,
-    Backend,
-    Board,
-    Confidence,
-    Context,
-    Json,
-    OpenKv,
-    Precision,
-    Prompt,
-    Vocab,
-    parse_choices,
-    parse_confidence,
-    with_budgets,
-)
+from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
 TRAINING = {
@@ -33,29 +16,29 @@ TRAINING = {
 }
 
 
-@partial(with_budgets, more=TRAINING)
 def design(
-    board_name: Board,
-    limits: dict[str, float],
-    backend: Backend = None,
-    context: Context = None,
-    prompt: Prompt = None,
-    vocab: Vocab = None,
-    precision: Precision = None,
-    kv: OpenKv = None,
+    board_name: options.Board,
+    decode_ms: options.DecodeMs = None,
+    memory_mb: options.MemoryMb = None,
+    budget: Annotated[list[str] | None, options.budget_option(TRAINING)] = None,
+    backend: options.Backend = None,
+    context: options.Context = None,
+    prompt: options.Prompt = None,
+    vocab: options.Vocab = None,
+    precision: options.Precision = None,
+    kv: options.OpenKv = None,
     data: Annotated[
         list[str] | None, typer.Option(
-            metavar="PATH", rich_help_panel=CHOICES,
+            metavar="PATH", rich_help_panel=options.CHOICES,
             help="training text, as for `train`: bounds the size by its tokens and the vocabulary; repeat for more",
         )
     ] = None,
     score: Annotated[str | None, typer.Option(
-        metavar="NAME", rich_help_panel=PAPER,
+        metavar="NAME", rich_help_panel=options.PAPER,
         help="measured (law of published losses, the default); merino: the paper's space and entropy; or with the"
         " paper's FLOPs: merino-52m (60 GFLOPs), merino-61m (110) or merino-64m (160)",
     )] = None,
-    confidence: Confidence = CONFIDENCE,
-    as_json: Json = False,
+    as_json: options.Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:  # fmt: skip
     """Design the decoder of highest score within the given budgets, by default the board's own."""
@@ -77,6 +60,7 @@ def design(
     from merino_edge.training.sources import read_sources, text_size
 
     # 1. Check the options, before the board `host` is measured.
+    limits = options.limits_of(decode_ms, memory_mb, budget, TRAINING)
     tokens, train_hours = limits.pop("tokens", None), limits.pop("train_hours", None)
     preset = PRESETS.get(score or "")
     if preset and limits:
@@ -86,7 +70,7 @@ def design(
         raise MerinoError(f"--budget tokens={tokens:g} and --data are two numbers of tokens: give one of them")
     if scoring == MERINO and (tokens is not None or data):
         raise MerinoError("the paper's score ignores the training text: leave --budget tokens and --data out")
-    choices = parse_choices(vocab, precision, kv)
+    choices = options.parse_choices(vocab, precision, kv)
     for option, values in zip(("--vocab", "--precision", "--kv"), choices.values(), strict=True):
         if scoring == MERINO and values and len(values) > 1:
             raise MerinoError(f"{option} is a list, and the paper's score cannot compare its values: give one")
@@ -103,7 +87,6 @@ def design(
             raise too_large(wanted, most_vocab, size)
     check_lengths(context, prompt)
     training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
-    level = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(board_name), *map(Path, data or [])])
         check_file(out)
@@ -118,15 +101,14 @@ def design(
         if scoring != MERINO:
             best = best_design(
                 profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, training=training,
-                most_vocab=most_vocab, confidence=level, **choices,
+                most_vocab=most_vocab, **choices,
             )  # fmt: skip
         else:
             one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in choices.values())
             space = PAPER_SPACE if one_vocab is None else replace(PAPER_SPACE, vocab=one_vocab)
             best = design_by_paper(
-                profile, limits, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv,
-                confidence=level,
-            )  # fmt: skip
+                profile, limits, space=space, context=slots, prompt=prompt_tokens, precision=one_precision, kv=one_kv
+            )
     stdout_is_free = save(out, best.to_json())
     if as_json and stdout_is_free:
         print(best.to_json(), end="")

@@ -98,9 +98,8 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
                 f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
     if bundle.kernels and (done.folder / "genai_config.json").is_file():
-        say("for other programs: copy merino_runtime/bundle/native/kernels-MACHINE.so into the bundle as"
-            " kernels.so for onnxruntime-genai; plain ONNX Runtime loads it by register_custom_ops_library (Python),"
-            " RegisterCustomOpLibrary (C#) or RegisterCustomOpsLibrary (C++)")  # fmt: skip
+        say("other programs load its operators from merino_runtime/bundle/native/kernels-MACHINE.so: onnxruntime-genai"
+            " as kernels.so in the bundle, others by register_custom_ops_library")  # fmt: skip
     if bundle.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")

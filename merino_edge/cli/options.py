@@ -1,15 +1,12 @@
 """Options that several commands share: one spelling and one help text each; a budget's options come from its table."""
 
-import functools
-import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
-from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -18,19 +15,12 @@ Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
-ACCEPT_NEW = "add the host key of a new board to known_hosts; a changed key is refused"
-AcceptNew = Annotated[bool, typer.Option("--accept-new", help=ACCEPT_NEW)]
 HOST = "[USER@]HOST[:PORT]"
 SSH = "run on this board instead of on this machine"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
 ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
 Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
-Confidence = Annotated[
-    str, typer.Option(metavar="SHARE", help="confidence of the prediction interval, whose upper bound must meet the"
-                      f" latency budget (calibrated boards): at 80% nine of ten latencies lie below it; {ALLOWED}")
-]  # fmt: skip
-CONFIDENCE = percent(DEFAULT_CONFIDENCE)
 KV = "KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)"
 Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
@@ -67,48 +57,29 @@ def integers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error
 
 
-def with_budgets(command: Callable[..., None], more: Mapping[str, str] | None = None) -> Callable[..., None]:
-    """Return the command with the options of budgets instead of its parameter `limits`, which maps the given ones.
-
-    A budget on which boards have a limit has an option of its own; the others share `--budget`. more: help by name of
-    further values of `--budget`.
-    """
-    own = [budget for budget in BUDGETS_BY_NAME.values() if budget.default]
-    rare = [budget for budget in BUDGETS_BY_NAME.values() if not budget.default]
-    others = {**{budget.name: f"{budget.label}, in {budget.unit}" for budget in rare}, **(more or {})}
-    listed = "; ".join(f"{name.replace('_', '-')} ({words})" for name, words in others.items())
-    options: dict[str, Any] = {
-        budget.name: Annotated[float | None, typer.Option(budget.option, help=budget.help, rich_help_panel=BUDGETS)]
-        for budget in own
-    }
-    options["budget"] = Annotated[list[str] | None, typer.Option(
-        metavar="NAME=VALUE", help=f"another budget, repeat for more: {listed}", rich_help_panel=BUDGETS
-    )]  # fmt: skip
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in options.items()
-    ]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        limits = {budget.name: values.pop(budget.name) for budget in own}
-        limits = {name: limit for name, limit in limits.items() if limit is not None}
-        command(limits=limits | parse_budgets(values.pop("budget") or (), list(others)), **values)
-
-    signature = inspect.signature(command)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        keyword = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters += added if parameter.name == "limits" else [keyword]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+DecodeMs = Annotated[float | None, typer.Option(help=BUDGETS_BY_NAME["decode_ms"].help, rich_help_panel=BUDGETS)]
+MemoryMb = Annotated[float | None, typer.Option(help=BUDGETS_BY_NAME["memory_mb"].help, rich_help_panel=BUDGETS)]
+RARE_BUDGETS = {name: budget for name, budget in BUDGETS_BY_NAME.items() if not budget.default}
 
 
-def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """["file-mb=3"] -> {"file_mb": 3.0}. Raise typer.BadParameter for an unknown name or a bad number."""
-    limits: dict[str, float] = {}
-    for text in given:
+def budget_option(more: Mapping[str, str] | None = None) -> Any:
+    """Return the option of the budgets without one of their own. more: help by name of further values."""
+    texts = {name: f"{budget.label}, in {budget.unit}" for name, budget in RARE_BUDGETS.items()} | dict(more or {})
+    listed = "; ".join(f"{name.replace('_', '-')} ({text})" for name, text in texts.items())
+    return typer.Option(
+        "--budget", metavar="NAME=VALUE", help=f"another budget, repeat for more: {listed}", rich_help_panel=BUDGETS
+    )
+
+
+def limits_of(
+    decode_ms: float | None, memory_mb: float | None, others: Sequence[str] | None, more: Collection[str] = ()
+) -> dict[str, float]:
+    """Return the budgets that were given: (4, None, ["file-mb=3"]) -> {"decode_ms": 4, "file_mb": 3}. more: names
+    beside the budgets'. Raise typer.BadParameter for an unknown name or a bad number."""
+    own = {"decode_ms": decode_ms, "memory_mb": memory_mb}
+    limits = {name: limit for name, limit in own.items() if limit is not None}
+    names = [*RARE_BUDGETS, *more]
+    for text in others or ():
         shown, _, value = text.partition("=")
         name = shown.replace("-", "_")
         try:
@@ -120,13 +91,6 @@ def parse_budgets(given: Sequence[str], names: Sequence[str]) -> dict[str, float
             message = f"{text!r} is not allowed: give NAME=VALUE, a number for one of {allowed}"
             raise typer.BadParameter(message, param_hint="--budget") from None
     return limits
-
-
-def parse_confidence(text: str) -> float:
-    """"90%" -> 0.9. Raise MerinoError if it is out of its range."""
-    confidence = parse_percent("--confidence", text, ALLOWED)
-    check_confidence(confidence)
-    return confidence
 
 
 def parse_percent(option: str, text: str, allowed: str) -> float:

@@ -1,18 +1,23 @@
 """What runs on a board over ssh: the `--ssh` of generate, chat, bench and calibrate, and `--board USER@HOST`."""
 
 import asyncio
+import hashlib
+import sys
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import MeasuredDesign, Probe
-    from merino_edge.delivery.ssh.board import Program
+    from merino_edge.delivery.ssh.board import Facts, Program
+    from merino_edge.delivery.ssh.command import Session
     from merino_edge.delivery.ssh.connect import Board
-    from merino_edge.delivery.ssh.remote_chat import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
 GENERATED_BYTES, PROBE_BYTES = 64 << 20, 4 << 20
@@ -24,15 +29,56 @@ class ReaderGoneError(Exception):
     """The reader of stdout is gone. It is no OSError, because those belong to the connection."""
 
 
-def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
-    """Connect to a board and run `work`. Raise MerinoError if the connection fails."""
+def ask_about(hosts: Sequence[str], yes: bool = False) -> None:
+    """Show the key of each host that no known_hosts file names, and add it if the user accepts it, as ssh does. Raise
+    MerinoError if not. yes: add it without a question. If nobody can be asked, the connection is refused later."""
     from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.connect import new_host_key, parse_addresses
+
+    for address in parse_addresses(hosts):
+        key = asyncio.run(new_host_key(address)) if yes or is_terminal() else None
+        if key is None:
+            continue
+        question = f"{address.text} has the new host key {key.fingerprint}. Is it your board's?"
+        if not yes and not typer.confirm(question, err=True):
+            raise MerinoError("nothing was changed on the board")
+        key.keep()
+        say(f"{address.text}: its host key {key.fingerprint} is new and now in {key.known_hosts}")
+
+
+def let_trust(ssh: str | None, facts: "Facts | None", public: Path, yes: bool) -> bool:
+    """Return whether the board is to trust the key from now on; False if it does so already. Raise MerinoError if the
+    user declines, or cannot be asked."""
+    from merino_edge.cli.terminal import say
+    from merino_runtime.delivery.keys import key_base64, read_public_key
+
+    key = read_public_key(str(public)).key
+    if facts and key_base64(key) in facts.keys:
+        return False
+    print_of = f"SHA256:{hashlib.sha256(key).hexdigest()[:32]}"
+    if yes or not ssh:
+        say(f"the board will trust the key {print_of} ({public})")
+        return True
+    question = f"{ssh} does not trust your key {print_of} yet. Install it there, and what it signs?"
+    if not is_terminal():
+        raise MerinoError(f"{question} This is no terminal, so nobody can answer: give --yes")
+    if not typer.confirm(question, err=True):
+        raise MerinoError("nothing was changed on the board")
+    return True
+
+
+def is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def on_board(host: str, work: "Callable[[Board], Coroutine[Any, Any, Result]]", yes: bool = False) -> Result:
+    """Connect to a board and run `work`. yes: as in `ask_about`. Raise MerinoError if the connection fails."""
     from merino_edge.delivery.ssh.connect import connected, parse_address
 
-    address = parse_address(host)
+    ask_about([host], yes)
 
     async def run() -> Result:
-        async with connected(address, accept_new, say) as board:
+        async with connected(parse_address(host)) as board:
             return await work(board)
 
     return asyncio.run(run())
@@ -75,7 +121,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
         return ran.code
 
     try:
-        return on_board(arguments.ssh, arguments.accept_new, work)
+        return on_board(arguments.ssh, work)
     except ReaderGoneError:
         raise BrokenPipeError from None
 
@@ -84,7 +130,8 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     """Chat with a model on a board, typed and shown here -> the exit code. options: words for the board."""
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.board import INSTALLED
-    from merino_edge.delivery.ssh.remote_chat import RemoteChat, opened
+    from merino_edge.delivery.ssh.connect import connected, parse_address
+    from merino_edge.delivery.ssh.remote_chat import opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
     from merino_runtime.chat.session import converse, converse_in_json, write_json
@@ -93,18 +140,20 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
-    async def work(board: "Board", serve: "Serve") -> None:
-        program_there, place = await with_bundle(board, arguments.root, folder)
-        words = [word for word in options if word != "--json"]
-        async with program_there.interactive(["chat", place, "--json", *words], say) as session:
-            await serve(session)
+    @asynccontextmanager
+    async def session() -> AsyncIterator["Session"]:
+        async with connected(parse_address(host)) as board:
+            program_there, place = await with_bundle(board, arguments.root, folder)
+            words = [word for word in options if word != "--json"]
+            async with program_there.interactive(["chat", place, "--json", *words], say) as started:
+                yield started
 
-    with opened(lambda serve: on_board(host, arguments.accept_new, lambda board: work(board, serve))) as remote:
-        remote_chat = RemoteChat(remote)
+    ask_about([host])
+    with opened(session()) as chat:
         if arguments.json:
-            write_json(remote_chat.greeting)
-            return converse_in_json(remote_chat, kept)
-        return converse(remote_chat, f"{remote_chat.greeting['chat']} on {host}", kept)
+            write_json(chat.greeting)
+            return converse_in_json(chat, kept)
+        return converse(chat, f"{chat.greeting['chat']} on {host}", kept)
 
 
 def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how: Any) -> int:
@@ -112,11 +161,12 @@ def bench_there(host: str, bundles: Sequence[str], options: Sequence[str], **how
     from merino_edge.benchmarking.run import run_there
     from merino_edge.cli.terminal import copy_progress, say
 
+    ask_about([host])
     with copy_progress(host) as copied:
         return run_there(host, bundles, options, say=say, copied=copied, **how)
 
 
-def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe":
+def probe_there(host: str, profile: "DeviceProfile") -> "Probe":
     """Probe the profile's board with its backend. Raise MerinoError, for another machine before it is measured."""
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
@@ -137,13 +187,11 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
         return ran.out
 
     with working(f"{host} measures itself"):
-        text = on_board(host, accept_new, work)
+        text = on_board(host, work)
     return parse_probe(text, f"what {host} answered")
 
 
-def choose_and_measure(
-    host: str | None, accept_new: bool, profile: "DeviceProfile", number: int
-) -> "list[MeasuredDesign]":
+def choose_and_measure(host: str | None, profile: "DeviceProfile", number: int) -> "list[MeasuredDesign]":
     """Measure designs that the search chooses with the profile, on the board, or on this machine if host is None."""
     from merino_edge.benchmarking.chosen import bench_here, bench_on, measured_designs  # loads torch
     from merino_edge.cli.terminal import bench_progress, copy_progress, say
@@ -152,12 +200,10 @@ def choose_and_measure(
     if host is None:
         return measured_designs(profile, number, bench_here(bench_progress), say)
     with copy_progress(host) as copied:
-        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, copied), say)
+        return measured_designs(profile, number, bench_on(parse_address(host), say, copied), say)
 
 
-def board(
-    name: str | Path, say: Callable[[str], None], backend: str | None = None, accept_new: bool = False
-) -> "DeviceProfile":
+def board(name: str | Path, say: Callable[[str], None], backend: str | None = None) -> "DeviceProfile":
     """Return the profile that `--board` names. A running board, USER@HOST, is asked over ssh what it is.
 
     Raise MerinoError as `calibration.board.board` does, or if no shipped profile names the board's model.
@@ -165,14 +211,12 @@ def board(
     from merino_edge.calibration.board import board as named
 
     if not is_address(name):
-        if accept_new:
-            raise MerinoError(f"--accept-new goes with --board USER@HOST, not with {name}: leave it out")
         return named(name, say, backend)
     from merino_edge.cli.terminal import working
-    from merino_edge.delivery.ssh.board import facts_of, profile_of
+    from merino_edge.delivery.ssh.board import described, profile_of
 
     with working(f"asking {name} what it is"):
-        facts = on_board(str(name), accept_new, facts_of)
+        facts = on_board(str(name), described)
     profile = profile_of(str(name), facts)
     say(f"{name} is a {profile.name}: --board {profile.id}")
     return named(profile.id, say, backend)

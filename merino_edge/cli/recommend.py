@@ -1,46 +1,46 @@
 """The command `recommend`: published models for a board; or the scores and costs of the models that are named."""
 
 import json
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merino_edge.cli.options import (
-    BOARD,
-    CONFIDENCE,
-    AcceptNew,
-    Backend,
-    Confidence,
-    Context,
-    Json,
-    Kv,
-    Prompt,
-    parse_confidence,
-    with_budgets,
-)
+from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:
+    from merino_edge.cli.tables import Table
+    from merino_edge.export.named import Described
+    from merino_edge.families.geometry import Geometry
+    from merino_edge.prediction.cost_model import Predicted
+    from merino_edge.profiles.profile import DeviceProfile
 
-@with_budgets
+SCORE_SCHEMA = 1
+UNKNOWN = "the paper's entropy is defined for FFNs of two matrices, and for attention as wide as its layer"
+MEANING = (
+    "measured: effective weights, with float32 weights; twice as many mean 2^-alpha of the loss",
+    "merino: the paper's entropy times effectiveness, in weighted nats",
+)
+
+
 def recommend(
     sources: Annotated[list[str] | None, typer.Argument(
         metavar="SOURCE", help="score these instead: design.json, architecture, checkpoint, GGUF, bundle or name"
     )] = None,
-    *,
-    board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=BOARD)] = None,
-    accept_new: AcceptNew = False,
-    backend: Backend = None,
-    limits: dict[str, float],
-    context: Context = None,
-    prompt: Prompt = None,
-    kv: Kv = None,
-    confidence: Confidence = CONFIDENCE,
-    as_json: Json = False,
+    board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=options.BOARD)] = None,
+    backend: options.Backend = None,
+    decode_ms: options.DecodeMs = None,
+    memory_mb: options.MemoryMb = None,
+    budget: Annotated[list[str] | None, options.budget_option()] = None,
+    context: options.Context = None,
+    prompt: options.Prompt = None,
+    kv: options.Kv = None,
+    as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """List the published models and formats that meet a board's budgets; or score SOURCEs, and predict their costs."""
     from merino_edge.cli.over_ssh import board, is_address
     from merino_edge.cli.recommended import budgets_line, first_command, recommendation_json, recommendation_table
-    from merino_edge.cli.score import print_scores
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
@@ -49,26 +49,25 @@ def recommend(
     from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import check_lengths, default_lengths
 
+    limits = options.limits_of(decode_ms, memory_mb, budget)
     check_lengths(context, prompt)
     cache = quantized_kv(kv)
-    level = parse_confidence(confidence)
     if sources and limits:
         raise MerinoError("budgets are for the list of published models, not for SOURCE: leave one of them out")
     if not sources and board_name is None:
         raise typer.BadParameter("it is missing: choose one of `merino-edge devices`", param_hint="--board")
     decoders = [describe(source) for source in sources or ()]
-    profile = board(board_name, say, backend, accept_new) if board_name else None
+    profile = board(board_name, say, backend) if board_name else None
     if sources or profile is None:
-        print_scores(sources or (), decoders, profile, context, prompt, cache, level, as_json=as_json)
+        print_scores(sources or (), decoders, profile, context, prompt, cache, as_json=as_json)
         return
     address = board_name if is_address(board_name or "") else None
     named = profile.id if address else board_name or ""
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache,
-            confidence=level,
-        )  # fmt: skip
+            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache
+        )
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, named), indent=2))
     else:
@@ -78,3 +77,100 @@ def recommend(
             put(f"to export the first: {command}")
             host, first = address or "USER@HOST", recommendation.candidates[0].model.id
             put(f"to bring it onto the board: merino-edge deploy {first} --ssh {host}")
+
+
+def print_scores(
+    sources: Sequence[str], decoders: "Sequence[Described]", profile: "DeviceProfile | None", context: int | None,
+    prompt: int | None, kv: str | None, *, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the scores of decoders, and their predicted costs on a board. No weights are read."""
+    from merino_edge.cli.tables import show
+    from merino_edge.design.score import SCORES, existing_score, layers_weights
+
+    costs = [
+        costs_of(profile, decoder.geometry, context, prompt, kv) if profile else {} for decoder in decoders
+    ]
+    rows = []
+    for source, decoder, cost in zip(sources, decoders, costs, strict=True):
+        scores = {name: existing_score(decoder.geometry, scoring) for name, scoring in SCORES.items()}
+        rows.append({
+            "source": source, "name": decoder.name, "shape": decoder.geometry.shape(),
+            "weights": layers_weights(decoder.geometry),
+            "scores": {name: {"value": value, "reason": UNKNOWN if value is None else ""}
+                       for name, value in scores.items()},
+            "predicted": {precision: predicted.model_dump() for precision, predicted in cost.items()},
+        })  # fmt: skip
+    if as_json:
+        target = {"device": profile.id, "backend": profile.backend} if profile else {}
+        print(json.dumps({"schema": SCORE_SCHEMA, **target, "sources": rows}, indent=1))
+        return
+    show(score_table(rows, list(SCORES)))
+    if profile:
+        show(cost_table([decoder.name for decoder in decoders], costs, profile))
+
+
+def costs_of(
+    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
+    kv: str | None = None,
+) -> "dict[str, Predicted]":  # fmt: skip
+    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
+    from merino_edge.prediction.cost_model import cost_model
+    from merino_edge.prediction.formats import formats_of
+    from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
+
+    if context is not None and context > decoder.context:
+        raise MerinoError(f"--context {context} is not allowed: {decoder.shape()} takes 2 to {decoder.context} tokens")
+    longest, _ = default_lengths(profile, context, None)
+    longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
+    check_lengths(longest, tokens)
+    return {
+        precision: cost_model(profile, InferenceShape(precision, longest, tokens, kv)).predict(
+            decoder.operators
+        )
+        for precision in formats_of(profile)
+    }
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Table":
+    from merino_edge.cli.tables import Column, Table
+
+    def cell(name: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value / 1e6:,.2f} M" if name == "measured" else f"{value:,.0f}"
+
+    reasons = {
+        f"- ({row['name']}): {scored['reason']}"
+        for row in rows for scored in row["scores"].values() if scored["reason"]
+    }
+    return Table(
+        columns=[Column("source", left=True, wraps=True), Column("shape", left=True, wraps=True),
+                 Column("weights of layers"), *map(Column, names)],
+        rows=[
+            [row["name"], row["shape"], f"{row['weights'] / 1e6:,.2f} M",
+             *(cell(name, row["scores"][name]["value"]) for name in names)]
+            for row in rows
+        ],
+        title="Scores, higher is better; docs/search.md defines them",
+        below=[*MEANING, *sorted(reasons)],
+    )  # fmt: skip
+
+
+def cost_table(
+    names: Sequence[str], costs: "Sequence[Mapping[str, Predicted]]", profile: "DeviceProfile"
+) -> "Table":
+    from merino_edge.cli.design_tables import number
+    from merino_edge.cli.tables import Column, Table, on_backend
+    from merino_edge.design.budgets import BUDGETS_BY_NAME
+
+    predicted = [cost for by_format in costs for cost in by_format.values()]
+    budgets = [budget for budget in BUDGETS_BY_NAME.values() if all(budget.of(cost) is not None for cost in predicted)]
+    return Table(
+        columns=[Column("source", left=True, wraps=True), Column("format", left=True),
+                 *(Column(budget.name.replace("_", "-"), wraps=True) for budget in budgets)],
+        rows=[
+            [name, precision, *(number(budget.of(cost)) for budget in budgets)]
+            for name, by_format in zip(names, costs, strict=True) for precision, cost in by_format.items()
+        ],
+        title=f"Costs on {on_backend(profile, profile.name)}, predicted from {predicted[0].provenance} coefficients",
+    )  # fmt: skip

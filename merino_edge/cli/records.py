@@ -36,13 +36,12 @@ def compare(
 
 def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="records of `bench` or `eval`")],
-    out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML file")] = None,
-    md: Annotated[bool, typer.Option("--md", help="print a Markdown summary, for a pull request")] = False,
+    out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML page")] = None,
     board_name: Annotated[str | None, typer.Option(
         "--board", metavar="BOARD", help="board to show predictions for, beside the measurements"
     )] = None,
 ) -> None:
-    """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
+    """Print a Markdown summary of records, for a pull request; with -o, write one HTML page of charts and tables."""
     from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_all
@@ -50,15 +49,14 @@ def report(
     from merino_edge.report.summary import summarize
     from merino_edge.storage.atomic import check_file, check_keeps
 
-    if out is None and not md:
-        raise typer.BadParameter("give -o report.html, --md, or both")
     if out is not None:
         check_keeps(out, [*results, *([Path(board_name)] if board_name else [])])
         check_file(out)
     records, evaluations = read_all(results, say)
     summary = summarize(records, board(board_name, say) if board_name else None, evaluations)
-    free = save(out, page(summary)) if out else True
-    if md and free:
+    if out:
+        save(out, page(summary))
+    else:
         print(markdown(summary), end="")
 
 

@@ -215,16 +215,15 @@ def read_gb_s(profile: DeviceProfile) -> float:
 
 
 def device_table(profile: DeviceProfile) -> Table:
-    """Return every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
-    on_gpu = ["gpu"] if profile.gpu and profile.backend == "tensorrt" else []
-    parts: list[tuple[str, Facts]] = [(name, getattr(profile, name)) for name in ("cpu", *on_gpu, "memory")]
-    speed: Facts = getattr(profile.performance, profile.backend)
-    parts += [(f"performance.{profile.backend}", speed), ("power", profile.power)]
+    """Return every figure of one board with its kind and source, in all of its backends."""
+    speeds: dict[str, Facts] = {name: getattr(profile.performance, name) for name in profile.backends}
+    parts: list[tuple[str, Facts]] = [("cpu", profile.cpu), *([("gpu", profile.gpu)] if profile.gpu else [])]
+    parts += [("memory", profile.memory), *((f"performance.{name}", speed) for name, speed in speeds.items())]
     figures = [
         [f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source]
-        for part, facts in parts for key, figure in facts if isinstance(figure, Figure)
+        for part, facts in [*parts, ("power", profile.power)] for key, figure in facts if isinstance(figure, Figure)
     ]  # fmt: skip
-    mode = getattr(speed, "power_mode", None)
+    modes = [mode for speed in speeds.values() if (mode := getattr(speed, "power_mode", None))]
     budget = profile.budget
     limits = (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context))
     return Table(
@@ -233,8 +232,8 @@ def device_table(profile: DeviceProfile) -> Table:
             Column("source", left=True, wraps=True),
         ],
         rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
-        title=f"{on_backend(profile, f'{profile.name} ({profile.id})')}{other_backends(profile)}",
-        below=[*([f"the GPU's figures are of its power mode {mode}"] if mode else []), *measured_by(profile)],
+        title=f"{profile.name} ({profile.id})",
+        below=[*(f"the GPU's figures are of its power mode {mode}" for mode in modes), *measured_by(profile)],
         lines_after=[len(figures) - 1],
     )  # fmt: skip
 

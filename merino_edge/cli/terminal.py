@@ -17,7 +17,8 @@ from merino_runtime.io.visible import visible_text
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
 
     from merino_bench.harness.run import Progress
 
@@ -85,15 +86,13 @@ def counted_progress(unit: str = "step", *, keep: bool = False) -> "Iterator[Pro
 @contextmanager
 def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress | None]":
     """A bar on stderr with the count of what is done, which `ends` when all is; None without a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import MofNCompleteColumn
 
     stderr = console(stderr=True)
     if not stderr.is_terminal:
         yield None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=stderr, transient=True, auto_refresh=auto_refresh, redirect_stdout=False) as bar:
+    with bars(stderr, MofNCompleteColumn(), auto_refresh=auto_refresh) as bar:
         task = bar.add_task("")
 
         def report(done: int, total: int, what: str) -> None:
@@ -107,8 +106,7 @@ def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress
 @contextmanager
 def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
     """A bar per board, as `flash_all` reports them; without a terminal a line at each step."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import TextColumn
 
     last: dict[str, str] = {}
 
@@ -121,9 +119,7 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
     if not stderr.is_terminal:
         yield line
         return
-    columns = (TextColumn("{task.fields[host]}", markup=False), BarColumn(), TimeElapsedColumn(),
-               TextColumn("{task.description}", markup=False))  # fmt: skip
-    with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
+    with bars(stderr, TextColumn("{task.fields[host]}", markup=False)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(host: str, doing: str, done: int, total: int) -> None:
@@ -133,6 +129,15 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
             bar.update(tasks[host], description=doing + size, completed=done, total=total or None)
 
         yield report
+
+
+def bars(stderr: "Console", first: "ProgressColumn", auto_refresh: bool = True) -> "Bars":
+    """Return bars that vanish at their end: the column `first`, the bar, the time, and the description."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (first, BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    return Bars(*columns, console=stderr, transient=True, auto_refresh=auto_refresh, redirect_stdout=False)
 
 
 @contextmanager

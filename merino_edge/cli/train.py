@@ -2,7 +2,6 @@
 
 import tomllib
 from functools import partial
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -199,14 +198,12 @@ def load_pretrained(source: str) -> InitialModel:
 
 def load_teacher(what: str) -> "Teacher":
     """Hash a teacher's files; its weights are not read yet. Raises MerinoError for a design, which has none."""
-    from merino_edge.bundles.files import is_bundle
+    from merino_edge.export.digest import content_digest
     from merino_edge.export.request import DesignFile, find_source, published
     from merino_edge.export.source import load_source
-    from merino_edge.families.checkpoint import CONFIG, weight_files
     from merino_edge.families.hub import fetch
     from merino_edge.families.hugging_face import Checkpoint
     from merino_edge.training.distill import Teacher
-    from merino_runtime.bundle import sha256_of
 
     resolved = find_source(what)
     if isinstance(resolved, DesignFile):
@@ -214,9 +211,6 @@ def load_teacher(what: str) -> "Teacher":
     model = published(resolved, None)
     path = fetch(model, say) if model else resolved
     assert isinstance(path, Path)
-    names = [CONFIG, *weight_files(path)] if path.is_dir() and not is_bundle(path) else []
-    files = [path / name for name in names] or [path / "bundle.json" if path.is_dir() else path]
-    hashed = sha256(" ".join(sha256_of(str(file)) for file in files).encode()).hexdigest()
 
     def load() -> Checkpoint:
         source = load_source(what, say=say)
@@ -224,4 +218,4 @@ def load_teacher(what: str) -> "Teacher":
             raise MerinoError(f"--teacher {what} has random weights: give a trained model")
         return Checkpoint(source.arch, source.model, source.stop_ids, source.tokenizer, source.chat)
 
-    return Teacher(what, hashed, load)
+    return Teacher(what, content_digest(path), load)

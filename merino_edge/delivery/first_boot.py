@@ -4,18 +4,15 @@ a folder, which is a mounted card or one that a build has staged.
 The files are the package, its keys and a unit that installs the package. The unit runs this workstation's application
 as root. The application in the package runs only after the package is verified.
 
-The package's file name contains its release id. A later flash therefore adds its file beside the earlier one, and the
-unit, which names one of them, switches from the old one to the new one in one step. In a folder, each file is written
-beside its place, synced and renamed, the unit last: at every moment the board would install nothing, the earlier
-package or the new one, each of them complete.
+In a folder, each file is written beside its place, synced and renamed, the unit last: at every moment the board would
+install nothing, the package of an earlier flash or the new one, each of them complete.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +21,11 @@ from merino_edge.delivery.root_tree import Entry, FolderTree, RootFacts, RootTre
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.keys import key_line, read_public_key
 from merino_runtime.delivery.manifest import APP
-from merino_runtime.delivery.units import FIRST_BOOT_UNIT, first_boot_unit
+from merino_runtime.delivery.units import FIRST_BOOT_UNIT, PACKAGE, first_boot_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs
 from merino_runtime.io.board import MB
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.scratch import sweep_folder
 
 ROOT = "/opt/merino"
@@ -37,7 +34,6 @@ UNITS = "/etc/systemd/system"
 WANTED = f"{UNITS}/multi-user.target.wants"
 FOLDER, FILE, LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777  # st_mode of new entries
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFLNK: "a link"}
-LONGEST_NAME = 64  # characters of the model's name in the package's file name
 LARGEST_KEY_BYTES = 4096
 BLOCK_BYTES = 4096
 SPARE_BYTES = MB  # for folders and the maps of files
@@ -69,7 +65,6 @@ class Placed(NamedTuple):
 class Plan(NamedTuple):
     facts: RootFacts
     placed: tuple[Placed, ...]  # in the order of writing
-    stale: tuple[str, ...]  # packages of earlier flashes, to be removed
     notes: tuple[str, ...]
     need_bytes: int
 
@@ -115,7 +110,7 @@ def make_plan(tree: RootTree, archive: Archive, trust: Sequence[Path]) -> Plan:
             raise MerinoError(f"{tree.name}: {new.path} is another key, and trusted there. Rename yours, or remove that"
                               " one.")  # fmt: skip
     blocks = sum(-(-new.size_bytes // BLOCK_BYTES) for new in placed)
-    return Plan(facts, placed, stale_packages(tree, placed), tuple(notes), blocks * BLOCK_BYTES + SPARE_BYTES)
+    return Plan(facts, placed, tuple(notes), blocks * BLOCK_BYTES + SPARE_BYTES)
 
 
 def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Placed]:
@@ -123,9 +118,7 @@ def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Placed]:
 
     Raise MerinoError if a key's file has a name that cannot be kept.
     """
-    # Without characters that are special to systemd or a shell.
-    name = f"{re.sub(r'[^A-Za-z0-9._-]', '-', archive.manifest.name)[:LONGEST_NAME]}-{archive.id}.merino"
-    unit = first_boot_unit(ROOT, name, archive.signature is None)
+    unit = first_boot_unit(ROOT, archive.signature is None)
     keys = []
     for key in sorted(trust, key=lambda path: path.name):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.pub", key.name):
@@ -138,7 +131,7 @@ def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Placed]:
         *(Placed(path, FOLDER) for path in ("/opt", ROOT, TRUSTED, INCOMING, "/etc/systemd", UNITS, WANTED)),
         *keys,
         Placed(f"{INCOMING}/{APP}", FILE, board_app()),
-        Placed(f"{INCOMING}/{name}", FILE, source=Path(archive.path)),
+        Placed(f"{INCOMING}/{PACKAGE}", FILE, source=Path(archive.path)),
         Placed(f"{UNITS}/{FIRST_BOOT_UNIT}", FILE, unit.encode()),
         Placed(f"{WANTED}/{FIRST_BOOT_UNIT}", LINK, link=f"../{FIRST_BOOT_UNIT}"),
     ]
@@ -170,15 +163,6 @@ def check_kind(tree: RootTree, new: Placed) -> None:
             raise MerinoError(f"{tree.name}: {new.path} leads to {target!r}, not to {unit}. Remove that link.")
 
 
-def stale_packages(tree: RootTree, placed: Sequence[Placed]) -> tuple[str, ...]:
-    kept = {new.path for new in placed}
-    incoming = next(new for new in placed if new.wanted == INCOMING)
-    names = tree.names(incoming.path) if incoming.before else []
-    paths = [f"{incoming.path}/{name}" for name in names if re.fullmatch(r"[A-Za-z0-9._-]+\.merino", name)]
-    entries = {path: tree.entry(path) for path in paths if path not in kept}
-    return tuple(path for path, entry in entries.items() if entry and stat.S_ISREG(entry.mode))
-
-
 def steps_of(plan: Plan) -> list[str]:
     """Describe the system, and each change in one line."""
     facts = plan.facts
@@ -195,7 +179,7 @@ def steps_of(plan: Plan) -> list[str]:
         else:
             verb = "replace" if new.before else "write"
             lines.append(f"{verb} {new.path} ({owner}, {new.size_bytes / MB:.1f} MB)")
-    return lines + [f"remove {path}" for path in plan.stale]
+    return lines
 
 
 def flash_rootfs(
@@ -227,10 +211,7 @@ def flash_rootfs(
             if not new.is_done:
                 report(f"writing {new.path}")
                 write_entry(tree, new)
-        sweep_folder(str(tree.here(resolve(tree, INCOMING).path)))  # of killed flashes of other packages
-        for path in plan.stale:
-            with reported_faults(tree.here(path)):
-                os.unlink(tree.here(path))
+        sweep_folder(str(tree.here(resolve(tree, INCOMING).path)))  # of killed flashes
     return steps
 
 
@@ -247,7 +228,7 @@ def checked_root(rootfs: Path) -> Path:
 
 def write_entry(tree: FolderTree, new: Placed) -> None:
     place = tree.here(new.path)
-    with reported_faults(place):
+    with raising_machine_faults(f"write {place}"):
         if new.link:
             os.symlink(new.link, place)
         elif not stat.S_ISDIR(new.mode):
@@ -262,11 +243,3 @@ def write_entry(tree: FolderTree, new: Placed) -> None:
         os.chown(place, 0, 0, follow_symlinks=False)
         if not new.link:
             os.chmod(place, stat.S_IMODE(new.mode))  # the umask narrowed a new file's mode, an old one kept its own
-
-
-@contextlib.contextmanager
-def reported_faults(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise machine_fault(f"write {place}", error) from error

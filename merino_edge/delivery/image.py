@@ -15,17 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from merino_edge.delivery.ext4 import (
-    Ext4Tree,
-    Partition,
-    Volume,
-    change,
-    check_clean,
-    check_tools,
-    partitions,
-    plain,
-    superblock,
-)
+from merino_edge.delivery import ext4
 from merino_edge.delivery.first_boot import Placed, Plan, checked_archive, make_plan, steps_of
 from merino_edge.delivery.root_tree import is_root
 from merino_runtime.bundle import sha256_of
@@ -56,7 +46,7 @@ def flash_image(
     MerinoError if a step fails; the image is then unchanged.
     """
     # 1. What was named.
-    check_tools()
+    ext4.check_tools()
     target = finished_image(image)
     check_files(image, target)
     archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: report(f"hashing {path}"))
@@ -71,12 +61,12 @@ def flash_image(
             os.symlink(os.path.abspath(image), folder / ORIGINAL)
         report("reading the image")
         name = ORIGINAL if target == image else copy
-        parts = partitions(folder, name, str(image))
+        parts = ext4.partitions(folder, name, str(image))
         volume, number = root_volume(folder, name, parts, image)
-        check_clean(volume)
-        plan = make_plan(Ext4Tree(volume), archive, trust)
+        ext4.check_clean(volume)
+        plan = make_plan(ext4.Ext4Tree(volume), archive, trust)
         check_room(volume, plan, number)
-        fs = superblock(volume)
+        fs = ext4.superblock(volume)
         sizes = f"{fs.size_bytes / MB:.0f} MB, {fs.free_bytes / MB:.0f} MB free"
         steps = [f"partition {part.number} stays as it is" for part in parts if part.number != number]
         steps += [f"partition {number} (ext4, {sizes}) takes the files", *steps_of(plan)]
@@ -89,10 +79,10 @@ def flash_image(
                 copy_sparse(image, Path(file.name))
             report("writing the files")
             changed = volume._replace(name=copy)
-            commands = [f"rm {plain(path)}" for path in plan.stale]
+            commands: list[str] = []
             for index, new in enumerate(plan.placed):
                 commands += [] if new.is_done else commands_of(changed, new, f"content-{index}")
-            change(changed, commands)
+            ext4.change(changed, commands)
             report("checking the new image")
             check_written(changed, plan)
     return steps
@@ -119,10 +109,10 @@ def work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryIO
         yield stack.enter_context(outputs.open_output(str(target), size_bytes, sync=not dry_run))
 
 
-def root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path) -> tuple[Volume, int]:
+def root_volume(folder: Path, name: str, parts: Sequence[ext4.Partition], image: Path) -> tuple[ext4.Volume, int]:
     """Return the one ext4 partition that holds a root file system, and its number."""
-    volumes = [(Volume(folder, name, part.start_bytes, str(image)), part.number) for part in parts if part.is_ext]
-    roots = [(volume, number) for volume, number in volumes if is_root(Ext4Tree(volume))]
+    volumes = [(ext4.Volume(folder, name, part.start_bytes, str(image)), part.number) for part in parts if part.is_ext]
+    roots = [(volume, number) for volume, number in volumes if is_root(ext4.Ext4Tree(volume))]
     if len(roots) == 1:
         return roots[0]
     if not roots:
@@ -138,8 +128,8 @@ def root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path
     )
 
 
-def check_room(volume: Volume, plan: Plan, number: int) -> None:
-    fs = superblock(volume)
+def check_room(volume: ext4.Volume, plan: Plan, number: int) -> None:
+    fs = ext4.superblock(volume)
     if fs.free_inodes < SPARE_INODES:
         raise MerinoError(f"{volume.shown}: its file system takes {fs.free_inodes} more files only. Remove some in it.")
     missing = plan.need_bytes - fs.free_bytes
@@ -186,10 +176,10 @@ def unpack_xz(image: Path, to: BinaryIO) -> None:
     to.flush()
 
 
-def commands_of(volume: Volume, new: Placed, source: str) -> Iterator[str]:
+def commands_of(volume: ext4.Volume, new: Placed, source: str) -> Iterator[str]:
     """Yield the debugfs commands that write an entry. `cd` comes first, because older versions of debugfs treat a path
     in `write` as a name."""
-    folder, _, name = plain(new.path).rpartition("/")
+    folder, _, name = ext4.plain(new.path).rpartition("/")
     yield f"cd {folder or '/'}"
     if new.link:
         yield f"symlink {name} {new.link}"
@@ -208,10 +198,10 @@ def commands_of(volume: Volume, new: Placed, source: str) -> Iterator[str]:
         yield f"sif {name} {field} {value}"
 
 
-def check_written(volume: Volume, plan: Plan) -> None:
+def check_written(volume: ext4.Volume, plan: Plan) -> None:
     """Raise MerinoError if the volume is not clean, or does not hold what the plan places."""
-    check_clean(volume)
-    tree = Ext4Tree(volume)
+    ext4.check_clean(volume)
+    tree = ext4.Ext4Tree(volume)
     for new in plan.placed:
         entry = tree.entry(new.path)
         same = entry is not None and stat.S_IFMT(entry.mode) == stat.S_IFMT(new.mode)
@@ -226,5 +216,3 @@ def check_written(volume: Volume, plan: Plan) -> None:
                 f"{volume.shown} stays as it was: {new.path} was not written as it should be. Check this machine's "
                 "disk and memory, or install a newer e2fsprogs."
             )
-    left = [path for path in plan.stale if tree.entry(path)]
-    assert not left, left

@@ -60,7 +60,6 @@ from merino_runtime.delivery.manifest import (
     release_id,
 )
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_shape import LARGEST
 from merino_runtime.io.outputs import is_stdout, open_output
 
 if TYPE_CHECKING:
@@ -82,12 +81,12 @@ class Packed(NamedTuple):
 
 def pack(
     bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile] = (), with_wheels: bool = False,
-    key: Path | None = None, say: Say = lambda _: None, counter: int | None = None, withdraw: Sequence[Path] = (),
+    key: Path | None = None, say: Say = lambda _: None, withdraw: Sequence[Path] = (),
 ) -> Packed:  # fmt: skip
     """Write `bundles`, the preferred one first, to `out`, for `devices`, or for any board if none is named.
 
     `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
-    `counter`: see `counter_of`. `withdraw`: files of public keys; boards that install the file stop trusting them.
+    `withdraw`: files of public keys; boards that install the file stop trusting them.
     Raise MerinoError if a bundle is damaged, they are of different models, a device could run none of them, or the
     file cannot be written.
     """
@@ -99,7 +98,7 @@ def pack(
     check_keeps(out, [*bundles, *([key] if key else [])])
     check_file(out)
     private = read_private_key(key) if key else None
-    number, withdrawn = counter_of(counter), withdrawn_of(withdraw, private)
+    counter, withdrawn = counter_now(), withdrawn_of(withdraw, private)
     loaded = [load_bundle(str(folder)) for folder in bundles]
     check_one_model(loaded, say)
     check_devices(loaded, devices, say)
@@ -121,21 +120,18 @@ def pack(
                 sources[f"bundles/{index}/{name}"] = Path(bundle.folder) / name
         for wheel_set in wheels:
             sources |= {f"{wheel_set.path}/{file.name}": file for file in wheel_set.files}
-        manifest = manifest_of(loaded, boards, wheels, sources, counter=number, withdrawn=withdrawn)
+        manifest = manifest_of(loaded, boards, wheels, sources, counter=counter, withdrawn=withdrawn)
         size_bytes = write_archive(out, manifest, sources, private)
     return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
 
 
-def counter_of(counter: int | None) -> int:
-    """Return the rollback counter: `counter`, else SOURCE_DATE_EPOCH, else the time, both in seconds. The time of
-    packing orders packages without a record elsewhere. Raise MerinoError for an invalid number."""
+def counter_now() -> int:
+    """Return the rollback counter: SOURCE_DATE_EPOCH, else the time, both in seconds. The time of packing orders
+    packages without a record elsewhere. Raise MerinoError for an invalid number."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if counter is None and epoch is not None and not re.fullmatch("[0-9]{1,16}", epoch):
+    if epoch is not None and not re.fullmatch("[0-9]{1,15}", epoch):
         raise MerinoError(f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds. Correct or unset it.")
-    number = counter if counter is not None else int(epoch) if epoch else int(time.time())
-    if not 0 <= number <= LARGEST:
-        raise MerinoError(f"--counter {number}: allowed are 0 to {LARGEST}")
-    return number
+    return int(epoch) if epoch else int(time.time())
 
 
 def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> tuple[str, ...]:
@@ -172,7 +168,10 @@ def manifest_of(
     manifest = Manifest(
         schema=SCHEMA, name=bundles[0].name, version=__version__, boards=boards,
         bundles=tuple(f"bundles/{number}" for number in range(len(bundles))),
-        wheels=tuple(WheelSet(wheel_set.path, *wheel_set.target, wheel_set.packages) for wheel_set in wheels),
+        wheels=tuple(
+            WheelSet(wheel_set.path, *wheel_set.target, wheel_set.packages, wheel_set.unpacked_bytes)
+            for wheel_set in wheels
+        ),
         files=tuple(FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()),
         counter=counter, withdrawn=withdrawn,
     )  # fmt: skip

@@ -6,16 +6,16 @@ Paths start at the board's `/`, and links are resolved as on the board, so no li
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from merino_runtime.bundle.requirements import version_tuple
-from merino_runtime.delivery.fit import fitting_wheels
-from merino_runtime.delivery.machine import Machine
+from merino_runtime.delivery.fit import Machine, fitting_wheels
 from merino_runtime.delivery.manifest import Manifest
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import Board
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 
 MOST_LINKS = 40  # as Linux
 
@@ -107,29 +107,21 @@ class FolderTree:
         return self.root / path.lstrip("/")
 
     def entry(self, path: str) -> Entry | None:
-        try:
+        with raising_machine_faults(f"read {self.here(path)}"), suppress(FileNotFoundError, NotADirectoryError):
             status = os.lstat(self.here(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise machine_fault(f"read {self.here(path)}", error) from error
-        return Entry(status.st_mode, status.st_uid, status.st_gid, status.st_size)
+            return Entry(status.st_mode, status.st_uid, status.st_gid, status.st_size)
+        return None
 
     def names(self, folder: str) -> list[str]:
-        try:
+        with raising_machine_faults(f"read {self.here(folder)}"):
             return sorted(os.listdir(self.here(folder)))
-        except OSError as error:
-            raise machine_fault(f"read {self.here(folder)}", error) from error
 
     def link(self, path: str) -> str:
         return os.readlink(self.here(path))
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        try:
-            with open(self.here(path), "rb") as file:
-                return file.read(most_bytes)
-        except OSError as error:
-            raise machine_fault(f"read {self.here(path)}", error) from error
+        with raising_machine_faults(f"read {self.here(path)}"), open(self.here(path), "rb") as file:
+            return file.read(most_bytes)
 
     def free_bytes(self) -> int:
         fs = os.statvfs(self.root)
@@ -185,7 +177,7 @@ def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str
         facts.architecture, pointer_bits=64, logical_cores=1, physical_cores=1, isa=frozenset(), memory_total_mb=None,
         memory_available_mb=None,
     )  # fmt: skip
-    machine = Machine(board, "", facts.python, facts.glibc, free_bytes=0, managed=False)
+    machine = Machine(board, "", facts.python, facts.glibc, free_bytes=0)
     try:
         wheels = fitting_wheels(manifest, machine)
     except MerinoError as error:

@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging import tags
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -81,28 +80,6 @@ def platforms(target: Target) -> list[str]:
     return [f"{name}_{target.architecture}" for group in names for name in group]
 
 
-def least_glibc(files: Iterable[Path], target: Target) -> str:
-    """Return the oldest glibc with which all these wheels run. Raise MerinoError for one that does not run on the
-    target."""
-    major, minor = map(int, target.python.split("."))
-    abi = target.interpreter + "m" * ((major, minor) < (3, 8))  # Python 3.7 and older have the ABI flag m
-    names = platforms(target)
-    known = {
-        *tags.cpython_tags((major, minor), [abi], names),
-        *tags.compatible_tags((major, minor), target.interpreter, names),
-    }
-    older = {name: minor for minor, name in OLDER_NAMES.items()} | {"any": OLDEST_MINOR[target.architecture]}
-    needed = []
-    for file in files:
-        tags_here = [tag.platform for tag in parse_wheel_filename(file.name)[3] if tag in known]
-        if not tags_here:
-            raise MerinoError(f"{file.name} does not run on Python {target.python}, {target.architecture}, glibc"
-                              f" {target.glibc}, although pip chose it for that. Report this")  # fmt: skip
-        families = [name.removesuffix("_aarch64").removesuffix("_x86_64") for name in tags_here]
-        needed.append(min(older.get(name) or int(name.removeprefix("manylinux_2_")) for name in families))
-    return f"2.{max(needed)}"
-
-
 def marker_environment(target: Target) -> dict[str, str]:
     """Return the values for a requirement's markers. The patch version of Python is unknown."""
     return {
@@ -126,11 +103,12 @@ Requirements = Mapping[str, SpecifierSet]  # by canonical name
 
 
 class Wheels(NamedTuple):
-    """A complete set of wheels. `target.glibc`: the oldest with which all of them run."""
+    """A complete set of wheels for one target."""
 
     target: Target
     files: tuple[Path, ...]
     packages: dict[str, str]  # canonical name -> version
+    unpacked_bytes: int
 
     @property
     def path(self) -> str:
@@ -171,7 +149,13 @@ def wheels_for(
         raise MerinoError(f"the wheels in {place} changed while they were read: try again")
     files = tuple(place / name for name in names)
     versions = {str(parsed[0]): str(parsed[1]) for parsed in (parse_wheel_filename(name) for name in names)}
-    return Wheels(target._replace(glibc=least_glibc(files, target)), files, versions)
+    return Wheels(target, files, versions, sum(map(unpacked_bytes, files)))
+
+
+def unpacked_bytes(wheel: Path) -> int:
+    """Return the bytes of an installed wheel. Compiled modules take about as much as their sources."""
+    with zipfile.ZipFile(wheel) as archive:
+        return sum(member.file_size * (1 + member.filename.endswith(".py")) for member in archive.infolist())
 
 
 def kept_names(place: Path) -> list[str] | None:
@@ -204,7 +188,6 @@ def fetch(required: Requirements, target: Target, folder: Path) -> None:
     else:
         raise MerinoError(f"the packages for {target.name} contradict each other: {', '.join(lacking)} after"
                           f" {MOST_ROUNDS} rounds. Name other versions in the profile's [software]")  # fmt: skip
-    least_glibc(folder.glob("*.whl"), target)  # each of them runs there
 
 
 def joined(required: Requirements, more: Iterable[Requirement]) -> dict[str, SpecifierSet]:

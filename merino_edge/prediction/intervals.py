@@ -28,7 +28,7 @@ ALLOWED = f"{percent(LEAST_CONFIDENCE)} to {percent(MOST_CONFIDENCE)}, such as {
 def check_confidence(confidence: float) -> None:
     """Raise MerinoError for a confidence outside the range."""
     if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
-        raise MerinoError(f"--confidence {percent(confidence)} is not allowed: choose {ALLOWED}")
+        raise MerinoError(f"a confidence of {percent(confidence)} is not allowed: choose {ALLOWED}")
 
 
 class Factors(NamedTuple):

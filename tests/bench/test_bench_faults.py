@@ -18,7 +18,7 @@ from processes import run_bounded
 
 from merino_bench.fresh_process import run_separately
 from merino_runtime.delivery import agent
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import this_machine
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="devices of Linux")]
@@ -153,7 +153,7 @@ def test_an_installation_that_makes_an_environment_does_not(pip, printed, hostil
     if not machine.glibc:
         pytest.skip("this C library is not glibc, for which wheels are made")
     packages = {"onnxruntime": "1.30.0", "numpy": "2.2.6", "pip": "1.0"}
-    wheels = WheelSet("wheels/here", machine.python, machine.board.architecture, "2.5", packages)
+    wheels = WheelSet("wheels/here", machine.python, machine.board.architecture, "2.5", packages, 10**6)
     wheel = tmp_path / "pip.whl"
     with zipfile.ZipFile(str(wheel), "w") as archive:
         archive.writestr("pip/__main__.py", pip)

@@ -42,8 +42,8 @@ from merino_edge.delivery.ssh.transfer import Source
 from merino_edge.embedded import FOLDER
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.keys import key_base64
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.units import first_boot_unit
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
@@ -127,7 +127,7 @@ def each_refused(forged, act, or_refusal=""):
 @pytest.mark.parametrize("trust", [True, False], ids=["with --trust", "without --trust"])
 def test_before_anything_goes_over_ssh(trust, forged):
     """Without --trust the board's keys are asked for, which are known before the file is copied."""
-    facts = Facts(this_machine("/"), "/opt/merino", None, keys=frozenset({key_base64(KEY)}))
+    facts = Facts(this_machine("/"), "merino.pyz", "/opt/merino", None, keys=frozenset({key_base64(KEY)}))
     keys = [forged.pub] if trust else []
 
     def judge(path):
@@ -180,9 +180,9 @@ def test_at_a_first_boot(forged, tmp_path):
     (opt / "merino" / "trusted").mkdir(parents=True)
     public_key_file(opt / "merino" / "trusted" / "ours.pub", SEED)
     before = tree(opt)
-    unit = first_boot_unit("/opt/merino", "FILE", allow_unsigned=True)
+    unit = first_boot_unit("/opt/merino", allow_unsigned=True)
     call = re.search(r"^ExecStartPre=\S+ -I \S+ (.*)$", unit, re.MULTILINE).group(1).split()
-    arguments = [None if word.endswith("/FILE") else word for word in call]
+    arguments = [None if word.endswith("/package.merino") else word for word in call]
     assert arguments.count(None) == 1 and "--service" in arguments
     mounts = f"mount --bind {opt} /opt && mount -t tmpfs none /etc/systemd && exec \"$@\""
     forged.by_application(*arguments, inside=lambda command: ["unshare", "-m", "sh", "-c", mounts, "sh", *command])

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from served import free_port
 
 from merino_edge.delivery.ssh import transfer
-from merino_edge.delivery.ssh.command import finished
-from merino_edge.delivery.ssh.connect import connected, parse_address, parse_addresses
-from merino_edge.delivery.ssh.transfer import INCOMING, Source, piece_bytes, send, source_of
+from merino_edge.delivery.ssh.command import finished, run_request
+from merino_edge.delivery.ssh.connect import connected, new_host_key, parse_address, parse_addresses
+from merino_edge.delivery.ssh.transfer import INCOMING, Source, send, source_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.visible import visible, visible_text
 
 with_sshd = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 copying = pytest.mark.usefixtures("trusting")
-SIZE = 3 * transfer.LEAST_PIECE_BYTES + 12345
+SIZE = 6 * transfer.SENT_AT_ONCE + 12345
 
 
 @pytest.fixture(scope="module")
@@ -48,52 +48,49 @@ def workstation(login_key, tmp_path, monkeypatch):
     return result
 
 
-def hello(address, accept_new=False, note=lambda _: None):
+def hello(address):
     """What `echo` says there."""
 
     async def greet():
-        async with connected(parse_address(address), accept_new, note) as session:
-            return await finished(session, "greet", {"do": "run", "arguments": ["echo", "hello"], "stdin_bytes": 0})
+        async with connected(parse_address(address)) as session:
+            return await finished(session, "greet", run_request(["echo", "hello"]))
 
     done = asyncio.run(greet())
     assert done.code == 0
     return done.out
 
 
-def refused(*arguments, **keys):
+def new_key(address):
+    return asyncio.run(new_host_key(parse_address(address)))
+
+
+def refused(address):
     with pytest.raises(MerinoError) as caught:
-        hello(*arguments, **keys)
+        hello(address)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @with_sshd
-def test_an_unknown_host_is_refused_and_the_message_names_its_fingerprint(board, workstation):
+def test_a_new_host_is_refused_until_its_key_is_kept_as_ssh_writes_it(board, workstation):
     output = refused(board.address)
-    assert board.host_key.get_fingerprint() in output and "--accept-new" in output and board.address in output
-    assert not workstation.known_hosts.exists()
-
-
-@with_sshd
-def test_accept_new_keeps_the_key_as_ssh_writes_it_and_only_once(board, workstation):
-    messages = []
-    for _ in range(2):
-        assert hello(board.address, accept_new=True, note=messages.append) == "hello\n"
+    assert "in no known_hosts file" in output and board.address in output
+    key = new_key(board.address)
+    assert key.fingerprint == board.host_key.get_fingerprint() and not workstation.known_hosts.exists()
+    key.keep()
     assert workstation.known_hosts.read_text() == board.known_hosts_line
-    assert len(messages) == 1 and board.host_key.get_fingerprint() in messages[0]
-    assert hello(board.address) == "hello\n"
+    assert hello(board.address) == "hello\n" and new_key(board.address) is None
 
 
 @with_sshd
-@pytest.mark.parametrize("accept_new", [False, True])
 @pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa"])
-def test_another_key_than_the_known_one_is_refused_in_any_case(board, workstation, accept_new, kind):
+def test_another_key_than_the_known_one_is_refused(board, workstation, kind):
     other = asyncssh.generate_private_key(kind).export_public_key().decode()
     before = f"[127.0.0.1]:{board.port} {other}"
     workstation.known_hosts.write_text(before)
-    output = refused(board.address, accept_new=accept_new)
+    output = refused(board.address)
     assert "set up anew" in output and "ssh-keygen -f" in output and f"[127.0.0.1]:{board.port}" in output
-    assert workstation.known_hosts.read_text() == before
+    assert new_key(board.address) is None and workstation.known_hosts.read_text() == before
 
 
 @with_sshd
@@ -102,7 +99,8 @@ def test_the_printed_remedy_for_another_key_works(board, workstation):
     workstation.known_hosts.write_text(f"[127.0.0.1]:{board.port} {other}")
     remedy = refused(board.address).partition("remove the old key: ")[2]
     subprocess.run(shlex.split(remedy), check=True, capture_output=True)
-    assert hello(board.address, accept_new=True) == "hello\n"
+    new_key(board.address).keep()
+    assert hello(board.address) == "hello\n"
 
 
 @with_sshd
@@ -129,7 +127,7 @@ def test_no_entry_of_the_ssh_config_switches_the_check_off(board, workstation):
     (workstation.home / ".ssh" / "config").write_text(
         "Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile none\n"
     )
-    assert "--accept-new" in refused(board.address)
+    assert "in no known_hosts file" in refused(board.address)
 
 
 @pytest.mark.usefixtures("workstation")
@@ -224,8 +222,8 @@ def test_a_file_arrives_whole_and_a_second_time_nothing_is_sent(board, source, c
 @pytest.mark.slow
 @copying
 def test_a_cut_connection_costs_only_what_had_not_arrived(board, source, content):
-    """At random bytes sshd's process for the connection is killed. The next try goes on at the last whole piece."""
-    rng, piece = random.Random(4), transfer.LEAST_PIECE_BYTES
+    """At random bytes sshd's process for the connection is killed. The next try goes on behind the part."""
+    rng = random.Random(4)
     place = board.cache / "incoming"
     tries = resumed = 0
     while tries < 12 or (resumed < 3 and tries < 60):  # a busy machine may send much before a cut is noticed
@@ -239,12 +237,11 @@ def test_a_cut_connection_costs_only_what_had_not_arrived(board, source, content
             assert (place / "model").read_bytes() == content
             continue
         assert not (place / "model").exists()
-        agreed = len(part) // piece * piece
         seen = []
         copied(board, source, lambda done, _, seen=seen: seen.append(done))
-        assert seen[0] == min(SIZE, agreed + transfer.SENT_AT_ONCE)
+        assert seen[0] == min(SIZE, len(part) + transfer.SENT_AT_ONCE)
         assert (place / "model").read_bytes() == content
-        resumed += agreed > 0
+        resumed += len(part) > 0
     assert resumed >= 3
 
 
@@ -262,13 +259,9 @@ def left_alone(part):
 def test_a_part_goes_on_where_it_agrees(board, source, content):
     place = board.cache / "incoming"
     place.mkdir(parents=True)
-    piece = transfer.LEAST_PIECE_BYTES
-    assert piece_bytes(SIZE) == piece
     wrong = bytearray(content)
-    wrong[piece + 7] ^= 1
-    for part, begin in (
-        (content[: 2 * piece + 99], 2 * piece), (bytes(wrong), piece), (content + b"more", 3 * piece), (b"#" * SIZE, 0),
-    ):  # fmt: skip
+    wrong[SIZE // 2] ^= 1
+    for part, begin in ((content[:99_999], 99_999), (bytes(wrong), 0), (content + b"more", 0), (b"#" * SIZE, 0)):
         (place / "model.part").write_bytes(part)
         (place / "model").unlink(missing_ok=True)
         seen = []

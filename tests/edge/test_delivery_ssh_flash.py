@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import ssh_board
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
+from processes import on_a_terminal
 from sample_records import record
 from served import free_port
 from test_cli import run
@@ -33,7 +34,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_edge.records.reading import parse_records, read_records
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.manifest import BoardNeed
 from merino_runtime.errors import MerinoError
 
@@ -124,13 +125,16 @@ def flash(archive, *arguments):
 def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstation):
     root = board.home / "merino"
     workstation.known_hosts.write_text("")
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--dry-run", "--accept-new")
-    assert code == 0, err
-    assert "copy sample.merino" in out
-    assert list(board.home.iterdir()) == [], "a dry run leaves nothing on the board"
-    assert f"is new and would be written into {workstation.known_hosts}" in err
-    assert workstation.known_hosts.read_text() == ""
-    workstation.trusts(board)
+    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow-unsigned", "--ssh", board.address,
+               "--root", root, "--dry-run"]  # fmt: skip
+    code, shown = on_a_terminal(dry_run, width=200, typed=b"n\n")
+    assert code == 1 and "nothing was changed" in shown and workstation.known_hosts.read_text() == ""
+    code, shown = on_a_terminal(dry_run, width=200, typed=b"y\n")
+    assert code == 0, shown
+    assert f"has the new host key {board.host_key.get_fingerprint()}" in shown and "copy sample.merino" in shown
+    assert workstation.known_hosts.read_text() == board.known_hosts_line
+    files = [path for path in board.home.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["merino.pyz"], "a dry run leaves this workstation's application alone"
 
     code, out, err = run("flash", archive, "--allow-unsigned", "--ssh", board.address, "--root", root, "--json")
     assert code == 0, err
@@ -347,8 +351,6 @@ def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):
 def test_a_board_that_no_profile_names_is_told_so(board):
     code, _, err = run("recommend", "--board", f"{getpass.getuser()}@{board.address}")
     assert code == 1 and "which no profile names" in err and "Raspberry Pi 5" in err and "--board" in err
-    code, _, err = run("recommend", "--board", "raspberry-pi-5", "--accept-new")
-    assert code == 1 and "--accept-new goes with" in err
     code, _, err = run("recommend")
     assert code == 2 and "--board" in err
 
@@ -364,14 +366,15 @@ def test_a_board_without_the_packages_is_told_how_to_get_them(place, workstation
         ssh_board.running(place / "bare-board", workstation.key, path) as started,
         pytest.raises(MerinoError, match=output),
     ):
-        on_board(started.address, True, program)
+        workstation.trusts(started)
+        on_board(started.address, program)
 
 
 ROWS = [record(20.0), record(300.0, test="pp64", mbu=None)]
 
 
 def facts(model):
-    return Facts(this_machine("/")._replace(model=model), "/opt/merino", None)
+    return Facts(this_machine("/")._replace(model=model), "merino.pyz", "/opt/merino", None)
 
 
 def flashed_board(model="Raspberry Pi 5 Model B Rev 1.0", **changes):

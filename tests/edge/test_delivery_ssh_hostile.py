@@ -52,7 +52,10 @@ def flashed(port, package, workstation):
     """What becomes of it -> (the error, seconds, files in the home here that are new, growth of this process in MB)."""
 
     async def run():
-        return await flash.flash_all([parse_address(f"127.0.0.1:{port}")], package, accept_new=True)
+        return await flash.flash_all([parse_address(f"127.0.0.1:{port}")], package)
+
+    key = workstation.key.export_public_key().decode()  # of the servers here too
+    workstation.known_hosts.write_text(f"[127.0.0.1]:{port} {key}")
 
     before, memory, begun = files_of(workstation), peak_mb(), time.monotonic()
     (done,) = asyncio.get_event_loop().run_until_complete(run())
@@ -142,7 +145,6 @@ def test_a_server_that_is_no_ssh_server(behave, package, workstation):
         output = judged(*flashed(server.sockets[0].getsockname()[1], package, workstation))
         server.close()
     assert "log" in output
-    assert not workstation.known_hosts.exists(), "it has shown no key"
 
 
 # asyncssh's server: after the login.
@@ -158,20 +160,22 @@ def machine(**changes):
     facts = {"architecture": "x86_64", "pointer_bits": 64, "logical_cores": 2, "physical_cores": 2, "isa": [],
              "memory_total_mb": 4096.0, "memory_available_mb": 2048.0}  # fmt: skip
     return {"schema": 1, "board": facts, "model": "", "python": "3.11", "glibc": "2.36", "free_bytes": 10**12,
-            "managed": False, **changes}  # fmt: skip
+            **changes}  # fmt: skip
 
 
-def called(*values, **changes):
-    """The agent's answer to `describe`."""
-    calls = [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
-    return {"root": "/opt/merino", "app": None, "foreign": None, "service": None, "keys": [], "calls": calls, **changes}
+def facts(the_machine=None, **changes):
+    """What `board` prints there."""
+    the_machine = machine() if the_machine is None else the_machine
+    return {"machine": the_machine, "root": "/opt/merino", "current": None, "foreign": None, "service": None,
+            "keys": [], **changes}  # fmt: skip
 
 
-STATUS = {"schema": 1, "root": "/opt/merino", "current": None, "previous": None, "partial": []}
+HERE = {"done": True, "free": 10**12, "part_bytes": 0, "part_sha256": "0" * 64}
+MISSING = {**HERE, "done": False}
+NEEDS_IT = json.dumps(MISSING).encode() + b"\n"
 ANSWERS = {
-    "describe": lambda _: called(machine(), STATUS),
-    "receive": lambda _: {"done": True, "free": 10**12, "pieces": []},
-    "run": lambda _: {"no": "answer"},
+    "receive": lambda _: HERE,
+    "run": lambda request: facts() if "board" in request["arguments"] else {"no": "answer"},
     "discard": lambda _: True,
 }
 
@@ -190,7 +194,28 @@ def liar(**answers):
 
 
 def described(*values, **changes):
-    return liar(describe=called(*values, **changes))
+    return liar(run=facts(*values, **changes))
+
+
+def installs(answer):
+    """A board that answers so to `install`."""
+    return liar(run=lambda request: facts() if "board" in request["arguments"] else answer)
+
+
+def fails_with(words):
+    """A board whose application ends with an error."""
+
+    async def behave(process):
+        request = await request_of(process)
+        if request["do"] == "run":
+            process.stdout.write(BEGUN)
+            process.stderr.write(words.encode())
+            process.exit(1)
+        else:
+            process.stdout.write(BEGUN + json.dumps(ANSWERS[request["do"]](request)).encode() + b"\n")
+            process.exit(0)
+
+    return behave
 
 
 async def never_answers(process):
@@ -237,7 +262,7 @@ async def drip(writer, data):
 async def closes_in_mid_transfer(process):
     request = await request_of(process)
     if request["do"] == "receive":
-        process.stdout.write(BEGUN + b'{"done": false, "free": 1000000000000, "pieces": []}\n')
+        process.stdout.write(BEGUN + NEEDS_IT)
         await process.stdin.readexactly(20_000)
         process.channel.get_connection().abort()
     else:
@@ -251,7 +276,7 @@ async def takes_nothing(process):
     process.stdout.write(BEGUN)
     if request["do"] == "receive":
         process.stdin.channel.pause_reading()
-        process.stdout.write(b'{"done": false, "free": 1000000000000, "pieces": []}\n')
+        process.stdout.write(NEEDS_IT)
         await asyncio.sleep(60)
     process.stdout.write(json.dumps(ANSWERS[request["do"]](request)).encode() + b"\n")
     process.exit(0)
@@ -266,34 +291,33 @@ AFTER_LOGIN = {
     "never answers": (never_answers, "took too long"),
     "dies": (dies, "code -11"),
     "endless line": (endless_line, "login shell"),
-    "endless answer": (endless_answer, "more than 262,144 bytes"),
+    "endless answer": (endless_answer, "more than 65,536 bytes"),
     "endless talk": (endless_talk, "took too long"),
     "talk that steers": (talk_that_steers, "it was us"),
     "closes the connection": (closes_the_connection, "lost"),
     "drips": (slow_drip, "took too long"),
-    "closes in mid-transfer": (closes_in_mid_transfer, "copy merino-"),
+    "closes in mid-transfer": (closes_in_mid_transfer, "copy merino.pyz"),
     "takes nothing": (takes_nothing, "too long to copy"),
-    "not JSON": (liar(describe=ANSI.encode() + b"\n"), "not JSON"),
-    "not UTF-8": (liar(describe=b'"\xff\xfe"\n'), "must be an object"),
-    "too few answers": (described(machine()), "number of answers"),
-    "its own error": (described(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2), "rm -rf"),
-    "a machine of nonsense": (described({"schema": 1, "board": ANSI}, STATUS), "does not describe a machine"),
-    "32-bit": (described(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS), "32-bit"),
-    "no memory": (described(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS), "1 MB in all"),
-    "a root that steers": (described(machine(), STATUS, root=f"/opt/{ANSI}"), "root is"),
-    "a root that is no path": (described(machine(), {**STATUS, "root": "~/../x"}, root="~/../x"), "`status` is wrong"),
-    "another root for the service": (described(machine(), STATUS, service="/srv/$(reboot)"),
-        "merino.service on the board"),
-    "keys that are none": (described(machine(), STATUS, keys=[1]), "keys[0]"),
-    "a release that is a path": (described(machine(), {**STATUS, "current": {"id": "../../etc"}}), "`status` is wrong"),
-    "pieces that are no hashes": (liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}), "pieces[0]"),
-    "no space": (liar(receive={"done": False, "free": 0, "pieces": []}), "0.0 MB are free"),
-    "an error that steers": (liar(receive=b'{"done": false, "free": 1000000000000, "pieces": []}\n'
-        + json.dumps({"error": ANSI}).encode() + b"\n"),
-        "copy merino-"),
-    "an install of another release": (liar(run=INSTALLED), "another release"),
-    "a launcher that steers": (liar(run={**INSTALLED, "launcher": f"/x\n{ANSI}"}), "launcher is"),
-    "an install that is endless": (liar(run=b"x" * (1 << 22)), "more than 65,536 bytes"),
+    "not JSON": (liar(run=ANSI.encode() + b"\n"), "not JSON"),
+    "not UTF-8": (liar(run=b'"\xff\xfe"\n'), "must be an object"),
+    "too little": (liar(run={"machine": machine()}), "root: missing"),
+    "its own error": (fails_with(f"{ANSI}\n{ANSI}sudo rm -rf /\n"), "rm -rf"),
+    "a machine of nonsense": (described({"schema": 1, "board": ANSI}), "does not describe a machine"),
+    "32-bit": (described(machine(board={**machine()["board"], "pointer_bits": 32})), "32-bit"),
+    "no memory": (described(machine(board={**machine()["board"], "memory_total_mb": 1.0})), "1 MB in all"),
+    "a root that steers": (described(root=f"/opt/{ANSI}"), "root is"),
+    "a root that is no path": (described(root="~/../x"), "root is"),
+    "another root for the service": (described(service="/srv/$(reboot)"), "merino.service on the board"),
+    "keys that are none": (described(keys=[1]), "keys[0]"),
+    "a release that is a path": (described(current="../../etc"), "current is"),
+    "a part of nonsense": (liar(receive={**MISSING, "part_sha256": "../x"}), "part_sha256 is"),
+    "a part that is longer than the file": (liar(receive={**MISSING, "part_bytes": 2**50}), "the board ended"),
+    "no space": (liar(receive={**MISSING, "free": 0}), "0.0 MB are free"),
+    "an error that steers": (liar(receive=NEEDS_IT + json.dumps({"error": ANSI}).encode() + b"\n"),
+        "copy merino.pyz"),
+    "an install of another release": (installs(INSTALLED), "another release"),
+    "a launcher that steers": (installs({**INSTALLED, "launcher": f"/x\n{ANSI}"}), "launcher is"),
+    "an install that is endless": (installs(b"x" * (1 << 22)), "more than 65,536 bytes"),
 }  # fmt: skip
 
 
@@ -303,7 +327,7 @@ def test_a_board_that_lets_us_in(kind, package, workstation):
     with a_loop() as loop:
         server = loop.run_until_complete(
             asyncssh.listen(
-                "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                "127.0.0.1", 0, server_host_keys=[workstation.key],
                 authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
                 process_factory=behave, encoding=None,
             )  # fmt: skip
@@ -337,7 +361,7 @@ def test_a_server_with_manners_of_its_own(kind, package, workstation, capfd):
     with a_loop() as loop:
         server = loop.run_until_complete(
             asyncssh.listen(
-                "127.0.0.1", 0, server_factory=kind, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                "127.0.0.1", 0, server_factory=kind, server_host_keys=[workstation.key],
                 authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
             )  # fmt: skip
         )

@@ -187,9 +187,10 @@ def test_the_command_writes_a_record_that_report_shows(bundles, data, tmp_path, 
     printed = capsys.readouterr().out
     assert printed == out.read_text() and [row["task"] for row in json.loads(printed)] == ["piqa", "wikitext"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json"]
-    assert run("report", out, "--md", "-o", tmp_path / "page.html") == 0
+    assert run("report", out) == 0
     shown = capsys.readouterr().out
     assert "1 model scored on 2 tasks" in shown and "| piqa | acc\\_norm |" in shown
+    assert run("report", out, "-o", tmp_path / "page.html") == 0
     assert "What they know" in (tmp_path / "page.html").read_text()
     assert run("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--chat-template") == 1
     assert "has no chat template" in capsys.readouterr().err

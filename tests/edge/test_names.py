@@ -141,6 +141,28 @@ def test_a_model_is_fetched_once_and_then_comes_from_the_cache(files, tmp_path):
     ).read_bytes()
 
 
+FETCHED = "from merino_edge.families.hub import HubModel, fetch; fetch(HubModel('Org/Tiny-Instruct'))"
+DEPLOYED = """
+from merino_edge.cli.deploy import bundle_for
+from merino_edge.profiles.reading import load_profile
+from merino_runtime.bundle import load_bundle
+made = load_bundle(str(bundle_for("Org/Tiny-Instruct", load_profile("raspberry-pi-4"), "int8", None)))
+assert (made.name, made.weights_source) == ("Tiny-Instruct", "hub Org/Tiny-Instruct"), made
+"""
+
+
+@pytest.mark.slow
+def test_deploy_asks_the_hub_for_the_list_of_files_as_often_as_one_fetch(files, tmp_path):
+    lists = []
+    for number, program in enumerate((FETCHED, DEPLOYED)):
+        with hub({NAME: files}) as (address, requests):
+            cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+            done = started(["-c", program], tmp_path / "bundle", tmp_path / f"home{number}", address, cache)
+            assert done.returncode == 0, done.stderr
+            lists.append(sum("/api/models/" in path for _, path, _ in requests))
+    assert lists[0] == lists[1] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source, variables, match", [
     ("Org/Tiny-Instruct", {}, ["cannot be reached", "hf download Org/Tiny-Instruct", "--local-dir Tiny-Instruct",

@@ -58,7 +58,7 @@ CALLS = [
      ["merino_edge.storage.atomic.check_file", "merino_edge.evaluation.run.evaluate",
       "merino_edge.evaluation.perplexity.evaluate_text"]),
     ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
-    ("report", ["r.json", "--md"],
+    ("report", ["r.json"],
      ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_all"]),
     ("keygen", ["-o", "name"], ["merino_edge.delivery.keys.make_key"]),
     ("pack", ["embedded", "-o", "f.merino"], ["merino_edge.delivery.pack.pack"]),
@@ -67,31 +67,31 @@ CALLS = [
     ("job new", ["folder"], ["merino_edge.jobs.folder.new_job"]),
     ("job make", ["folder", "-o", "out"], ["merino_edge.jobs.folder.read_job"]),
     ("job eval", ["folder", "text.txt"], ["merino_edge.text.documents.read_json_lines"]),
-    ("demo", [], ["merino_edge.cli.demo.run_demo", "merino_edge.cli.demo.run_chat_demo"]),
+    ("demo", [], ["merino_edge.cli.demo.run_demo"]),
 ]  # fmt: skip
 VALUES = {
     ("recommend", "--budget"): "file-mb=9", ("design", "--budget"): "tokens=1e6", ("train", "--config"): "c.toml",
-    "--backend": "tensorrt", ("devices", "--backend"): "onnxruntime",
-    "--ssh": "elsewhere", "--kv": "int8", "--confidence": "50%", "--vocab": "512",
+    "--backend": "tensorrt",
+    "--ssh": "elsewhere", "--kv": "int8", "--vocab": "512",
     "--precision": "int8", "--score": "merino", "-p": "8", "-d": "8",
     "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--board": "raspberry-pi-5", "-o": "other",
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
     ("train", "--set"): "weight_decay=0.3",
     "--text": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
-    ("bench", "-n"): "8", ("demo", "--chat"): "embedded",
+    ("bench", "-n"): "8",
     ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.
 DRIVEN_BY = {
     **{("deploy", option): "test_deploy.py"
-       for option in ("--precision", "--context", "--sign", "--trust", "--yes", "--chat", "--serve")},
+       for option in ("--precision", "--context", "--sign", "--yes", "--chat", "--serve")},
     ("recommend", "--json"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py",
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_records.py",
     ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--board"): "test_report.py",
-    ("report", "--md"): "test_report.py", ("job make", "-o"): "test_jobs.py",
+    ("job make", "-o"): "test_jobs.py",
     ("eval", "--json"): "test_evaluation.py",
 }  # fmt: skip
 
@@ -218,8 +218,8 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     got = []
     monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments, **_: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
-    here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline", "--baseline-precision",
-            "--ssh", "--accept-new", "--root", "--json", "--format", "-o"}  # fmt: skip
+    here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline",
+            "--ssh", "--root", "--json", "--format", "-o"}  # fmt: skip
     options = [each for each in options_of(command) if each.opts[0] not in here]
     given = [word for option in options for word in other_value(command, option)]
     assert outcome(command, [*words, *SSH, *given], []) == "ended"

@@ -25,8 +25,7 @@ from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.fit import OPERATORS, check_bundle_fits, library_path
 from merino_runtime.commands import code_in
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.fit import choose
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import choose, this_machine
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import this_board
 from tests.packed_files import bundle_files, packed_bytes

@@ -33,7 +33,7 @@ from merino_edge.benchmarking.engines import (
     native_build,
     peers_of,
 )
-from merino_edge.benchmarking.run import baseline_bundles
+from merino_edge.benchmarking.run import baseline_bundles, bundles_of
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -345,5 +345,5 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
 def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
-    with pytest.raises(MerinoError, match="--baseline-precision goes with a model of the catalog"):
-        baseline_bundles(folder, [folder], "int8", print)
+    with pytest.raises(MerinoError, match="no such bundle"):
+        bundles_of([str(folder)], f"{folder}:int8", print)

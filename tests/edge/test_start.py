@@ -101,7 +101,7 @@ def test_characters_that_stdout_lacks_are_spelled_out(programs, tmp_path, variab
     records.write_text(as_json(rows), encoding="utf-8")
     shown = b""
     for arguments in (
-        ["devices", profile], ["devices", profile, "--json"], ["report", records, "--md"], ["--help"],
+        ["devices", profile], ["devices", profile, "--json"], ["report", records], ["--help"],
         ["compare", records, records], ["design", "--board", profile], ["devices", "\u00e9"],
     ):  # fmt: skip
         code, out, err = run_bounded([sys.executable, programs["merino-edge"], *arguments], **variables)
@@ -190,7 +190,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files
 VERBS = [
     ("devices",), ("info", "."), ("info", "--check", "."), ("generate", ".", "the", "-n", "2"),
     ("chat", "CHAT"), BENCH_HERE,
-    ("compare", "records.json", "records.json"), ("report", "records.json", "--md"), ("pack", ".", "-o", "OUT"),
+    ("compare", "records.json", "records.json"), ("report", "records.json"), ("pack", ".", "-o", "OUT"),
     ("eval", ".", "--perplexity", "text.txt"),
     ("design", "--board", "raspberry-pi-4", "-o", "OUT"), ("export", "embedded", "-o", "OUT"),
     ("calibrate", "--board", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
@@ -269,7 +269,7 @@ PRINTS = [
     (["devices"], [], STREAMS), (["recommend", "--board", "raspberry-pi-4", "--json"], [], ["full"]),
     (["design", *SMALL, "-o", "out.json"], ["out.json"], STREAMS),
     (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
-    (["report", "records.json", "-o", "out.html", "--md"], ["out.html"], ["full", "closed"]),
+    (["report", "records.json"], [], ["full", "closed"]),
     (["compare", "records.json", "records.json"], [], ["pipe"]),
     (["generate", FOLDER, "Once", "-n", "2"], [], STREAMS),
     ([*BENCH, "-o", "out.json"], ["out.json"], ["closed"]),

@@ -17,7 +17,6 @@ from merino_edge.delivery import wheels
 from merino_edge.delivery.wheels import (
     Target,
     fetch,
-    least_glibc,
     marker_environment,
     platforms,
     required_by,
@@ -91,22 +90,6 @@ def test_a_profile_that_does_not_say_enough_is_refused(change, reason):
         targets_of(profile.model_copy(update=change))
 
 
-def test_the_oldest_glibc_is_that_of_the_newest_wheel(tmp_path):
-    def least(*endings):
-        return least_glibc([tmp_path / f"a{number}-1-{ending}.whl" for number, ending in enumerate(endings)], PI)
-
-    assert least("py3-none-any") == "2.17"
-    assert least("cp311-cp311-manylinux_2_28_aarch64", "py3-none-any") == "2.28"
-    assert least("cp311-cp311-manylinux_2_31_aarch64.manylinux_2_28_aarch64") == "2.28"
-    assert least("cp38-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64") == "2.17"
-    for ending in (
-        "cp311-cp311-manylinux_2_39_aarch64", "cp310-cp310-manylinux_2_28_aarch64", "cp311-cp311-linux_aarch64",
-        "cp311-cp311-manylinux_2_28_x86_64", "cp311-cp311-musllinux_1_2_aarch64", "cp312-abi3-any",
-    ):  # fmt: skip
-        with pytest.raises(MerinoError, match="does not run on Python 3.11"):
-            least("py3-none-any", ending)
-
-
 def test_what_a_package_requires_is_judged_for_the_target_and_not_for_this_machine(index, tmp_path):
     index("onnxruntime", "1.32.1", 'Requires-Dist: old; python_version < "3.11"', "Requires-Dist: always>=1",
           'Requires-Dist: windows; sys_platform == "win32"', 'Requires-Dist: arm; platform_machine == "aarch64"',
@@ -154,7 +137,7 @@ def test_a_refused_version_is_never_taken_and_one_for_another_machine_neither(in
 def test_what_was_fetched_once_is_kept_and_whole(index, monkeypatch):
     messages = []
     first = wheels_for(SOFTWARE, PI, messages.append)
-    assert len(messages) == 2 and first.target.glibc == "2.17" and first.path == "wheels/cp311-aarch64-glibc2.17"
+    assert len(messages) == 2 and first.target == PI and first.path == "wheels/cp311-aarch64-glibc2.36"
     assert first.packages == {"numpy": "2.4.1", "tokenizers": "0.23.0", "pip": "26.0", "onnxruntime": "1.32.0"}
     index("numpy", "2.4.2")  # newer ones do not change what was packed before
     monkeypatch.setattr(wheels, "download", None)
@@ -209,7 +192,6 @@ def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
     assert not {"huggingface-hub", "sympy"} & got.packages.keys()
     missing = [each for file in got.files for each in required_by(file, target) if each.name not in got.packages]
     assert missing == []
-    assert [int(part) for part in got.target.glibc.split(".")] <= [int(part) for part in target.glibc.split(".")]
 
 
 @pytest.mark.slow

@@ -22,9 +22,8 @@ from merino_runtime.delivery.archive import (
     read_member,
 )
 from merino_runtime.delivery.ed25519 import is_public_key, verify
-from merino_runtime.delivery.fit import check_board, choose
+from merino_runtime.delivery.fit import check_board, choose, this_machine
 from merino_runtime.delivery.keys import PublicKey, key_line, key_to_trust, read_public_key, trusted_keys
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import FileEntry, Manifest, manifest_bytes, parse_manifest, release_id
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer

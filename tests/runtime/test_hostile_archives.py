@@ -11,7 +11,6 @@ import os
 import random
 import re
 import stat
-import struct
 import subprocess
 import sys
 import zipfile
@@ -19,9 +18,9 @@ import zipfile
 import pytest
 
 from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive
+from merino_runtime.delivery.fit import this_machine
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.keys import key_line
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.errors import MerinoError
 from tests import ed25519_signer
 from tests.hostile_archives import BLOCK, SEED, archive, canonical, description, good, kinds, member, signature
@@ -232,7 +231,7 @@ def with_wheels(bundle_dirs, tmp_path):
     if not machine.glibc:
         pytest.skip("this C library is not glibc, for which wheels are made")
 
-    def refusal(wheels):
+    def refusal(wheels, unpacked_bytes):
         folder = "wheels/of-this-machine"
         files = collections.OrderedDict([("merino.pyz", b"app")])
         for name in sorted(set(os.listdir(bundle)) - {"merino.pyz"}):
@@ -241,7 +240,8 @@ def with_wheels(bundle_dirs, tmp_path):
         files.update((folder + "/" + name, data) for name, data in wheels.items())
         value = description(files)
         value["wheels"] = [{"path": folder, "python": machine.python, "architecture": machine.board.architecture,
-                            "glibc": "2.5", "packages": {"onnxruntime": "1.30.0", "pip": "1.0"}}]
+                            "glibc": "2.5", "packages": {"onnxruntime": "1.30.0", "pip": "1.0"},
+                            "unpacked_bytes": unpacked_bytes}]
         manifest = canonical(value)
         path.write_bytes(archive(manifest, files, signature(manifest)))
         before = snapshot(tmp_path)
@@ -264,46 +264,6 @@ def wheel(members):
     return made.getvalue()
 
 
-def claiming(size_bytes):
-    """A wheel whose list of contents says that its one file has so many bytes."""
-    data = wheel({"evil.py": b"x"})
-    at = data.index(b"PK\x01\x02") + 24
-    return data[:at] + struct.pack("<L", size_bytes) + data[at + 4:]
-
-
 def test_wheels_that_would_fill_the_disk_are_refused_before_anything_is_unpacked(with_wheels):
     wheels = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b"raise SystemExit('run')"})}
-    many = {f"evil{number}-1.0-py3-none-any.whl": claiming(2 ** 32 - 2) for number in range(500)}
-    assert "MB are needed" in with_wheels(dict(wheels, **many))
-
-
-@pytest.mark.parametrize("data", [b"", b"PK", b"nonsense" * 100, wheel({"a": b"x"})[:-5]], ids=range(4))
-def test_what_is_no_wheel_is_named(data, with_wheels):
-    pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b""})}
-    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data}))
-    assert "wheels/of-this-machine/evil-1.0-py3-none-any.whl is not a wheel" in output
-
-
-def test_a_wheel_whose_list_of_contents_would_fill_the_memory_is_refused(with_wheels):
-    """A list of 200,000 names, which Python keeps as an object each."""
-    entry = b"PK\x01\x02" + struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 33, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0) + b"evil"
-    data = entry * 200000
-    end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, len(data), 0, 0)
-    pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b""})}
-    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": data + end}))
-    assert "evil-1.0-py3-none-any.whl is not a wheel" in output
-
-
-@pytest.mark.parametrize("name", [
-    "../evil", "/tmp/evil", "a/../../evil", "evil-1.0.data/data/../../../evil", "a\\b", ".."])
-def test_a_wheel_that_leads_out_of_the_environment_is_refused(name, with_wheels):
-    """By us: pip 18.1, which comes with Python 3.6, writes where such a wheel says, and the file brings its own pip."""
-    pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b"raise SystemExit('run')"})}
-    output = with_wheels(dict(pip, **{"evil-1.0-py3-none-any.whl": wheel({"evil.py": b"", name: b"evil"})}))
-    assert "evil-1.0-py3-none-any.whl" in output and "leads out of it" in output
-
-
-def test_a_wheel_may_have_dots_in_names(with_wheels):
-    pip = {"pip-1.0-py3-none-any.whl": wheel({"pip/__main__.py": b"raise SystemExit('pip was run')"})}
-    wheels = dict(pip, **{"good-1.0-py3-none-any.whl": wheel({"a..b/..c/d...py": b"", "e-1.0.dist-info/x..": b""})})
-    assert "pip was run" in with_wheels(wheels)
+    assert "MB are needed" in with_wheels(wheels, 2 ** 50)

@@ -105,7 +105,8 @@ def place(tmp_path, bundle_dirs):
 SETTING = """set -e
 mount -t tmpfs none /mnt && cp -a /etc/. /mnt/ && mount --bind /mnt /etc
 mount -t tmpfs -o mode=755 none /opt
-mkdir -p /opt/merino/incoming && cp merino.pyz first.merino /opt/merino/incoming/
+mkdir -p /opt/merino/incoming && cp merino.pyz /opt/merino/incoming/
+cp first.merino /opt/merino/incoming/package.merino
 echo precious > /opt/victim && chmod 600 /opt/victim
 cp -a {folder}/merino-install.service /etc/systemd/system/
 ln -s ../merino-install.service /etc/systemd/system/multi-user.target.wants/
@@ -120,7 +121,7 @@ start() {{ service "" begin && service as_user test && service "" end; }}
 def in_a_namespace(folder, script):
     """-> what it printed. The shell's umask is a strict one, as `sudo` may have it."""
     with open(os.path.join(folder, "merino-install.service"), "w") as file:
-        file.write(first_boot_unit("/opt/merino", "first.merino"))
+        file.write(first_boot_unit("/opt/merino"))
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", SETTING.format(folder=folder, python=PYTHON) + script], cwd=folder,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -205,7 +205,7 @@ def test_systemd_takes_the_units(tmp_path, unit):
     root = tmp_path / "root"
     root.mkdir()
     text = {"merino.service": service_unit(str(root)), "merino-serve.service": serve_unit(str(root)),
-            "merino-install.service": first_boot_unit(str(root), "sample.merino", True)}[unit]
+            "merino-install.service": first_boot_unit(str(root), True)}[unit]
     if unit == "merino-serve.service":  # which it requires
         (tmp_path / "merino.service").write_text(service_unit(str(root)).replace("User=merino", "User=root"))
     current = root / "current"

@@ -12,6 +12,7 @@ import pytest
 from install_faults import Driver
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, renamed
 
+from merino_runtime.delivery import service, units
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
 from merino_runtime.delivery.keys import key_line
 from tests import ed25519_signer
@@ -115,8 +116,6 @@ def test_an_older_signed_file_needs_allow_downgrade(board):
     board.taken("one")
     board.taken("two", "--allow-downgrade")
     board.refused("one", "--allow-downgrade")
-    os.unlink(str(board.root / "counter.json"))  # lost: what is installed still counts
-    board.refused("one", "the highest so far 2")
     board.taken("unsigned", "--allow-unsigned")  # whose counter anyone could write
     board.taken("three")
 
@@ -235,3 +234,30 @@ def test_root_installs_into_no_folder_that_another_user_can_change(board, packs)
     os.chmod(str(board.root), 0o755)
     board.taken("one", "fleet")
     assert open_archive(str(packs / "one.merino")).id == board.facts()["id"]
+
+
+@pytest.mark.parametrize("place", [".", "releases", "releases/ID", "releases/ID/merino.pyz"])
+@pytest.mark.parametrize("change", ["owner", "mode"])
+def test_board_reports_what_is_installed_and_what_another_user_can_change(board, change, place):
+    if change == "owner" and os.geteuid():
+        pytest.skip("only root gives files away")
+    board.taken("one", "fleet")
+    described = json.loads(board.run("board")[1])
+    assert (described["root"], described["current"]) == (str(board.root), board.facts()["id"])
+    assert (described["foreign"], described["keys"]) == (None, [TEXTS["fleet"]])
+    assert described["machine"]["python"] == "{}.{}".format(*sys.version_info[:2])
+    path = os.path.normpath(str(board.root / place.replace("ID", described["current"])))
+    if change == "owner":
+        os.chown(path, 65534, 65534)
+    else:
+        os.chmod(path, 0o777)
+    assert json.loads(board.run("board")[1])["foreign"] == path
+
+
+def test_the_folder_of_the_service_is_read_from_its_unit(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "UNITS", str(tmp_path))
+    (tmp_path / units.UNIT).write_text(units.service_unit("/srv/merino"))
+    assert service.service_root() is None, "not enabled"
+    (tmp_path / "multi-user.target.wants").mkdir()
+    os.symlink("../" + units.UNIT, str(tmp_path / "multi-user.target.wants" / units.UNIT))
+    assert service.service_root() == "/srv/merino"

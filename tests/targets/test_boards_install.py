@@ -32,8 +32,7 @@ from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
 
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.fit import choose
-from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.fit import choose, this_machine
 from merino_runtime.delivery.manifest import BoardNeed
 
 MODELS = {

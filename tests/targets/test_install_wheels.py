@@ -72,7 +72,8 @@ def pack(bundle_dirs, tmp_path_factory):
                 pytest.skip(f"no index to fetch wheels from: {error}")
             folder = tmp_path_factory.mktemp("packs")
             app, files = app_bytes(folder / "merino.pyz"), bundle_files(bundle_dirs["portable"])
-            wheel_set = WheelSet(wheels.path, version, platform.machine(), wheels.target.glibc, wheels.packages)
+            wheel_set = WheelSet(wheels.path, version, platform.machine(), wheels.target.glibc, wheels.packages,
+                                 wheels.unpacked_bytes)  # fmt: skip
             members = {path.name: path.read_bytes() for path in wheels.files}
             for name in ("old", "new"):
                 data = packed_bytes(app, [renamed(files, name)], name, wheels=[(wheel_set, members)])

@@ -1,12 +1,9 @@
 """A board over ssh: its description and releases, and programs that run there.
 
-It is described by the application that is installed there. If there is none, this workstation's is sent over stdin and
-leaves nothing behind. Unverified applications are never run: neither that of a package, nor one that another user of
-the board can change. For other programs the application of this workstation and bundles are copied by hash into the
-cache of the board's user, and stay there for the next time.
+The application of this workstation describes the board and verifies packages there. It and bundles are copied by hash
+into the cache of the board's user, and stay there for the next time.
 """
 
-import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,55 +13,42 @@ from typing import Any
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.bundles.files import DESCRIPTION_FILE
-from merino_edge.delivery.ssh.command import (
-    SHORT_S,
-    TRY_THERE,
-    Finished,
-    Session,
-    Take,
-    answer,
-    ended,
-    finished,
-    give,
-    json_of,
-    started,
-)
+from merino_edge.delivery.ssh import command
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Source, send, source_of
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import known_models, profile_of_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.agent import CACHE, PYTHON
-from merino_runtime.delivery.machine import Machine, machine_of
+from merino_runtime.delivery.fit import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_shape import integer, listed, or_null, problems_in, text
+from merino_runtime.io.json_shape import listed, or_null, problems_in, text
 from merino_runtime.io.visible import visible
 
 FACTS_S = 60.0
 MOST_BYTES = 1 << 18
 LOOK = "See `merino.pyz status` there"
-CALLED: dict[str, Any] = {
-    "code": integer(-255, 255), "out": lambda value: None if isinstance(value, str) else "a string",
-    "err": lambda value: None if isinstance(value, str) else "a string",
-}  # fmt: skip
+# What the board's verb `board` prints; `machine_of` checks the machine.
 ANSWER: dict[str, Any] = {
-    "root": text, "app": or_null(text), "foreign": or_null(text), "service": or_null(text), "keys": [text],
-    "calls": [CALLED],
+    "machine": lambda _: None,
+    "root": lambda value: text(value) or (None if value.startswith("/") else "an absolute path"),
+    "current": or_null(lambda value: None if isinstance(value, str) and ID.match(value) else "the id of a release"),
+    "foreign": or_null(text), "service": or_null(text), "keys": [text],
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Facts:
-    """`root`: the folder of releases that its `install` would use. `current`: the id of the release in use, or None.
-    `app`: the path of the application installed there, which answered, or None. `foreign`: a path that another user can
-    change there, so that nothing of it is run, or None. `service`: the folder of releases that merino.service uses, or
-    None. `keys`: those that the board trusts, in base64, as far as its user can read them."""
+    """`app`: the path of this workstation's application there. `root`: the folder of releases that its `install` would
+    use. `current`: the id of the release in use, or None. `foreign`: a path in it that another user can change there,
+    so that nothing of it is run, or None. `service`: the folder of releases that merino.service uses, or None. `keys`:
+    those that the board trusts, in base64."""
 
     machine: Machine
+    app: str
     root: str
     current: str | None
-    app: str | None = None
     foreign: str | None = None
     service: str | None = None
     keys: frozenset[str] = frozenset()
@@ -78,54 +62,21 @@ class Facts:
         return self.machine.model or f"{self.machine.board.architecture}, no device tree"
 
 
-async def described(board: Board, app: bytes, root: str | None = None) -> Facts:
-    """Describe a board. app: this workstation's application. Raise MerinoError if the board gives no valid answer."""
+async def described(board: Board, root: str | None = None) -> Facts:
+    """Copy the application to the board if it is not there yet, and let it describe the board. root: the folder of
+    releases there; None: the default of `install` for its user. Raise MerinoError if there is no valid answer."""
     doing = "describe the board"
-    calls = [["board", "--json"], ["status", "--json"]]
-    request = {"do": "describe", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": FACTS_S}
-    async with started(board, doing, request, timeout_s=3 * FACTS_S) as session:
-        give(session, app)
-        reply = await answer(session, MOST_BYTES)
-        await ended(session)
-    problems = problems_in(reply, ANSWER)
-    if problems or len(reply["calls"]) != len(calls):
-        raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}. {TRY_THERE}")
-    for call in reply["calls"]:
-        if call["code"]:
-            raise session.fault(visible(call["err"].strip().rpartition("\n")[2]) or f"exit code {call['code']}")
-    machine, status = (json_of(board, doing, call["out"]) for call in reply["calls"])
-    try:
-        facts = machine_of(machine, f"{board.address.text}: its answer")
-        current = _installed(board, reply["root"], status)
-    except MerinoError as error:
-        raise MerinoError(f"{error}.{older_there(reply['root'])}" if reply["app"] else str(error)) from error
-    return Facts(
-        machine=facts, current=current, keys=frozenset(reply["keys"]),
-        **{name: reply[name] for name in ("root", "app", "foreign", "service")},
-    )
-
-
-def older_there(root: str) -> str:
-    """Return the end of a message: what to do if the installed application is older than this workstation's."""
-    return (
-        " The application installed there may be older than this workstation's. Install once by this one: `python3 -m"
-        " merino_edge.bundles.board_app merino.pyz` here, copy it and NAME.merino to the board, and there: python3"
-        f" merino.pyz install NAME.merino --root {shlex.quote(root)}"
-    )
-
-
-def _installed(board: Board, root: str, status: Any) -> str | None:
-    """Return the current release's id from `status --json`, whose other keys are ignored."""
-    same = isinstance(status, dict) and status.get("root") == root and root.startswith("/")
-    current = status.get("current") if isinstance(status, dict) else None
-    release = current.get("id") if isinstance(current, dict) else None
-    known = release is None or (isinstance(release, str) and ID.match(release))
-    if not same or not known:
-        raise MerinoError(
-            f"{board.address.text}: its answer to `status` is wrong: {visible(repr(status), 200)}. {LOOK}"
-        )
-    sound = isinstance(current, dict) and "problem" not in current
-    return release if sound else None
+    source = source_of("merino.pyz", board_app())
+    app = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
+    words = [PYTHON, app, "board", *(["--root", root] if root else [])]
+    ran = await command.finished(board, doing, command.run_request(words), timeout_s=FACTS_S, most_bytes=MOST_BYTES)
+    if ran.code:
+        raise MerinoError(f"{board.address.text}: cannot {doing}: {command.refusal_of(ran)}")
+    reply = command.json_of(board, doing, ran.out)
+    if problems := problems_in(reply, ANSWER):
+        raise MerinoError(f"{board.address.text}: its answer is wrong: {listed(problems)}. {LOOK}")
+    machine = machine_of(reply.pop("machine"), f"{board.address.text}: its answer")
+    return Facts(machine, app, keys=frozenset(reply.pop("keys")), **reply)
 
 
 def profile_of(address: str, facts: Facts) -> DeviceProfile:
@@ -141,12 +92,12 @@ def profile_of(address: str, facts: Facts) -> DeviceProfile:
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
 MODULES = ["numpy", "onnxruntime"]
+HAS_MODULES = (
+    "import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
+    "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
+)
 
 Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
-
-
-async def facts_of(board: Board, root: str | None = None) -> Facts:
-    return await described(board, board_app(), root)
 
 
 class Program:
@@ -168,38 +119,35 @@ class Program:
 
     async def run(
         self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
-        report: Take | None = None, take: Take | None = None,
-    ) -> Finished:  # fmt: skip
+        report: command.Take | None = None, take: command.Take | None = None,
+    ) -> command.Finished:  # fmt: skip
         """Raise MerinoError if the program's answer is too long or too late. Its exit code is the caller's."""
-        request = {"do": "run", "arguments": [*self.command, *arguments], "stdin_bytes": len(data)}
-        return await finished(
+        request = command.run_request([*self.command, *arguments], len(data))
+        return await command.finished(
             self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, report=report, take=take
         )
 
     @asynccontextmanager
-    async def interactive(self, arguments: list[str], report: Take) -> AsyncIterator[Session]:
+    async def interactive(self, arguments: list[str], report: command.Take) -> AsyncIterator[command.Session]:
         """Run the program with an open stdin while the body runs."""
         request = {"do": "interact", "arguments": [*self.command, *arguments]}
-        async with started(self.board, "chat", request, report) as session:
+        async with command.started(self.board, "chat", request, report) as session:
             yield session
 
 
 async def python_with(board: Board, candidates: list[str], modules: list[str]) -> str | None:
-    """Return the first of the Pythons there that has the modules; None if none has."""
-    request = {"do": "find_python", "candidates": candidates, "modules": modules}
-    async with started(board, f"find a Python with {' and '.join(modules)}", request) as session:
-        python = await answer(session)
-        await ended(session)
-    if python not in (None, *candidates):
-        raise session.fault(f"its answer is wrong. {TRY_THERE}")
-    return python
+    """Return the first of the Pythons there that has the modules, which are not imported; None if none has."""
+    for candidate in candidates:
+        request = command.run_request([candidate, "-c", HAS_MODULES, *modules])
+        if not (await command.finished(board, f"find a Python with {' and '.join(modules)}", request)).code:
+            return candidate
+    return None
 
 
 async def program(board: Board, root: str | None = None) -> Program:
-    """Copy the application to the board if it is not there yet. root: the folder of releases there; None: the default
-    of `install` for its user. Raise MerinoError if no Python there has the packages."""
-    app = board_app()
-    facts = await described(board, app, root)
+    """Copy the application to the board if it is not there yet. root: as in `described`. Raise MerinoError if no Python
+    there has the packages."""
+    facts = await described(board, root)
     candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
     python = await python_with(board, candidates, MODULES)
     if python is None:
@@ -207,9 +155,7 @@ async def program(board: Board, root: str | None = None) -> Program:
             f"{board.address.text}: no Python there has numpy and onnxruntime. Install a packed file with its wheels"
             " (`merino-edge flash`), or on the board: python3 -m pip install numpy tokenizers onnxruntime"
         )
-    source = source_of("merino.pyz", app)
-    place = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
-    return Program(board, facts, [python, place], root)
+    return Program(board, facts, [python, facts.app], root)
 
 
 async def bundle_there(program: Program, bundle: str, progress: Copied = lambda *_: None) -> str:
@@ -232,4 +178,4 @@ async def remove_bundle(program: Program, bundle: str, place: str) -> None:
     """Remove the files that `bundle_there` copied from the folder `bundle` to `place`."""
     names = [DESCRIPTION_FILE, *(file.path for file in load_bundle(bundle, verify=False).files)]
     request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
-    await finished(program.board, "remove what was measured", request, timeout_s=SHORT_S)
+    await command.finished(program.board, "remove what was measured", request, timeout_s=command.SHORT_S)

@@ -58,6 +58,15 @@ class Finished:
     last_words: str
 
 
+def run_request(arguments: list[str], stdin_bytes: int = 0) -> dict[str, Any]:
+    return {"do": "run", "arguments": arguments, "stdin_bytes": stdin_bytes}
+
+
+def refusal_of(ran: Finished) -> str:
+    """Return why a program of the board failed."""
+    return ran.last_words.removeprefix("merino: ") or f"it ended with code {ran.code} and printed nothing"
+
+
 @asynccontextmanager
 async def started(
     board: Board, doing: str, request: dict[str, Any], report: Take | None = None, timeout_s: float | None = None

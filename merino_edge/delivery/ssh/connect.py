@@ -1,18 +1,17 @@
 """A connection to a board by asyncssh: the value of `--ssh`, host key, login by agent or key file, ~/.ssh/config.
 
 This module bounds what a hostile or broken server can do: the time to log in, its requests (no agent, no X11, no
-password), and the exceptions of asyncssh, which become a MerinoError of one line with the host's name. Host keys are
-trusted as ssh's StrictHostKeyChecking=accept-new does: with `--accept-new` the key of a host of which none is known;
-a host with another key than the known one is refused in any case.
+password), and the exceptions of asyncssh, which become a MerinoError of one line with the host's name. A host key must
+be in a known_hosts file. `new_host_key` fetches that of a new host, for a command that asks about it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import append_output
 from merino_runtime.io.visible import visible
 
+for _name in ("asyncssh", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are
 LOGIN_S = 60.0
 KEEPALIVE_S = 15.0  # and three unanswered: the board is gone
 # asyncssh raises some of Python's own for bytes that no server of good will sends.
@@ -60,71 +61,12 @@ def parse_address(text: str) -> Address:
     return Address(text, host, user, port)
 
 
-def parse_addresses(texts: list[str]) -> list[Address]:
+def parse_addresses(texts: Sequence[str]) -> list[Address]:
     """Raise MerinoError too where one is named twice: two installs on one board would wait for each other."""
     twice = sorted({text for text in texts if texts.count(text) > 1})
     if twice:
         raise MerinoError(f"--ssh {twice[0]} is given twice: give each board once")
     return [parse_address(text) for text in texts]
-
-
-class HostKeys(asyncssh.SSHClient):
-    """Judges the host's key of one connection; asyncssh calls it for a key that no file has."""
-
-    def __init__(self, address: Address, files: list[Path], accept_new: bool) -> None:
-        self.address, self.files, self.accept_new = address, files, accept_new
-        self.known = False  # whether any key of the host, or of its authority, is known
-        self.offered: asyncssh.SSHKey | None = None
-        self.name = ""  # of the host, as known_hosts writes it
-
-    def trusted(self, host: str, addr: str, port: int | None) -> Any:
-        """Return the known keys of this host, for asyncssh's `known_hosts`."""
-        self.name = f"[{host}]:{port}" if port else host
-        keys = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
-        self.known = any(keys)
-        return keys
-
-    def kinds(self, host: str, port: int | None) -> list[str]:
-        """Algorithms of host keys to request: those of the known keys first, as ssh does, then all others. Without the
-        others, a host whose key is of another kind would hang up without a reason."""
-        keys, authorities, *_ = self.trusted(host, "", port)
-        first = [kind for key in keys for kind in key.sig_algorithms]
-        algorithms = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
-        return [kind.decode("ascii") for kind in dict.fromkeys(algorithms)]
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
-        self.offered = key
-        return self.accept_new and not self.known
-
-    def keep(self, write: bool = True) -> str:
-        """Write a new key into the first file, once the host has proved that it has it -> a line that reports it,
-        empty if the key was known. write=False: the line reports what would be written. Raise MerinoError if it
-        cannot be written."""
-        if self.offered is None or self.known:
-            return ""
-        path = self.files[0]
-        line = f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and"
-        if not write:
-            return f"{line} would be written into {path}"
-        make_parent(path)
-        append_output(str(path), f"{self.name} {self.offered.export_public_key().decode('ascii').strip()}\n")
-        self.known = True
-        return f"{line} now in {path}"
-
-    def refusal(self) -> MerinoError:
-        """Return why the host's key was not taken, and what to do."""
-        host, path = self.address.text, self.files[0]
-        print_of = f" {self.offered.get_fingerprint()}" if self.offered else ""
-        if self.known:
-            return MerinoError(
-                f"{host}: the host key{print_of} is not the one in {path}: the board was set up anew, or something else"
-                f" answers at its address. If it was set up anew, remove the old key: ssh-keygen -f"
-                f" {shlex.quote(str(path))} -R {shlex.quote(self.name)}"
-            )
-        return MerinoError(
-            f"{host}: the host key{print_of} is in no known_hosts file. Compare it with the board's (`ssh-keygen -lf"
-            " /etc/ssh/ssh_host_ed25519_key.pub` there), then run this again with --accept-new"
-        )
 
 
 def known_hosts_files(config: Any) -> list[Path]:
@@ -135,6 +77,57 @@ def known_hosts_files(config: Any) -> list[Path]:
     return [*(Path(text).expanduser() for text in own), *shared]
 
 
+def name_of(options: asyncssh.SSHClientConnectionOptions) -> str:
+    """Return the host's name as known_hosts writes it."""
+    host = options.host_key_alias or options.host
+    return str(host) if options.port == asyncssh.DEFAULT_PORT else f"[{host}]:{options.port}"
+
+
+def known_keys(options: asyncssh.SSHClientConnectionOptions) -> Sequence[Sequence[Any]]:
+    """Return what the known_hosts files have for the host: keys, authorities, and others; all empty for a new host."""
+    files = [str(path) for path in known_hosts_files(options.config) if path.is_file()]
+    port = options.port if options.port != asyncssh.DEFAULT_PORT else None
+    return asyncssh.read_known_hosts(files).match(options.host_key_alias or options.host, "", port)
+
+
+def requested_kinds(options: asyncssh.SSHClientConnectionOptions) -> list[str]:
+    """Return the algorithms of host keys to request: those of the known keys first, as ssh does, then all others.
+    Without the others, a host whose key is of another kind would hang up without a reason."""
+    keys, authorities, *_ = known_keys(options)
+    first = [kind for key in keys for kind in key.sig_algorithms]
+    algorithms = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
+    return [kind.decode("ascii") for kind in dict.fromkeys(algorithms)]
+
+
+@dataclass(frozen=True)
+class NewHostKey:
+    """The key of a host that no known_hosts file names. `line`: as known_hosts has it."""
+
+    fingerprint: str
+    line: str
+    known_hosts: Path
+
+    def keep(self) -> None:
+        """Write the key into known_hosts. Raise MerinoError if that fails."""
+        make_parent(self.known_hosts)
+        append_output(str(self.known_hosts), self.line)
+
+
+async def new_host_key(address: Address) -> NewHostKey | None:
+    """Fetch the key of a host that no known_hosts file names; None if one does, or if the host does not answer, which
+    the connection then reports."""
+    with contextlib.suppress(TimeoutError, *FAULTS):
+        async with asyncio.timeout(LOGIN_S):
+            options = await _options(address)
+            if any(known_keys(options)):
+                return None
+            key = await asyncssh.get_server_host_key(address.host, address.port or (), options=options)
+        if key:
+            line = f"{name_of(options)} {key.export_public_key().decode('ascii').strip()}\n"
+            return NewHostKey(key.get_fingerprint(), line, known_hosts_files(options.config)[0])
+    return None
+
+
 @dataclass(frozen=True)
 class Board:
     """A connected board."""
@@ -143,45 +136,29 @@ class Board:
     connection: asyncssh.SSHClientConnection
 
 
-@asynccontextmanager
-async def connected(
-    address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None, keep_key: bool = True
-) -> AsyncIterator[Board]:
-    """Raise MerinoError with the host's name where no connection comes about; it is closed at the end of the body.
-    keep_key: a new host key that is accepted is written into known_hosts."""
-    for name in ("asyncssh", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are
-    connection = await _login(address, accept_new, say, keep_key)
+@contextlib.asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[Board]:
+    """Raise MerinoError with the host's name where no connection comes about; it is closed at the end of the body."""
+    connection = await _login(address)
     try:
         yield Board(address, connection)
     finally:
         connection.abort()
 
 
-async def _login(
-    address: Address, accept_new: bool, say: Callable[[str], None], keep_key: bool
-) -> asyncssh.SSHClientConnection:
-    keys: HostKeys | None = None
+async def _login(address: Address) -> asyncssh.SSHClientConnection:
     try:
         async with asyncio.timeout(LOGIN_S):
             options = await _options(address)
-            keys = HostKeys(address, known_hosts_files(options.config), accept_new)
-            judge = keys
-            port = options.port if options.port != asyncssh.DEFAULT_PORT else None
-            kinds = keys.kinds(options.host_key_alias or options.host, port)
-            connection = await asyncssh.connect(
-                address.host, address.port or (), options=options, client_factory=lambda: judge,
-                known_hosts=judge.trusted,
-                server_host_key_algs=() if options.config.get("HostKeyAlgorithms") else kinds,
+            files = [str(path) for path in known_hosts_files(options.config) if path.is_file()]
+            kinds = () if options.config.get("HostKeyAlgorithms") else requested_kinds(options)
+            return await asyncssh.connect(
+                address.host, address.port or (), options=options, known_hosts=files, server_host_key_algs=kinds
             )
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise (keys.refusal() if keys and "not trusted" in str(error) else _fault(address, "log in", error)) from error
-    except asyncssh.KeyExchangeFailed as error:
-        known = keys is not None and keys.known and not keys.offered  # no key of a kind that is known was offered
-        raise (keys.refusal() if keys and known else _fault(address, "log in", error)) from error
+    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+        is_unknown = "not trusted" in str(error) or "host key algorithm" in str(error)  # none of a known kind
+        raise (host_key_refusal(address, options) if is_unknown else _fault(address, "log in", error)) from error
     except asyncssh.PermissionDenied as error:
-        if keys and (line := keys.keep(keep_key)):
-            say(line)
         user = f"{address.user}@" if address.user else ""
         raise MerinoError(
             f"{address.text}: no key of yours is accepted there. Passwords are not asked for: copy your key to the"
@@ -193,9 +170,21 @@ async def _login(
         ) from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
-    if line := keys.keep(keep_key):
-        say(line)
-    return connection
+
+
+def host_key_refusal(address: Address, options: asyncssh.SSHClientConnectionOptions) -> MerinoError:
+    """Return why the host's key was not taken, and what to do."""
+    if not any(known_keys(options)):
+        return MerinoError(
+            f"{address.text}: its host key is in no known_hosts file. Run this in a terminal, where you are shown the"
+            " key and asked, or log in once by ssh"
+        )
+    path = known_hosts_files(options.config)[0]
+    return MerinoError(
+        f"{address.text}: its host key is not the one in {path}: the board was set up anew, or something else answers"
+        " at its address. If it was set up anew, remove the old key: ssh-keygen -f"
+        f" {shlex.quote(str(path))} -R {shlex.quote(name_of(options))}"
+    )
 
 
 async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
@@ -209,7 +198,7 @@ async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
     )  # fmt: skip
 
 
-@contextmanager
+@contextlib.contextmanager
 def reported_faults(address: Address, doing: str) -> Iterator[None]:
     """An error of the connection becomes a MerinoError: `doing` completes "HOST: cannot ..."."""
     try:

@@ -1,23 +1,21 @@
 """`flash --ssh`: one packed file onto boards. Each board reports its facts, is judged here, gets the file, installs it
 and is measured.
 
-The file is verified and installed by the board's installed application. Where there is none, as on first contact, this
-workstation's is sent. The application in the file runs only after that. `fit.choose` judges a board's facts before
-gigabytes are copied, and the board judges them again. A board that fails does not stop the others.
+This workstation's application verifies and installs the file there. The application in the file runs only after that.
+`fit.choose` judges a board's facts before gigabytes are copied, and the board judges them again. A board that fails
+does not stop the others.
 """
 
 import asyncio
-import hashlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.first_boot import checked_archive
-from merino_edge.delivery.ssh.board import LOOK, Facts, described, older_there
-from merino_edge.delivery.ssh.command import finished, json_of
+from merino_edge.delivery.ssh.board import LOOK, Facts, described
+from merino_edge.delivery.ssh.command import finished, json_of, refusal_of, run_request
 from merino_edge.delivery.ssh.connect import Address, Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
 from merino_edge.records.reading import parse_records
@@ -28,7 +26,7 @@ from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_shape import integer, listed, one_of, or_null, problems_in, text
+from merino_runtime.io.json_shape import listed, or_null, problems_in, text
 from merino_runtime.io.visible import visible
 
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
@@ -37,13 +35,8 @@ BENCH = ("bench", "installed", "-r", "3", "--format", "jsonl")
 QUICK = ("-r", "1", "-p", "64", "-n", "32")  # seconds, where a person waits
 BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
-WRONG_USAGE = 2  # exit code
-OTHER_SCHEMA = "this version reads schema"  # of `parse_manifest`
 AT_ONCE = 4  # boards
-INSTALLED: dict[str, Any] = {
-    "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
-    "launcher": text, "replaced": or_null(text), "selftest": one_of("ok"), "notes": [text],
-}  # fmt: skip
+INSTALLED: dict[str, Any] = {"id": text, "launcher": text, "replaced": or_null(text), "notes": [text]}
 
 # (host as given, what is being done, bytes that are copied, of how many; 0 of 0 for the rest)
 Report = Callable[[str, str, int, int], None]
@@ -52,12 +45,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Package:
-    """The checked package and how to install it, the same for every board. `app`: this workstation's application.
-    `keys`: the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
+    """The checked package and how to install it, the same for every board. `keys`: the files of --trust; `trusted`:
+    the same keys in base64. `root`: on the board; None: its default."""
 
     archive: Archive
     whole: Source
-    app: Source
     keys: tuple[Source, ...] = ()
     trusted: frozenset[str] = frozenset()
     root: str | None = None
@@ -95,10 +87,8 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
     """
     report(f"hashing {path.name}")
     archive = checked_archive(path, keys, bool(how.get("allow_unsigned")), boards_decide=True)
-    app = board_app()
     return Package(
         archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
-        source_of(f"merino-{hashlib.sha256(app).hexdigest()[:16]}.pyz", app),
         tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys),
         frozenset(key_base64(read_public_key(str(key)).key) for key in keys),
         **how,
@@ -106,9 +96,8 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
 
 
 async def flash_all(
-    addresses: Sequence[Address], package: Package, *, accept_new: bool = False, dry_run: bool = False,
-    report: Report = lambda *_: None, say: Say = lambda _: None,
-) -> list[Flashed]:  # fmt: skip
+    addresses: Sequence[Address], package: Package, *, dry_run: bool = False, report: Report = lambda *_: None
+) -> list[Flashed]:
     """Flash at most AT_ONCE boards at a time -> their results in the order of `addresses`."""
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -116,7 +105,7 @@ async def flash_all(
         done = Flashed(address.text)
         async with slots:
             try:
-                await flash(address, package, done, accept_new=accept_new, dry_run=dry_run, report=report, say=say)
+                await flash(address, package, done, dry_run=dry_run, report=report)
             except MerinoError as error:
                 done.error = visible(str(error).removeprefix(f"{address.text}: "), LONGEST_ERROR)
         done.notes = [visible(note) for note in done.notes]
@@ -126,19 +115,16 @@ async def flash_all(
     return list(await asyncio.gather(*map(flash_one, addresses)))
 
 
-async def flash(
-    address: Address, package: Package, done: Flashed, *, accept_new: bool, dry_run: bool, report: Report, say: Say
-) -> None:
+async def flash(address: Address, package: Package, done: Flashed, *, dry_run: bool, report: Report) -> None:
     """Flash one board and record every finished step in `done`. Raise MerinoError."""
     host = address.text
     report(host, "connecting", 0, 0)
-    async with connected(address, accept_new, say, keep_key=not dry_run) as board:
+    async with connected(address) as board:
         report(host, "asking what it is", 0, 0)
-        done.facts = facts = await described(board, package.app.data, package.root)
+        done.facts = facts = await described(board, package.root)
         done.notes += check_service(package, facts)
         if facts.foreign:
-            why = "can be changed by another user of the board: this workstation's application is used"
-            done.notes.append(f"{facts.foreign} {why}")
+            done.notes.append(f"{facts.foreign} can be changed by another user of the board")
         check_signer(package, facts)
         choice = choose(package.archive, facts.machine, package.force)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
@@ -148,15 +134,15 @@ async def flash(
             done.plan = plan_of(package, facts, choice)
             return
         launcher = f"{facts.root}/current/merino"
-        if done.was_there and facts.app and not missing(package, facts):
+        if done.was_there and not (facts.foreign or missing(package, facts)):
             report(host, "installing", 0, 0)
             ran = await finished(
-                board, "run the self-test", _run([launcher, "selftest", "installed"]), timeout_s=INSTALL_S
+                board, "run the self-test", run_request([launcher, "selftest", "installed"]), timeout_s=INSTALL_S
             )
             if ran.code:
-                raise MerinoError(f"{host}: {_words(ran.last_words, ran.code)}")
+                raise MerinoError(f"{host}: {refusal_of(ran)}")
         else:
-            for small in (*([] if facts.app else [package.app]), *package.keys):
+            for small in package.keys:
                 await send(board, INCOMING, small)
             place = await send(
                 board, INCOMING, package.whole, lambda sent, total: report(host, "copying", sent, total)
@@ -207,13 +193,12 @@ def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
     """Describe what a flash would do, in lines."""
     here = f"{facts.model}; Python {facts.machine.python}; {facts.machine.free_bytes / 2**20:,.0f} MB free"
     more = missing(package, facts)
-    if facts.current == package.archive.id and facts.app and not more:
+    if facts.current == package.archive.id and not (facts.foreign or more):
         return [here, f"release {package.archive.id} is installed already: it would be tested and measured"]
-    by = "the application installed there" if facts.app else "this workstation's application"
     wheels = f", with the wheels of {choice.wheels.path}" if choice.wheels else ", with the packages that are there"
     return [
         here,
-        f"copy {package.whole.name}, {package.whole.size_bytes / 2**20:,.1f} MB; {by} verifies it",
+        f"copy {package.whole.name}, {package.whole.size_bytes / 2**20:,.1f} MB, and verify it",
         f"install {choice.path} ({choice.bundle.name}, {choice.bundle.precision}){wheels} as release"
         f" {package.archive.id} in {facts.root}, in place of {facts.current or 'none'}",
         *more,
@@ -224,18 +209,15 @@ def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
 async def _install(board: Board, package: Package, place: str, done: Flashed, facts: Facts) -> str:
     """Install the copied package -> the launcher's path on the board."""
     host = board.address.text
-    app = facts.app or f"{INCOMING}/{package.app.name}"
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
-    arguments = [PYTHON, app, "install", place, "--json", "--root", facts.root]
+    arguments = [PYTHON, facts.app, "install", place, "--json", "--root", facts.root]
     for option in ("allow_unsigned", "allow_downgrade", "force", "service", "serve"):
         arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
     for key in keys:
         arguments += ["--trust", key]
-    ran = await finished(board, "install", _run(arguments), timeout_s=INSTALL_S)
+    ran = await finished(board, "install", run_request(arguments), timeout_s=INSTALL_S)
     if ran.code:
-        refusal = _words(ran.last_words, ran.code)
-        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in refusal)
-        raise MerinoError(f"{host}: not installed: {refusal}{older_there(facts.root) if older else ''}")
+        raise MerinoError(f"{host}: not installed: {refusal_of(ran)}")
     reply = json_of(board, "install", ran.out)
     own = {name: reply[name] for name in INSTALLED if name in reply} if isinstance(reply, dict) else reply
     problems = problems_in(own, INSTALLED)
@@ -245,14 +227,14 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
         raise MerinoError(f"{host}: its answer to `install` is wrong: {listed(problems)}. {LOOK}")
     done.replaced = own["replaced"]
     done.notes += [note for note in own["notes"] if note not in done.notes]
-    await finished(board, "clear up", {"do": "discard", "paths": [place, f"{INCOMING}/{package.app.name}", *keys]})
+    await finished(board, "clear up", {"do": "discard", "paths": [place, *keys]})
     return str(own["launcher"])
 
 
 async def _measure(board: Board, launcher: str, done: Flashed, options: Sequence[str]) -> None:
     """Run a benchmark. If it fails, add a note, because the release is installed and tested."""
     try:
-        call = _run([launcher, *BENCH, *options])
+        call = run_request([launcher, *BENCH, *options])
         ran = await finished(board, "measure", call, timeout_s=BENCH_S, most_bytes=BENCH_BYTES)
         rows, faults, _ = parse_records(ran.out)
     except MerinoError as error:
@@ -260,12 +242,4 @@ async def _measure(board: Board, launcher: str, done: Flashed, options: Sequence
         return
     done.records = [row for row in rows if row.failure is None]
     if faults or not done.records:
-        done.notes.append(f"not measured: {_words(ran.last_words or '; '.join(faults), ran.code)}")
-
-
-def _run(arguments: list[str]) -> dict[str, Any]:
-    return {"do": "run", "arguments": arguments, "stdin_bytes": 0}
-
-
-def _words(line: str, code: int) -> str:
-    return line.removeprefix("merino: ") or f"it ended with code {code} and printed nothing"
+        done.notes.append(f"not measured: {'; '.join(faults) or refusal_of(ran)}")

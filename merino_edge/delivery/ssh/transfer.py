@@ -1,7 +1,7 @@
 """Files onto a board, into the cache folder of its user: by hash, and resumed where an earlier connection was cut.
 
-A file lies there as NAME.part until all of it has arrived and its hash agrees. The board reports the hash of each piece
-of the part; pieces that do not agree are sent again.
+A file is NAME.part there until all of it has arrived and its hash agrees. The board reports the hash of a part that an
+earlier connection left; the copy continues behind it if the file here begins with the same bytes.
 """
 
 import asyncio
@@ -18,19 +18,17 @@ from merino_edge.delivery.ssh.connect import Board
 from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import count, listed, problems_in, sha256
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.visible import visible
 
 INCOMING = f"{CACHE}/incoming"
-LEAST_PIECE_BYTES = 1 << 18
-MOST_PIECES = 4096
 SENT_AT_ONCE = 1 << 17
 STALL_S = 60.0  # without a byte that the board takes
 # The board reads what it has, and hashes what has arrived: a card gives 10 MB/s at least.
 LEAST_BYTES_S = 10e6
-MOST_ANSWER_BYTES = 80 * MOST_PIECES
 SHAPE: dict[str, Any] = {
-    "done": lambda value: None if isinstance(value, bool) else "true or false", "free": count, "pieces": [sha256],
+    "done": lambda value: None if isinstance(value, bool) else "true or false", "free": count, "part_bytes": count,
+    "part_sha256": sha256,
 }  # fmt: skip
 
 Sent = Callable[[int, int], None]  # bytes that are there, of how many
@@ -45,11 +43,6 @@ class Source:
     size_bytes: int
     sha256: str
 
-    @property
-    def data(self) -> bytes:
-        """The content, of a small file."""
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-
 
 def source_of(name: str, content: bytes) -> Source:
     return Source(name, content, len(content), hashlib.sha256(content).hexdigest())
@@ -59,16 +52,14 @@ async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_
     """Copy `source` into `folder` of the board's cache -> its path there, with the placeholder of the cache. Raise
     MerinoError if the connection breaks, the board lacks space, or the bytes arrive changed."""
     doing = f"copy {source.name}"
-    piece = piece_bytes(source.size_bytes)
     request = {
-        "do": "receive", "folder": folder, "name": source.name, "size": source.size_bytes, "sha256": source.sha256,
-        "piece": piece,
-    }  # fmt: skip
+        "do": "receive", "folder": folder, "name": source.name, "size": source.size_bytes, "sha256": source.sha256
+    }
     async with started(board, doing, request) as session:
         async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
-            reply = await answer(session, MOST_ANSWER_BYTES)
+            reply = await answer(session)
         if not _there(session, reply):
-            offset = await asyncio.to_thread(_agreeing, source, piece, reply["pieces"])
+            offset = await asyncio.to_thread(_agreeing, source, reply["part_bytes"], reply["part_sha256"])
             left = source.size_bytes - offset
             if left > reply["free"]:
                 raise session.fault(
@@ -80,41 +71,31 @@ async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_
     return f"{folder}/{source.name}"
 
 
-def piece_bytes(size_bytes: int) -> int:
-    """Return a size with which a file has at most MOST_PIECES."""
-    return max(LEAST_PIECE_BYTES, -(-size_bytes // MOST_PIECES))
-
-
 def _there(session: Session, reply: Any) -> bool:
     """Return whether the board has the whole file. Raise MerinoError for an invalid answer."""
     if reply == {"busy": True}:
         raise session.fault("another copy of it is on its way there: wait for that one")
-    problems = problems_in(reply, SHAPE)
-    if not problems and len(reply["pieces"]) > MOST_PIECES:
-        problems = ["pieces has more entries than the file"]
-    if problems:
+    if problems := problems_in(reply, SHAPE):
         raise session.fault(f"the board's answer is wrong: {listed(problems)}. {TRY_THERE}")
     return bool(reply["done"])
 
 
-def _agreeing(source: Source, piece: int, pieces: list[str]) -> int:
-    """Return how many bytes from the beginning the board has already."""
-    offset = 0
-    with _opened(source) as read:
-        for digest in pieces:
-            data = read(piece)
-            if len(data) < piece or hashlib.sha256(data).hexdigest() != digest:
-                break
-            offset += piece
-    return offset
+def _agreeing(source: Source, part_bytes: int, part_sha256: str) -> int:
+    """Return how many bytes from the beginning the board has already: its part, or none of it."""
+    digest, left = hashlib.sha256(), min(part_bytes, source.size_bytes + 1)  # a longer part cannot agree
+    with _opened(source) as file:
+        while left and (data := file.read(min(SENT_AT_ONCE, left))):
+            digest.update(data)
+            left -= len(data)
+    return part_bytes if not left and digest.hexdigest() == part_sha256 else 0
 
 
 async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> None:
     give(session, b'{"offset": %d}\n' % offset)
     position = offset
-    with _opened(source, offset) as read:
+    with _opened(source, offset) as file:
         while position < source.size_bytes:
-            data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.size_bytes - position))
+            data = await asyncio.to_thread(file.read, min(SENT_AT_ONCE, source.size_bytes - position))
             if not data:
                 raise session.fault("the file here became shorter meanwhile: run this again")
             give(session, data)
@@ -134,18 +115,14 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
 
 
 @contextmanager
-def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads the next bytes. Raise MerinoError if the file here cannot be read."""
-    if isinstance(source.content, bytes):
-        file: BinaryIO = io.BytesIO(source.content)
-    else:
-        try:
-            file = open(source.content, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise machine_fault(f"read {source.content}", error) from error
+def _opened(source: Source, offset: int = 0) -> Iterator[BinaryIO]:
+    """Open a file, or bytes as one. Raise MerinoError if the file here cannot be read."""
+    content = source.content
+    with raising_machine_faults(f"read {source.name}"):
+        file: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")  # noqa: SIM115
     with file:
         file.seek(offset)
-        yield file.read
+        yield file
 
 
 def check_name(name: str) -> str:

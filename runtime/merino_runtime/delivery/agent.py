@@ -1,4 +1,4 @@
-"""The agent: what the workstation runs on a board over ssh. It runs programs, and receives files in pieces.
+"""The agent: what the workstation runs on a board over ssh. It runs programs, and receives files.
 
 It is sent as text to `python3 -I -c` before this project is on the board, so it imports nothing of the project. It
 reads one line of JSON from stdin, the request, and then the data of that request. Its replies are lines of JSON on
@@ -9,28 +9,17 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Set
+from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 BEGIN = "merino: the answer begins"
 CACHE = "@cache"  # in an argument or folder: this project's cache folder of this user
 PYTHON = "@python"  # in an argument: the Python that runs this
 BUFFER_BYTES = 1 << 18
-SYSTEM_ROOT = "/opt/merino"
-INSTALLED_APPS = ("current/merino.pyz", "merino.pyz")  # of the release in use; what the service keeps of a good one
-WITHDRAWN, SIGNATURE = "withdrawn.json", "manifest.sig"
-SYSTEM_KEYS = "/etc/merino/trusted"
-SERVICE_UNIT = "/etc/systemd/system/merino.service"
-SERVICE_WANTED = "/etc/systemd/system/multi-user.target.wants/merino.service"
-SERVICE_ROOT = r"^Exec.* --root (/\S+)"  # in the unit
-MOST_KEYS, LARGEST_KEY, LARGEST_UNIT, LARGEST_LIST = 100, 4096, 65536, 1 << 20  # files, bytes, bytes, bytes
 SILENCE_S = 60  # without a byte of a file: then the workstation is gone, although the connection is open
 KILL_AFTER_S = 5.0
 NOT_FOUND = 127  # as a shell reports that there is no such program
@@ -53,127 +42,6 @@ def placed(text: str) -> str:
         return sys.executable
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return base + "/merino" + text[len(CACHE):] if text.startswith(CACHE + "/") else text
-
-
-def describe(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
-    """Run the application with each of the lists of arguments. Report {root, app, foreign, service, keys, calls}: the
-    folder of releases, the path of the installed application or null, what another user can change there or null, the
-    folder that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
-
-    The installed application is used if it runs, no other user can change it, and no withdrawn key signed it. Otherwise
-    the workstation's is used: its bytes follow the request, and it is removed afterwards.
-    """
-    app = sys.stdin.buffer.read(app_bytes)
-    folder = os.path.abspath(root) if root else default_root()
-    calls = [call + ["--root", folder] for call in calls]
-    installed = [os.path.join(folder, name) for name in INSTALLED_APPS]
-    foreign = next(filter(None, map(changeable, [folder] + installed)), None)
-    withdrawn = withdrawn_keys(folder)
-    trusted = [] if foreign or withdrawn is None else [path for path in installed if signer(path) not in withdrawn]
-    for path in filter(os.path.isfile, trusted):
-        results = [called(path, call, timeout_s) for call in calls]
-        if results and all(result["code"] == 0 and result["out"].startswith("{") for result in results):
-            break
-    else:
-        path = ""
-        with tempfile.TemporaryDirectory(prefix="merino-") as scratch:
-            sent = os.path.join(scratch, "merino.pyz")
-            with open(sent, "wb") as file:
-                file.write(app)
-            results = [called(sent, call, timeout_s) for call in calls]
-    report(json.dumps({"root": folder, "app": path or None, "foreign": foreign, "service": service_root(),
-                       "keys": trusted_keys(folder), "calls": results}))
-    return 0
-
-
-def changeable(path: str) -> Optional[str]:
-    """Return the file or folder, `path` or one on the way to it, that a user other than root and this one can change;
-    None if there is none, or no such path. That user could choose what this user runs from there."""
-    ancestor = os.path.realpath(path)
-    with contextlib.suppress(OSError):
-        inside = True
-        while True:
-            status = os.stat(ancestor)
-            sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is this user's in it stays so
-            writable = status.st_mode & stat.S_IWOTH or (
-                status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()))
-            if status.st_uid not in (0, os.geteuid()) or (writable and not sticky):
-                return ancestor
-            if ancestor == os.path.dirname(ancestor):
-                break
-            ancestor, inside = os.path.dirname(ancestor), False
-    return None
-
-
-def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:
-    child = subprocess.Popen([sys.executable, app] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)
-    timer = threading.Timer(timeout_s, child.kill)
-    timer.start()
-    out, err = child.communicate()
-    timer.cancel()
-    return {"code": child.returncode, "out": out.decode("utf-8", "replace"), "err": err.decode("utf-8", "replace")}
-
-
-def default_root() -> str:
-    """Return what `releases.default_root` returns for an application that is not installed."""
-    return SYSTEM_ROOT if os.geteuid() == 0 else os.path.expanduser("~/.local/share/merino")
-
-
-def service_root() -> Optional[str]:
-    """Return the folder of releases that merino.service uses at each start of the board; None if it is not enabled."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if os.path.lexists(SERVICE_WANTED):
-            with open(SERVICE_UNIT, encoding="utf-8") as file:
-                match = re.search(SERVICE_ROOT, file.read(LARGEST_UNIT), re.MULTILINE)
-            return match.group(1) if match else None
-    return None
-
-
-def trusted_keys(root: str) -> List[str]:
-    """Return the second word of each NAME.pub, as far as this user can read them. `install` judges the files
-    themselves."""
-    keys = set()
-    for folder in (os.path.join(root, "trusted"), SYSTEM_KEYS):
-        with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(folder))[:MOST_KEYS]:
-                with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
-                    if name.endswith(".pub"):
-                        with open(os.path.join(folder, name), encoding="ascii") as file:
-                            keys.add(file.read(LARGEST_KEY).split()[1])
-    return sorted(keys - (withdrawn_keys(root) or set()))
-
-
-def withdrawn_keys(root: str) -> Optional[Set[str]]:
-    """Return the withdrawn keys in base64; None if the list cannot be read, which `install` then reports."""
-    path = os.path.join(root, WITHDRAWN)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
-        return set(json.loads(file.read(LARGEST_LIST))["keys"])
-    return None if os.path.lexists(path) else set()
-
-
-def signer(app: str) -> Optional[str]:
-    """Return the key, in base64, that signed the release of an installed application; None if it is unsigned."""
-    path = os.path.join(os.path.dirname(app), SIGNATURE)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="ascii") as file:
-        return str(json.loads(file.read(LARGEST_KEY))["key"])
-    return None
-
-
-def find_python(candidates: List[str], modules: List[str]) -> int:
-    """Report the first candidate that has the modules, without importing them; null if none has."""
-    look = ("import sys; sys.path[:] = filter(None, sys.path); import importlib.util as u; "  # not the current folder
-            "sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))")
-    for candidate in candidates:
-        with contextlib.suppress(OSError):
-            code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env=dict(os.environ, PYTHONSAFEPATH="1"))
-            if code == 0:
-                report(json.dumps(candidate))
-                return 0
-    report("null")
-    return 0
 
 
 def run(arguments: List[str], stdin_bytes: Optional[int] = None) -> int:
@@ -218,12 +86,12 @@ def end_with_stdin(child: subprocess.Popen) -> None:
             child.wait(KILL_AFTER_S)
 
 
-def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
+def receive(folder: str, name: str, size: int, sha256: str) -> int:
     """Receive a file of `size` bytes into a folder of the cache.
 
-    NAME.part, which an earlier connection left, is kept. Report {done, free, pieces}: whether the whole file exists,
-    the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Read a line {offset}, at
-    which the part is cut, and the bytes from there on. Report {error}, empty if the file was received.
+    NAME.part, which an earlier connection left, is kept. Report {done, free, part_bytes, part_sha256}: whether the
+    whole file exists, the free bytes of the disk, and the size and hash of the part. Read a line {offset}, at which the
+    part is cut, and the bytes from there on. Report {error}, empty if the file was received.
     """
     target = placed(folder)
     path = os.path.join(target, name)
@@ -237,8 +105,8 @@ def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
         done = os.path.isfile(path) and os.path.getsize(path) == size and hash_of(path) == sha256
         if done:
             os.unlink(path + ".part")
-        report(json.dumps({"done": done, "free": shutil.disk_usage(target).free,
-                           "pieces": [] if done else hashes_of(part, piece)}))
+        report(json.dumps({"done": done, "free": shutil.disk_usage(target).free, "part_bytes": part.tell(),
+                           "part_sha256": hash_of(path if done else path + ".part")}))
         if done:
             return 0
         error = append_stdin(part, size, json.loads(sys.stdin.buffer.readline().decode("utf-8"))["offset"])
@@ -275,21 +143,6 @@ def append_stdin(part: BinaryIO, size: int, offset: int) -> str:
     return ""
 
 
-def hashes_of(part: BinaryIO, piece: int) -> List[str]:
-    """Return the SHA-256 of each whole `piece` of bytes in the part."""
-    part.seek(0)
-    hashes: List[str] = []
-    while True:
-        digest, left = hashlib.sha256(), piece
-        while left:
-            data = part.read(min(BUFFER_BYTES, left))
-            if not data:
-                return hashes
-            digest.update(data)
-            left -= len(data)
-        hashes.append(digest.hexdigest())
-
-
 def hash_of(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -308,8 +161,7 @@ def discard(paths: List[str]) -> int:
 
 
 REQUESTS: Dict[str, Callable[..., int]] = {
-    "describe": describe, "find_python": find_python, "run": run, "interact": run, "receive": receive,
-    "discard": discard}
+    "run": run, "interact": run, "receive": receive, "discard": discard}
 
 if __name__ == "__main__":
     main()

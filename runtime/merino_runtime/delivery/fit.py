@@ -1,28 +1,93 @@
-"""Chooses the parts of a packed file that a machine uses: one bundle, and the wheels for its Python. Rejects a file
-that is older than one that was installed.
+"""The facts of a machine, and the parts of a packed file that it uses: one bundle, and the wheels for its Python.
+Rejects a file that is older than one that was installed.
 
-This is checked on the workstation before a file travels, and on the board before anything is unpacked or imported.
+This is checked on the workstation before a file travels, and on the board before anything is unpacked or imported. The
+workstation requests the facts from a board over ssh, as JSON, and checks the reply strictly: any program may send it.
 """
-import contextlib
 import os
 import re
-from typing import List, NamedTuple, Optional, Tuple
+import shutil
+import sys
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery import releases
-from merino_runtime.delivery.archive import SIGNATURE, Archive, read_member
-from merino_runtime.delivery.machine import Machine
-from merino_runtime.delivery.manifest import NAME, Manifest, WheelSet, files_under, parse_manifest
+from merino_runtime.delivery.archive import Archive, read_member
+from merino_runtime.delivery.manifest import Manifest, WheelSet, files_under
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 from merino_runtime.io.json_file import read_json, value_of
-from merino_runtime.io.json_shape import listed
+from merino_runtime.io.json_shape import count, integer, listed, or_null, problems_in, size, text
 
 LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSON can grow 100 times when it is read
 COUNTER = "counter.json"
+MACHINE_SCHEMA = 1
+LARGEST_MB = 2 ** 30  # of memory
 REMEDY = "It is written again."
+
+
+class Machine(NamedTuple):
+    board: board.Board
+    model: str  # of the device tree; empty if there is none, as on a PC
+    python: str  # "3.11"
+    glibc: str  # "2.36"; empty for another C library
+    free_bytes: int  # on the disk of the folder that was named
+
+
+def this_machine(folder: str) -> Machine:
+    """Return the facts of this machine. folder: where something will be installed; it need not exist yet."""
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder.rstrip(os.sep))
+    return Machine(
+        board=board.this_board(), model=board.read_text("/proc/device-tree/model").rstrip("\0\n"),
+        python="{}.{}".format(*sys.version_info[:2]), glibc=glibc_version(),
+        free_bytes=shutil.disk_usage(folder or os.curdir).free)
+
+
+def glibc_version() -> str:
+    """Return the version of glibc; empty for another C library. `platform.libc_ver` of Python 3.6 returns the version
+    that Python was built for."""
+    try:
+        library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (AttributeError, OSError, ValueError):  # Windows; another C library
+        return ""
+    return version if library == "glibc" else ""
+
+
+def _short(value: Any) -> Any:
+    return None if value == "" else text(value)
+
+
+def _megabytes(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if number and 0 <= value <= LARGEST_MB else f"a number, 0 to {LARGEST_MB}"
+
+
+MACHINE_SHAPE: Dict[str, Any] = {
+    "schema": integer(MACHINE_SCHEMA, MACHINE_SCHEMA),
+    "board": {"architecture": text, "pointer_bits": integer(16, 128), "logical_cores": size, "physical_cores": size,
+              "isa": [text], "memory_total_mb": or_null(_megabytes), "memory_available_mb": or_null(_megabytes)},
+    "model": _short, "python": text, "glibc": _short, "free_bytes": count,
+}
+
+
+def machine_values(machine: Machine) -> Dict[str, Any]:
+    """Return the value of the machine in JSON."""
+    facts = dict(machine.board._asdict(), isa=sorted(machine.board.isa))
+    return dict(machine._asdict(), schema=MACHINE_SCHEMA, board=facts)
+
+
+def machine_of(values: Any, where: str) -> Machine:
+    """Return the machine that `machine_values` describes. Raise MerinoError with every fault. where: for messages."""
+    problems = problems_in(values, MACHINE_SHAPE)
+    if problems:
+        raise MerinoError(f"{where} does not describe a machine: {listed(problems)}. Install by one version on both "
+                          "sides.")
+    facts = dict(values["board"], isa=frozenset(values["board"]["isa"]))
+    return Machine(board.Board(**facts), *(values[name] for name in Machine._fields[1:]))
 
 
 class Choice(NamedTuple):
@@ -128,23 +193,11 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
 def check_counter(root: str, archive: Archive) -> None:
     """Raise MerinoError if ROOT has accepted a signed file with a higher counter. The release in use may be installed
     again."""
-    highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
+    highest, current = _stored_counter(root), releases.linked(root, releases.CURRENT)
     if archive.signature and archive.manifest.counter < highest and archive.id != current:
         raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
                           f"{archive.manifest.counter}, the highest so far {highest}. Pack it again, go back to the "
                           "release before by `rollback`, or install the older one all the same with --allow-downgrade.")
-
-
-def highest_counter(root: str) -> int:
-    """Return the highest of the stored counter and those of signed, installed releases: either may be lost."""
-    counters = [_stored_counter(root)]
-    for release_id in filter(None, releases.links(root)):
-        folder = releases.release_folder(root, release_id)
-        with contextlib.suppress(OSError, MerinoError):
-            if os.path.exists(os.path.join(folder, SIGNATURE)):
-                with open(os.path.join(folder, NAME), "rb") as file:
-                    counters.append(parse_manifest(file.read(), folder).counter)
-    return max(counters)
 
 
 def keep_counter(root: str, archive: Archive) -> None:

@@ -23,7 +23,7 @@ from merino_runtime.delivery.archive import (
     open_archive,
     signature_bytes,
 )
-from merino_runtime.delivery.fit import Choice, check_bundles, check_counter, choose, keep_counter
+from merino_runtime.delivery.fit import Choice, check_bundles, check_counter, choose, keep_counter, this_machine
 from merino_runtime.delivery.keys import (
     PublicKey,
     key_base64,
@@ -32,16 +32,15 @@ from merino_runtime.delivery.keys import (
     trusted_keys,
     withdrawn_keys,
 )
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.delivery.packages import build_engine, selftest
 from merino_runtime.delivery.service import make_user
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.outputs import MB, write_output
 
-SPARE_BYTES = 2 * MB  # folders, links and small files of a release
+SPARE_BYTES = 3 * MB  # folders, links and small files of a release and its environment
 ENGINES = "engines"  # beside the bundle: where `engine_file` looks first
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
 LAUNCHER = """#!/bin/sh
@@ -167,7 +166,8 @@ def _make_and_test(root: str, checked: Checked, before: releases.Links, report: 
             checked.notes.append(f"the release was damaged and was made again: {error}")
     # 2. Make it.
     _check_space(root, checked)
-    _make_release(root, checked, report)
+    with raising_machine_faults(f"write {releases.release_folder(root, release_id)}"):
+        _make_release(root, checked, report)
     # 3. Test it. If the test fails, it is removed, unless a link leads to it.
     try:
         _test(root, checked, report)
@@ -184,21 +184,19 @@ def _make_and_test(root: str, checked: Checked, before: releases.Links, report: 
 def _make_root(root: str) -> None:
     """Make the default folder with its parents, or any other folder if its parent exists: below the mount point of a
     disk that is not mounted, a release would fill the system's card."""
-    try:
+    with raising_machine_faults(f"make {root}"):
         if root == releases.default_root():
             os.makedirs(root, exist_ok=True)
         for folder in (root, os.path.join(root, releases.RELEASES)):
             if not os.path.isdir(folder):
                 os.mkdir(folder)
-    except OSError as error:
-        raise machine_fault(f"make {root}", error) from error
 
 
 def _check_space(root: str, checked: Checked) -> None:
     archive, choice = checked.archive, checked.choice
     needed = SPARE_BYTES + sum(entry.bytes for entry in _kept_files(checked).values())
     if choice.wheels:
-        needed += packages.unpacked_bytes(archive, choice.wheels)
+        needed += choice.wheels.unpacked_bytes
         needed += sum(entry.bytes for entry in files_under(archive.manifest, choice.wheels.path))
     free = shutil.disk_usage(root).free
     if free < needed:
@@ -251,8 +249,6 @@ def _make_release(root: str, checked: Checked, report: Report) -> None:
         stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))
         releases.sync_folders(partial)
         releases.place(root, archive.id)
-    except OSError as error:
-        raise machine_fault(f"write {partial}", error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

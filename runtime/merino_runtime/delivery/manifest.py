@@ -33,12 +33,13 @@ class BoardNeed(NamedTuple):
 
 
 class WheelSet(NamedTuple):
-    """The packages for one Python of one kind of system. packages: name -> version."""
+    """The packages for one Python of one kind of system. packages: name -> version. unpacked_bytes: of all of them."""
     path: str
     python: str
     architecture: str
     glibc: str
     packages: Dict[str, str]
+    unpacked_bytes: int
 
 
 class FileEntry(NamedTuple):
@@ -77,7 +78,7 @@ SHAPE: Dict[str, Any] = {
     "boards": [{"id": text, "device_tree_models": [text]}],
     "bundles": [path_in_archive],
     "wheels": [{"path": path_in_archive, "python": version, "architecture": text, "glibc": version,
-                "packages": _packages_fault}],
+                "packages": _packages_fault, "unpacked_bytes": integer(0, LARGEST)}],
     "files": [{"path": path_in_archive, "bytes": integer(0, LARGEST), "sha256": sha256}],
     "counter": count, "withdrawn": [a_key],
 }

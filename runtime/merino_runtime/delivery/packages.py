@@ -5,13 +5,11 @@ Standard library only.
 pip runs from its own wheel in the file: many boards have none, or one that cannot install today's wheels.
 """
 import importlib.util
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from merino_runtime.backends.choice import TENSORRT, is_installed
@@ -21,14 +19,10 @@ from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.lock import raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 
-TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
-COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds
-VENV_BYTES = 2 ** 20
-# Of a wheel's list of contents; numpy's has 0.1 MB. Python keeps an object per entry, 13 times as much.
-LARGEST_LIST_BYTES = 4 * 2 ** 20
-SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
+TIMEOUT_S = 1800.0  # of a command: a Pi Zero 2 W compiles for minutes, and decodes less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
 Report = Callable[[str], None]
 
@@ -63,23 +57,6 @@ def check_tensorrt() -> None:
         raise MerinoError(f"{sys.executable} finds no TensorRT, which comes with a Jetson's JetPack: sudo apt-get "
                           "install python3-libnvinfer, and install with the system's python3. Or install for the CPU: "
                           "--backend onnxruntime.")
-
-
-def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
-    """Return the bytes that the environment needs, from the tables of contents at the ends of the wheels, which are
-    zips. Raise MerinoError if a file is not a wheel, or if a path in it leads out of the environment."""
-    total = VENV_BYTES
-    with open(archive.path, "rb") as file:
-        for entry in _pip_and_others(archive, wheels)[1]:
-            part = io.BufferedReader(_Part(file, archive.offsets[entry.path], entry.bytes))
-            try:
-                for member in zipfile.ZipFile(part).infolist():
-                    if not re.match(r"(?!/)(?!(.*/)?\.\.(/|\Z))[^\\\0]+\Z", member.filename):  # pip 18 would follow it
-                        raise ValueError(f"{member.filename[:200]!r} leads out of it")
-                    total += member.file_size * (COMPILED if member.filename.endswith(".py") else 1)
-            except (zipfile.BadZipFile, ValueError, OSError) as error:
-                raise MerinoError(f"{archive.path}: {entry.path} is not a wheel: {error}. Pack it again.") from error
-    return total
 
 
 def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str,
@@ -132,85 +109,47 @@ def _pip_and_others(archive: Archive, wheels: WheelSet) -> Tuple[FileEntry, List
     return pip_wheels[0], [entry for entry in entries if entry not in pip_wheels]
 
 
-def _run(command: Sequence[str], doing: str) -> None:
-    """Run a command without the variables that would lead Python or pip elsewhere. Raise MerinoError if it fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
-    environment["PIP_CONFIG_FILE"] = os.devnull
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=environment, timeout=TIMEOUT_S)
-    except OSError as error:
-        raise machine_fault(doing, error) from error
-    except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"cannot {doing}: it did not finish within {TIMEOUT_S:g} s. Stop other programs, then "
-                          "install again.") from error
-    if done.returncode:
-        raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
-                          "is short, and pack the file again where a wheel is at fault; then install again.")
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file object: a wheel in the archive, of which only the table of contents is read."""
-
-    def __init__(self, file: io.BufferedReader, start: int, size_bytes: int) -> None:
-        super().__init__()
-        self._file, self._start, self._size, self._at = file, start, size_bytes, 0
-        self._left = LARGEST_LIST_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[:len(data)] = data
-        self._at += len(data)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError(f"its list of contents has more than {LARGEST_LIST_BYTES:,} bytes")
-        return len(data)
-
-
 def build_engine(folder: str, report: Report) -> None:
     """Let the release in `folder` build its TensorRT engine in a separate process. Raise MerinoError with its last line
     if that fails."""
     command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
     latest = ""
-    try:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-                              ) as process:
-            for line in process.stderr or ():
-                latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                report(latest)
-    except OSError as error:
-        raise machine_fault(f"start {command[0]}", error) from error
+    with raising_machine_faults(f"start {command[0]}"), subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        for line in process.stderr or ():
+            latest = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
+            report(latest)
     if process.returncode:
-        refusal = latest or f"exit code {process.returncode}"
-        raise MerinoError(f"no engine was built: {refusal}")
+        raise MerinoError(f"no engine was built: {latest or f'exit code {process.returncode}'}")
 
 
 def selftest(folder: str, user: Optional[releases.User] = None) -> None:
     """Let the release in `folder` generate its golden ids in a separate process, as this user if root names one.
     Raise MerinoError with the last line of a failed test."""
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED]
+    done = _done(command, "run the self-test", "Install a smaller model", stderr=subprocess.PIPE, **_as_user(user))
+    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
+        raise MerinoError(f"the self-test failed: {last_line(done.stderr, done.returncode)}")
+
+
+def _run(command: Sequence[str], doing: str) -> None:
+    """Run a command without the variables that would lead Python or pip elsewhere. Raise MerinoError if it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    environment["PIP_CONFIG_FILE"] = os.devnull
+    done = _done(command, doing, "Stop other programs, then install again", stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise MerinoError(f"cannot {doing}: {last_line(done.stdout, done.returncode)}. Free space or memory where it "
+                          "is short, and pack the file again where a wheel is at fault; then install again.")
+
+
+def _done(command: Sequence[str], doing: str, remedy: str, **how: Any) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command to its end. Raise MerinoError if it cannot start, or takes too long."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=SELFTEST_TIMEOUT_S, **_as_user(user))
+        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=TIMEOUT_S, **how)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"the self-test did not finish within {SELFTEST_TIMEOUT_S:g} s. Install a smaller "
-                          "model.") from error
-    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        refusal = last_line(done.stderr, done.returncode)
-        raise MerinoError(f"the self-test failed: {refusal}")
+        raise MerinoError(f"cannot {doing}: it did not finish within {TIMEOUT_S:g} s. {remedy}.") from error
 
 
 def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:

@@ -6,9 +6,8 @@ from typing import Any, Dict, List, Optional, Sequence
 from merino_runtime.bundle import Bundle, backends_text
 from merino_runtime.bundle.fit import memory_need_mb, needs_text
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
-from merino_runtime.delivery.fit import check_bundles, choose, packed_bundle
+from merino_runtime.delivery.fit import check_bundles, choose, packed_bundle, this_machine
 from merino_runtime.delivery.keys import key_base64, read_public_key
-from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board

@@ -136,9 +136,8 @@ def rollback(root: str, gave_up: bool = False) -> releases.Links:
 def status(root: str) -> Dict[str, Any]:
     """Return what is installed. Change nothing and take no lock."""
     links = releases.links(root)
-    unfinished = os.path.exists(os.path.join(root, releases.JOURNAL))
     return {"schema": releases.SCHEMA, "root": root, "current": _facts(root, links.current),
-            "previous": _facts(root, links.previous), "partial": releases.partials(root), "swap_unfinished": unfinished}
+            "previous": _facts(root, links.previous)}
 
 
 def _facts(root: str, release_id: Optional[str]) -> Optional[Dict[str, Any]]:

@@ -108,14 +108,6 @@ def release_ids(root: str) -> List[str]:
     return sorted(filter(ID.match, os.listdir(os.path.join(root, RELEASES))))
 
 
-def partials(root: str) -> List[str]:
-    """Return the names in ROOT/releases of what a command is making, or was making when it was stopped."""
-    try:
-        return sorted(name for name in os.listdir(os.path.join(root, RELEASES)) if name.endswith(PARTIAL))
-    except OSError:
-        return []
-
-
 @contextlib.contextmanager
 def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock while the body runs, after completing or dropping what a stopped command left. Raise MerinoError if
@@ -139,19 +131,26 @@ def readable_by_all() -> Iterator[None]:
         os.umask(before)
 
 
+def changeable(path: str) -> Optional[str]:
+    """Return the file or folder, `path` or one on the way to it, that a user other than root and this one can change;
+    None if there is none. That user could choose what is read and run from `path`."""
+    place = ancestor = os.path.realpath(path)
+    while True:
+        if os.path.lexists(ancestor) and others_may_write(os.lstat(ancestor), sticky_allowed=ancestor != place):
+            return ancestor
+        if ancestor == os.path.dirname(ancestor):
+            return None
+        ancestor = os.path.dirname(ancestor)
+
+
 def check_owner(root: str) -> None:
-    """Raise MerinoError, as root only, if another user owns or may write ROOT or a folder on the way to it: that user
-    could choose what root reads and runs there."""
-    folder = os.path.realpath(root)
-    while is_root():
-        status = os.lstat(folder) if os.path.lexists(folder) else None
-        if status and others_may_write(status, sticky_allowed=folder != os.path.realpath(root)):
-            raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
-                              f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
-                              "Install as that user, or remove that folder, or choose another one with --root.")
-        if folder == os.path.dirname(folder):
-            return
-        folder = os.path.dirname(folder)
+    """Raise MerinoError, as root only, if another user can change ROOT or a folder on the way to it."""
+    folder = changeable(root) if is_root() else None
+    if folder:
+        status = os.lstat(folder)
+        raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
+                          f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
+                          "Install as that user, or remove that folder, or choose another one with --root.")
 
 
 def service_user(root: str) -> Optional[User]:
@@ -173,12 +172,13 @@ def recover(root: str) -> None:
             _complete(root, *journal)
         _remove_file(os.path.join(root, JOURNAL))
         # 2. Releases in the making. A release that was being replaced by a sound copy comes back if the copy is absent.
-        for name in partials(root):
-            path = os.path.join(root, RELEASES, name)
+        folder = os.path.join(root, RELEASES)
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            path = os.path.join(folder, name)
             original = path[:-len(OLD + PARTIAL)]
             if path.endswith(OLD + PARTIAL) and not os.path.lexists(original):
                 move_folder(path, original)
-            else:
+            elif name.endswith(PARTIAL):
                 shutil.rmtree(path, ignore_errors=True)
         # 3. Files in the making.
         for folder in (root, os.path.join(root, PROBATION), os.path.join(root, TRUSTED)):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import Callable, List, Sequence
+from typing import Callable, List, Optional, Sequence
 
 from merino_runtime.bundle import sha256_of
 from merino_runtime.delivery import probation, releases, units
@@ -20,7 +20,6 @@ from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.packages import selftest
 from merino_runtime.delivery.units import MOST_STARTS, PYTHON, SERVE_UNIT, UNIT, USER
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import hold, is_root, raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
@@ -92,9 +91,9 @@ def _current(root: str) -> str:
 
 
 def keep_application(root: str, release_id: str) -> None:
-    """Copy the application of this good release to ROOT/merino.pyz, if another one is there. It counts the starts, so
-    it must be the file of the release's manifest, able to report what is installed, and not signed by a withdrawn key.
-    Raise MerinoError if it is not."""
+    """Copy the application of this good release to ROOT/merino.pyz, if another one is there, after its signature, by
+    which a withdrawal finds it. It counts the starts, so it must be the file of the release's manifest, and not signed
+    by a withdrawn key. Raise MerinoError if it is not."""
     folder = releases.release_folder(root, release_id)
     app, kept = os.path.join(folder, APP), os.path.join(root, APP)
     with raising_machine_faults(f"read {folder}"):
@@ -105,19 +104,13 @@ def keep_application(root: str, release_id: str) -> None:
             raise MerinoError(f"{app} is signed by a withdrawn key. Install another release.")
         if os.path.exists(kept) and sha256_of(kept) == expected and not probation.is_withdrawn(root, root):
             return
-        command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
-        reported = None
-        if sha256_of(app) == expected:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                reported = value_of(done.stdout.decode("utf-8", "replace"))["current"]["id"]
-        if reported != release_id:
-            raise MerinoError(f"{app} is damaged, or cannot report what is installed. Install the release again.")
+        if sha256_of(app) != expected:
+            raise MerinoError(f"{app} is damaged. Install the release again.")
         _keep(root, app)
 
 
 def _keep(root: str, app: str) -> None:
-    """Copy an application to ROOT/merino.pyz, after its signature, by which a withdrawal finds it."""
+    """Copy an application and its signature, if there is one, to ROOT."""
     for source, name in ((os.path.join(os.path.dirname(app), SIGNATURE), SIGNATURE), (app, APP)):
         target = os.path.join(root, name)
         if os.path.exists(source):
@@ -153,6 +146,16 @@ def check_service(root: str) -> None:
         raise MerinoError(f"--service cannot run from {root}: a service sees nothing of {', '.join(HIDDEN)}, and a "
                           "unit takes letters, digits and ._/+- alone. Choose a folder such as "
                           f"{releases.SYSTEM_ROOT} with --root.")
+
+
+def service_root() -> Optional[str]:
+    """Return the folder of releases that merino.service uses at each start of the board; None if it is not enabled."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if os.path.lexists(os.path.join(UNITS, "multi-user.target.wants", UNIT)):
+            with open(os.path.join(UNITS, UNIT), encoding="utf-8") as file:
+                match = re.search(r"^Exec.* --root (/\S+)", file.read(), re.MULTILINE)
+            return match.group(1) if match else None
+    return None
 
 
 def make_user(root: str) -> None:

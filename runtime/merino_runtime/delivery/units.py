@@ -5,7 +5,7 @@ from merino_runtime.delivery.manifest import APP
 USER = "merino"
 UNIT, SERVE_UNIT, FIRST_BOOT_UNIT = "merino.service", "merino-serve.service", "merino-install.service"
 SERVE_OPTIONS = "/etc/merino/serve.env"
-INCOMING = "incoming"  # in ROOT: what the first boot installs
+INCOMING, PACKAGE = "incoming", "package.merino"  # in ROOT: what the first boot installs
 MOST_STARTS = 3  # of a release that nothing and nobody marked good
 FIRST_WORDS = (releases.INSTALLED, '"Once upon a time"', "-n", "24", "--temperature", "0")
 PYTHON = "/usr/bin/python3"  # the system's: what root runs at each start
@@ -89,12 +89,12 @@ WantedBy=multi-user.target
 """
 
 
-def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
+def first_boot_unit(root: str, allow_unsigned: bool = False) -> str:
     """Return merino-install.service. It installs what is in ROOT/incoming, after the file system has grown to the size
     of its card. After a failure it runs again, soon and at the next boot; `install --service` disables it. The console
     shows its output, then a few words that the release generates as the service's user. These fail no install: a model
     may have no tokenizer."""
-    unsigned = " --allow-unsigned" if allow_unsigned else ""
+    incoming, unsigned = f"{root}/{INCOMING}", " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
 After=local-fs.target {" ".join(GROWING)}
@@ -104,7 +104,7 @@ StartLimitBurst=3
 [Service]
 Type=simple
 RemainAfterExit=yes
-ExecStartPre={PYTHON} -I {root}/{INCOMING}/{APP} install {root}/{INCOMING}/{archive_name} --root {root} --service{unsigned}
+ExecStartPre={PYTHON} -I {incoming}/{APP} install {incoming}/{PACKAGE} --root {root} --service{unsigned}
 ExecStart=-/sbin/runuser -u {USER} -- {root}/{releases.CURRENT}/{releases.LAUNCHER} generate {" ".join(FIRST_WORDS)}
 TimeoutStartSec=infinity
 Restart=on-failure
@@ -116,4 +116,4 @@ StandardError=journal+console
 
 [Install]
 WantedBy=multi-user.target
-"""  # noqa: E501
+"""

@@ -98,6 +98,11 @@ def _install(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    _add_root(parser)
+    _add_json(parser)
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.probation import status
 
@@ -107,10 +112,6 @@ def _status(arguments: argparse.Namespace) -> int:
         return 0
     lines = [f"root      {report['root']}",
              *(f"{name:9} {_described(report[name])}" for name in ("current", "previous"))]
-    lines += [f"partial   {name}: what a command was stopped at; the next install removes it"
-              for name in report["partial"]]
-    if report["swap_unfinished"]:
-        lines.append("swap.json a command was stopped while it changed the links; the next one completes it")
     write_out("\n".join(lines) + "\n")
     return 0
 
@@ -192,37 +193,29 @@ def _service(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_root_and_json(parser: argparse.ArgumentParser) -> None:
-    _add_root(parser)
-    _add_json(parser)
-
-
 def _board(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.machine import machine_values, this_machine
+    from merino_runtime.delivery.fit import machine_values, this_machine
+    from merino_runtime.delivery.keys import key_base64, trusted_keys
+    from merino_runtime.delivery.probation import status
+    from merino_runtime.delivery.service import service_root
 
-    machine = this_machine(_root(arguments))
-    if arguments.json:
-        write_out(json.dumps(machine_values(machine)) + "\n")
-        return 0
-    board, features = machine.board, " ".join(sorted(machine.board.isa)) or "no features"
-    facts = {
-        "model": machine.model or "no device tree",
-        "CPU": f"{board.architecture}, {board.physical_cores} cores, {features}",
-        "userland": f"{board.pointer_bits}-bit, Python {machine.python}, glibc {machine.glibc or 'none'}",
-        "memory": f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available",
-        "disk": f"{machine.free_bytes / 2 ** 20:.0f} MB free",
-        "pip": "refused by the system (PEP 668)" if machine.managed else "allowed by the system",
-    }
-    write_out("".join(f"{name:15} {value}\n" for name, value in facts.items()))
+    root = _root(arguments)
+    current = status(root)["current"] or {"problem": "none is installed"}
+    paths = (root, os.path.join(root, releases.CURRENT, releases.APP))
+    write_out(json.dumps({
+        "machine": machine_values(this_machine(root)), "root": root,
+        "current": None if "problem" in current else current["id"],
+        "foreign": next(filter(None, map(releases.changeable, paths)), None), "service": service_root(),
+        "keys": [key_base64(key.key) for key in trusted_keys(root)]}) + "\n")
     return 0
 
 
 VERBS = (
     Verb("install", "install a package: verified, self-tested, then swapped in", _add_install, _install),
-    Verb("status", "print the installed releases", _add_root_and_json, _status),
+    Verb("status", "print the installed releases", _add_status, _status),
     Verb("rollback", "swap the installed release with the previous one", _add_root, _rollback),
     Verb("mark-good", "end the probation of the installed release", _add_root, _mark_good),
     Verb("untrust", "stop trusting a public key", _add_untrust, _untrust),
     Verb("service", "run one step of merino.service", _add_service, _service),
-    Verb("board", "describe this machine, for `merino-edge flash`", _add_root_and_json, _board),
+    Verb("board", "describe this machine as JSON, for `merino-edge flash`", _add_root, _board),
 )
