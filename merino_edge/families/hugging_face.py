@@ -20,6 +20,7 @@ from merino_edge.families.checkpoint import (
     TOKENIZER,
     ChatTemplate,
     check_checkpoint,
+    check_tokenizer,
     read_chat_template,
     split_keys,
     stop_ids_of,
@@ -95,7 +96,10 @@ def read_checkpoint(
     config = transformers_config(judged, folder, say)
     geometry = checked_geometry(config, folder)
     judge(geometry)
-    tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
+    if (folder / "merges.txt").is_file():  # the older form of a tokenizer, which is not read
+        check_tokenizer(folder)
+    tokenizer = folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
+    stop_ids = stop_ids_of(folder, config.eos_token_id, geometry.vocab)
     chat = read_chat_template(folder) if tokenizer else None
     model = read_weights(judged, config, folder, say)
     return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
@@ -195,14 +199,3 @@ def weights_hash(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def read_tokenizer(folder: Path) -> Path | None:
-    """tokenizer.json. Raise MerinoError if the folder has only the older vocab.json and merges.txt."""
-    path = folder / TOKENIZER
-    if not path.is_file() and (folder / "merges.txt").is_file():
-        raise MerinoError(
-            f"{folder} has merges.txt but no tokenizer.json: write one with"
-            " transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    return path if path.is_file() else None

@@ -29,6 +29,7 @@ LARGEST_HEADER = 256 << 20  # bytes before the first tensor; vocabularies and me
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 AGAIN = "Download or convert it again"
+Info = tuple[str, tuple[int, ...], int, int]  # name, shape, type and offset of a tensor
 
 
 class TensorPlace(NamedTuple):
@@ -72,7 +73,7 @@ def open_gguf(path: Path) -> GgufFile:
             size = file.seek(0, 2)
             file.seek(0)
             metadata, infos, end = _header(file, size)
-            tensors = _places(infos, end, size, _alignment(metadata))
+            tensors = _places(infos, end, size, metadata.get("general.alignment", ALIGNMENT))
     except _FaultError as error:
         raise MerinoError(f"{path} is no GGUF file that can be read: {error}. {AGAIN}") from error
     except OSError as error:
@@ -103,16 +104,8 @@ class _Bytes:
         return start
 
     def number(self, code: str) -> Any:
-        return self.numbers(code)[0]
-
-    def numbers(self, codes: str) -> tuple[Any, ...]:
-        start = self.take(struct.calcsize("<" + codes))
-        return struct.unpack_from("<" + codes, self.data, start)
-
-    def list_of(self, code: str, count: int) -> np.ndarray:
-        """Read a list as an array, which takes no more memory than the file."""
-        start = self.take(count * struct.calcsize("<" + code))
-        return np.frombuffer(self.data, np.dtype("<" + code), count, start).copy()
+        start = self.take(struct.calcsize("<" + code))
+        return struct.unpack_from("<" + code, self.data, start)[0]
 
     def text(self, longest: int, what: str) -> str:
         length = self.number("Q")
@@ -125,8 +118,8 @@ class _Bytes:
             raise _FaultError(f"{what} is not UTF-8") from None
 
 
-def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
-    """-> metadata, (name, shape, kind, offset) of each tensor, and where the header ends."""
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[Info], int]:
+    """Return the metadata, the tensors, and where the header ends."""
     read = _Bytes(file, size)
     if file.read(len(MAGIC)) != MAGIC:
         raise _FaultError("it does not begin with GGUF")
@@ -171,10 +164,12 @@ def _value(read: _Bytes, name: str) -> Any:
         )
     if inner == STRING:
         return [read.text(LONGEST_TEXT, f"an entry of {shortened(repr(name))}") for _ in range(count)]
-    return read.list_of(SCALARS[inner], count)
+    kinds = np.dtype("<" + SCALARS[inner])  # an array takes no more memory than the file
+    start = read.take(count * kinds.itemsize)
+    return np.frombuffer(read.data, kinds, count, start).copy()
 
 
-def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
+def _tensor(read: _Bytes) -> Info:
     name = read.text(LONGEST_KEY, "the name of a tensor")
     axes = read.number("I")
     if not 1 <= axes <= MOST_AXES:
@@ -183,21 +178,13 @@ def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, read.number("I"), read.number("Q")
 
 
-def _alignment(metadata: Mapping[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        shown = shortened(repr(alignment))
-        raise _FaultError(f"general.alignment is {shown}, allowed is a power of 2 from 8 to {1 << 20}")
-    return alignment
-
-
-def _places(
-    infos: list[tuple[str, tuple[int, ...], int, int]], header: int, size: int, alignment: int
-) -> dict[str, TensorPlace]:
+def _places(infos: list[Info], header: int, size: int, alignment: Any) -> dict[str, TensorPlace]:
     """Return the tensors by name. They are checked: behind the header, aligned, inside the file, not overlapping."""
-    begin = -(-header // alignment) * alignment
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        given = shortened(repr(alignment))
+        raise _FaultError(f"general.alignment is {given}, allowed is a power of 2 from 8 to {1 << 20}")
+    last = begin = -(-header // alignment) * alignment
     places = [_place(info, begin, alignment) for info in infos]
-    last = begin
     for place in sorted(places, key=lambda tensor: tensor.offset):
         if place.offset < last:
             raise _FaultError(f"tensor {shortened(repr(place.name))} lies over another")
@@ -212,7 +199,7 @@ def _places(
     return by_name
 
 
-def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: int) -> TensorPlace:
+def _place(info: Info, begin: int, alignment: int) -> TensorPlace:
     name, shape, number, offset = info
     shown = f"tensor {shortened(repr(name))}"
     try:
