@@ -122,6 +122,6 @@ def describe(what: str) -> Described:
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 
         return Described(name, geometry_of_gguf(source))
-    from merino_edge.families.hugging_face import checked_geometry, read_config
+    from merino_edge.families.hugging_face import folder_geometry
 
-    return Described(name, checked_geometry(read_config(source), source))
+    return Described(name, folder_geometry(source, source))

@@ -11,7 +11,7 @@ instead of positions.
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,10 +25,7 @@ from merino_edge.families.weights import TRANSPOSED, Layout, permuted
 from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
-Activation = Literal["gelu", "gelu_erf", "relu"]
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
-}  # fmt: skip
+Activation = Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"]
 GPT2 = Names(
     "transformer.h.{}", "ln_1", "attn.c_attn", out="attn.c_proj", ffn_norm="ln_2", up="mlp.c_fc", down="mlp.c_proj",
     embedding="transformer.wte", positions="transformer.wpe", final_norm="transformer.ln_f",
@@ -42,7 +39,7 @@ class GptGeometry(MultiHead, EqualLayers):
     NORM: ClassVar[Literal["rms", "layer"]] = "layer"
     GATED: ClassVar[bool] = False
     BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
-    ACTIVATION: ClassVar[str] = "gelu"
+    ACTIVATION: ClassVar[str] = "gelu_new"
 
     norm_eps: Positive
 
@@ -66,10 +63,12 @@ class GptGeometry(MultiHead, EqualLayers):
         rows = np.arange(3 * self.width).reshape(self.heads, 3, self.head_size)
         return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])
 
+    def layout(self, name: str) -> Layout | None:
+        return permuted(self.head_rows()) if "query_key_value" in name else super().layout(name)
+
 
 class Gpt2Architecture(GptGeometry):
-    """A decoder of the GPT-2 kind. `activation`: `gelu` is the tanh form (GPT-2), `gelu_erf` the exact one
-    (Cerebras-GPT)."""
+    """A decoder of the GPT-2 kind. `activation`: GPT-2 has GELU's tanh form, Cerebras-GPT the exact one."""
 
     KEYS: ClassVar[Keys] = {
         "width": "n_embd", "layers": "n_layer", "heads": "n_head", "ffn_width": "n_inner", "vocab": "vocab_size",
@@ -78,19 +77,6 @@ class Gpt2Architecture(GptGeometry):
     WEIGHTS = GPT2
 
     activation: Activation
-
-    @classmethod
-    def facts(cls, config: Any) -> dict[str, Any]:
-        facts = super().facts(config)
-        if facts["activation"] not in ACTIVATIONS:
-            known = ", ".join(map(repr, ACTIVATIONS))
-            raise MerinoError(f"activation_function is {facts['activation']!r}, supported are {known}")
-        ffn_width = facts["ffn_width"] or 4 * facts["width"]
-        return {**facts, "ffn_width": ffn_width, "activation": ACTIVATIONS[facts["activation"]]}
-
-    def words(self) -> dict[str, Any]:
-        activation = next(word for word, kind in ACTIVATIONS.items() if kind == self.activation)
-        return {**super().words(), "activation_function": activation}
 
     def layout(self, name: str) -> Layout | None:
         """Matrices of layers are [in, out] in the state dict."""
@@ -126,16 +112,12 @@ class GptNeoArchitecture(GptGeometry):
             raise MerinoError(
                 f"attention_types lists {listed}, and attention_layers is {config.attention_layers}: correct one"
             )
-        facts = super().facts(config)
         windowed = tuple(kind == "local" for kind in config.attention_layers)  # transformers knows these two only
-        return {**facts, "ffn_width": facts["ffn_width"] or 4 * facts["width"], "windowed": windowed}
+        return {**super().facts(config), "windowed": windowed}
 
     def words(self) -> dict[str, Any]:
         kinds = ["local" if windowed else "global" for windowed in self.windowed]
         return {**super().words(), "attention_types": [[kinds, 1]]}
-
-    def layout(self, name: str) -> Layout | None:  # noqa: ARG002 - as in every geometry
-        return None
 
 
 class GptNeoxArchitecture(GptGeometry):
@@ -156,15 +138,12 @@ class GptNeoxArchitecture(GptGeometry):
         "gpt_neox.layers.{}", qkv="attention.query_key_value", out="attention.dense", up="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h", embedding="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
     )  # fmt: skip
-    ACTIVATION: ClassVar[str] = "gelu_erf"
+    ACTIVATION: ClassVar[str] = "gelu"
 
     rotated: Rotated
     rope_theta: Positive
     parallel: bool
     tied: bool
-
-    def layout(self, name: str) -> Layout | None:
-        return permuted(self.head_rows()) if "query_key_value" in name else None
 
 
 class PhiArchitecture(GptGeometry):
@@ -208,13 +187,10 @@ class BloomArchitecture(GptGeometry):
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
         config.seq_length = getattr(config, "seq_length", BLOOM_CONTEXT)
-        return {**super().facts(config), "ffn_width": 4 * config.hidden_size}
+        return super().facts(config)
 
     def attention_of(self, layer: int) -> Attention:
         return replace(super().attention_of(layer), slopes=slopes(self.heads))
-
-    def layout(self, name: str) -> Layout | None:
-        return permuted(self.head_rows()) if "query_key_value" in name else None
 
 
 def slopes(heads: int) -> tuple[float, ...]:
@@ -229,7 +205,10 @@ TIED = {"tie_word_embeddings": True}
 FAMILIES = (
     family(
         "gpt2", Gpt2Architecture, "GPT2",
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, **TIED},
+        {
+            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, **TIED,
+            "activation_function": get_args(Activation),
+        },
         ("n_ctx", "reorder_and_upcast_attn"),
         model_name="GPT2LMHeadModel",
     ),

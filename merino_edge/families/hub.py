@@ -55,9 +55,9 @@ def fetch(
         # 1. config.json, to judge the model: by its text alone, and then by its geometry.
         folder = huggingface_hub.snapshot_download(model.name, allow_patterns=[CONFIG], tqdm_class=silent_bar())
         judged_config(Path(folder))
-        from merino_edge.families.hugging_face import checked_geometry, read_config  # loads torch
+        from merino_edge.families.hugging_face import folder_geometry  # loads torch
 
-        judge(checked_geometry(read_config(Path(folder)), model.name))
+        judge(folder_geometry(Path(folder), model.name))
         # 2. The list of files, to judge their size. Without network the cache may hold all of them.
         try:
             files = huggingface_hub.snapshot_download(

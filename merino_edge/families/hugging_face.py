@@ -33,6 +33,7 @@ from merino_edge.families.config_json import (
     switch_faults,
     variant,
 )
+from merino_edge.families.family import LOADER, TRANSFORMERS
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
@@ -40,6 +41,14 @@ from merino_edge.storage.faults import fault_list, one_line
 from merino_runtime.errors import MerinoError
 
 SEED = 0  # of random weights
+LOADER_SOURCE = '''\
+"""For transformers, which runs this file with trust_remote_code=True. It needs the package merino_edge.
+
+trust_remote_code is not needed after `import merino_edge.families.hugging_face`.
+"""
+
+from {module} import {classes}  # noqa: F401
+'''
 
 for _family in FAMILIES.values():
     _family.model_class()  # its module registers what transformers does not have
@@ -76,10 +85,12 @@ def random_model(geometry: Geometry) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """config.json and model.safetensors, and the family's loader where transformers needs one."""
-    loader = FAMILIES[model.config.model_type].loader
-    if loader:
-        model.config.auto_map = {name: f"{loader.module}.{kind}" for name, kind in loader.classes.items()}
-        write_text(folder / f"{loader.module}.py", loader.source)
+    family = FAMILIES[model.config.model_type]
+    if family.module != TRANSFORMERS:
+        classes = {"AutoConfig": family.config_name, "AutoModelForCausalLM": family.model_name}
+        model.config.auto_map = {name: f"{LOADER}.{kind}" for name, kind in classes.items()}
+        source = LOADER_SOURCE.format(module=family.module, classes=", ".join(classes.values()))
+        write_text(folder / f"{LOADER}.py", source)
     model.save_pretrained(folder)
 
 
@@ -111,7 +122,7 @@ def checked_geometry(config: Any, source: Path | str) -> Geometry:
     family = FAMILIES[config.model_type]
     values = {key: getattr(config, key) for key in family.supported if hasattr(config, key)}
     if faults := switch_faults(config.model_type, values):
-        raise variant(source, config.model_type, "; ".join(faults))
+        raise variant(source, config.model_type, faults)
     try:
         return family.geometry_of(config)
     except ValidationError as error:
@@ -120,9 +131,9 @@ def checked_geometry(config: Any, source: Path | str) -> Geometry:
         raise variant(source, config.model_type, str(refusal)) from refusal
 
 
-def read_config(folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
-    """Return transformers' configuration from the config.json of a local folder; see `transformers_config`."""
-    return transformers_config(judged_config(folder), folder, say)
+def folder_geometry(folder: Path, source: Path | str) -> Geometry:
+    """Return the geometry in the config.json of a local folder. `source`: the model's name in messages."""
+    return checked_geometry(transformers_config(judged_config(folder), folder), source)
 
 
 def transformers_config(judged: Judged, folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:

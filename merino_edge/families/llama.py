@@ -10,7 +10,7 @@ Granite 4.0 is exported if all layers are attention and the FFN is one, as in th
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
 from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Rotated, family
 from merino_edge.families.geometry import Keys
@@ -89,8 +89,8 @@ class StableLmArchitecture(GatedGeometry):
         return ("qkv",) if self.biased else ()
 
 
-class GraniteArchitecture(GatedGeometry):
-    """A decoder of the Granite kind.
+class Multipliers(BaseModel):
+    """Fields of `GatedGeometry` with factors.
 
     Attributes:
         embedding_factor, residual_factor: on the embedding, and on what a sublayer adds to the residual.
@@ -109,10 +109,14 @@ class GraniteArchitecture(GatedGeometry):
     logits_divisor: Positive
 
 
-class GraniteHybridArchitecture(GraniteArchitecture):
+class GraniteArchitecture(Multipliers, GatedGeometry):
+    """A decoder of the Granite kind."""
+
+
+class GraniteHybridArchitecture(Multipliers, GatedGeometry):
     """A decoder of the Granite 4.0 kind, of attention layers only."""
 
-    KEYS: ClassVar[Keys] = {**GraniteArchitecture.KEYS, "ffn_width": "shared_intermediate_size"}
+    KEYS: ClassVar[Keys] = {**Multipliers.KEYS, "ffn_width": "shared_intermediate_size"}
     WEIGHTS = LLAMA._replace(up="shared_mlp.input_linear", down="shared_mlp.output_linear")
 
     def words(self) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import numpy as np
 
 from merino_edge.families.equal_layers import (
     WINDOW_KEYS,
-    WINDOWED,
     GatedGeometry,
     HeadNorm,
     Rotated,
-    Window,
+    Windowed,
     family,
     in_heads,
 )
@@ -80,23 +79,17 @@ class Llama4Architecture(GatedGeometry):
         return "plain" if self.normed_heads and self.rotated_layers[layer] else False
 
 
-class MistralArchitecture(GatedGeometry):
-    """A decoder of the Mistral kind. `window`: positions that a layer with a window sees, its own included. `windowed`:
-    of each layer, whether it has the window; the others see all positions."""
-
-    KINDS = WINDOWED
-
-    window: Window | None = None
-    windowed: tuple[bool, ...]
+class MistralArchitecture(Windowed, GatedGeometry):
+    """A decoder of the Mistral kind."""
 
 
-class MinistralArchitecture(MistralArchitecture):
+class MinistralArchitecture(Windowed, GatedGeometry):
     """A decoder of the Ministral kind."""
 
     LISTED: ClassVar[str] = "windowed"
 
 
-class Ministral3Architecture(MistralArchitecture):
+class Ministral3Architecture(Windowed, GatedGeometry):
     """A decoder of the Ministral 3 kind. Its scores grow behind the original context, so its context ends there."""
 
     @classmethod
@@ -117,7 +110,7 @@ class Ministral3Architecture(MistralArchitecture):
         return {**words, "rope_parameters": {ORIGINAL: self.context, **words["rope_parameters"], BETA: 0.0}}
 
 
-class Exaone4Architecture(MistralArchitecture):
+class Exaone4Architecture(Windowed, GatedGeometry):
     """A decoder of the EXAONE 4 kind. If it has layers with a window, only these have positions."""
 
     WEIGHTS = NORMS_BEHIND
@@ -136,7 +129,7 @@ class Exaone4Architecture(MistralArchitecture):
         return self.windowed if self.window else (True,) * self.layers
 
 
-class Phi3Architecture(MistralArchitecture):
+class Phi3Architecture(Windowed, GatedGeometry):
     """A decoder of the Phi-3 kind. `rotated`: channels of each head that have positions, the first ones in torch."""
 
     WEIGHTS = LLAMA._replace(qkv="self_attn.qkv_proj", up="mlp.gate_up_proj")
