@@ -7,7 +7,7 @@ runs one layer's weights `depth` times, each use with a cache layer of its own.
 """
 
 from dataclasses import field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -264,9 +264,10 @@ class BlockModule(nn.Module):
             for use in range(1 if block.shared else block.depth)
         )
 
-    def uses(self) -> list[nn.Module]:
+    def uses(self) -> list[Layer]:
         """Return the layer of each use, in order: `depth` entries."""
-        return [self.layers[min(use, len(self.layers) - 1)] for use in range(self.depth)]
+        layers = cast("list[Layer]", list(self.layers))
+        return layers * self.depth if len(layers) < self.depth else layers
 
 
 class MerinoPreTrainedModel(PreTrainedModel):
@@ -338,7 +339,13 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         rotary = cos.to(x.dtype), sin.to(x.dtype)
         steps = torch.arange(TAPPED, device=x.device)[:, None, None]
         inside = (position_ids >= steps).to(x.dtype)[..., None]  # [TAPPED, 1 or B, T, 1]
-        x = self.decode_blocks(x, rotary, mask, inside, cache)
+        use = 0
+        for block in self.blocks:
+            assert isinstance(block, BlockModule)
+            x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
+            for layer in block.uses():
+                x = layer(x, rotary, mask, inside, cache, use)
+                use += layer.cache_layers
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.leave(self.norm(x[:, keep])))
         loss = None
@@ -362,20 +369,6 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         history = [one.where(positions >= back, arch.vocab) for back, one in enumerate(history)]
         rows = [one(table.index(history)) for table, one in zip(arch.ngrams, self.ngrams, strict=True)]
         return torch.stack(rows).sum(0)
-
-    def decode_blocks(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, inside: Tensor, cache: Cache | None
-    ) -> Tensor:
-        """[B, T, E of the first block] -> [B, T, E of the last]"""
-        use = 0
-        for block in self.blocks:
-            assert isinstance(block, BlockModule)
-            x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
-            for layer in block.uses():
-                assert isinstance(layer, Layer)
-                x = layer(x, rotary, mask, inside, cache, use)
-                use += layer.cache_layers
-        return x
 
 
 AutoConfig.register(MerinoConfig.model_type, MerinoConfig, exist_ok=True)

@@ -65,7 +65,10 @@ class EqualLayers(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    KEYS: ClassVar[Keys]
+    KEYS: ClassVar[Keys] = {
+        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
+    }  # fmt: skip
     WEIGHTS: ClassVar[Names] = LLAMA
     NORM: ClassVar[Literal["rms", "layer"]] = "rms"
     GATED: ClassVar[bool] = True
@@ -341,10 +344,9 @@ class GatedGeometry(EqualLayers):
         rope_theta, rope_scaling: base of the rotary frequencies, and how they were changed for longer contexts.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads", "ffn_width": "intermediate_size", "vocab": "vocab_size",
-        "context": "max_position_embeddings", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+    KEYS = {
+        **EqualLayers.KEYS, "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings",
+        "norm_eps": "rms_norm_eps",
     }  # fmt: skip
 
     kv_heads: Heads

@@ -1,16 +1,10 @@
-"""Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the decoder of text of Gemma 3 (arXiv 2503.19786).
-
-LLaMA's form with an embedding times the root of its width. From Gemma 2 on there are four norms a layer and layers of
-sliding-window attention. Gemma 2 caps the scores and the logits. Gemma 3 norms heads, and its windowed layers have
-rotary frequencies of their own.
-"""
+"""Gemma: LLaMA's form with an embedding times the root of its width."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Windowed, family
-from merino_edge.families.geometry import Keys
+from merino_edge.families.equal_layers import GatedGeometry, Windowed, family
 from merino_edge.families.pre_norm import LLAMA
 from merino_edge.families.rotary import Positive
 from merino_edge.families.weights import ABOVE_ONE, Layout
@@ -46,22 +40,23 @@ class GemmaForm:
 
 
 class Gemma1Architecture(GemmaForm, GatedGeometry):
-    """A decoder of the first Gemma kind. `activation`: of the FFN; its first config.json has GELU by erf."""
+    """Gemma (arXiv 2403.08295). `activation`: of the FFN; its first config.json has GELU by erf."""
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "activation": "hidden_act"}
+    KEYS = {**GatedGeometry.KEYS, "activation": "hidden_act"}
 
     activation: Literal["gelu_pytorch_tanh", "gelu"]
 
 
 class Gemma2Architecture(GemmaForm, Windowed, GatedGeometry):
-    """A decoder of the Gemma 2 kind. `attention_softcap`, `logit_softcap`: the largest score and logit, by tanh."""
+    """Gemma 2 (arXiv 2408.00118), with four norms a layer. `attention_softcap`, `logit_softcap`: the largest score and
+    logit, by tanh."""
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "query_scalar": "query_pre_attn_scalar", "attention_softcap": "attn_logit_softcapping",
         "logit_softcap": "final_logit_softcapping",
     }  # fmt: skip
     WEIGHTS = FOUR_NORMS
-    LISTED: ClassVar[str] = "windowed"
+    LISTED = "windowed"
 
     query_scalar: QueryScalar
     attention_softcap: Positive | None
@@ -69,13 +64,13 @@ class Gemma2Architecture(GemmaForm, Windowed, GatedGeometry):
 
 
 class Gemma3Architecture(GemmaForm, Windowed, GatedGeometry):
-    """A decoder of the Gemma 3 kind. `local_rope_theta`: of layers with the window; those without have `rope_theta` and
-    `rope_scaling`."""
+    """The decoder of text of Gemma 3 (arXiv 2503.19786): four norms a layer, and norms of heads. `local_rope_theta`: of
+    layers with the window; those without have `rope_theta` and `rope_scaling`."""
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "query_scalar": "query_pre_attn_scalar"}
+    KEYS = {**GatedGeometry.KEYS, "query_scalar": "query_pre_attn_scalar"}
     WEIGHTS = FOUR_NORMS
-    NORMED_HEADS: ClassVar[HeadNorm] = True
-    LISTED: ClassVar[str] = "windowed"
+    NORMED_HEADS = True
+    LISTED = "windowed"
 
     query_scalar: QueryScalar
     local_rope_theta: Positive

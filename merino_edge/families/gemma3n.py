@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Windowed, family
+from merino_edge.families.equal_layers import GatedGeometry, Windowed, family
 from merino_edge.families.gemma import GELU
-from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 from merino_edge.families.rotary import Positive
@@ -37,14 +36,14 @@ class Gemma3nArchitecture(Windowed, GatedGeometry):
         scaled: whether the computed stream is scaled before it gates the table's row.
     """
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "logit_softcap": "final_logit_softcapping", "shared_layers": "num_kv_shared_layers",
         "streams": "altup_num_inputs", "rank": "laurel_rank", "layer_width": "hidden_size_per_layer_input",
         "layer_vocab": "vocab_size_per_layer_input", "scaled": "altup_correct_scale",
         "sparsity": "activation_sparsity_pattern",
     }  # fmt: skip
-    NORMED_HEADS: ClassVar[HeadNorm] = True
-    LISTED: ClassVar[str] = "windowed"
+    NORMED_HEADS = True
+    LISTED = "windowed"
     attention_scale: ClassVar[float] = 1.0
 
     local_rope_theta: Positive

@@ -1,12 +1,5 @@
 """The decoders after GPT (Radford et al. 2018): LayerNorm, biases, an FFN of two matrices, as many KV heads as query
 heads.
-
-GPT-2 (Radford et al. 2019) has learned positions, and so has Cerebras-GPT (arXiv 2304.03208), which is of its form.
-GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it, adds layers of sliding-window attention. GPT-NeoX
-(arXiv 2204.06745), as Pythia (arXiv 2304.01373) uses it, rotates a part of each head, and attention and FFN are
-parallel. Phi-1, Phi-1.5 (arXiv 2309.05463) and Phi-2 have one norm for both, and a head with a bias. BLOOM (arXiv
-2211.05100) has a norm on the embedding, and scores that grow with the position of the key (ALiBi, arXiv 2108.12409)
-instead of positions.
 """
 
 import math
@@ -17,7 +10,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, family
-from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Names
 from merino_edge.families.rotary import Positive
@@ -36,10 +28,10 @@ BLOOM_CONTEXT = 2048  # of its training; config.json often has no context
 class GptGeometry(MultiHead, EqualLayers):
     """The common part. `norm_eps`: added to the variance in LayerNorm."""
 
-    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
-    GATED: ClassVar[bool] = False
-    BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
-    ACTIVATION: ClassVar[str] = "gelu_new"
+    NORM = "layer"
+    GATED = False
+    BIASES = ("qkv", "out", "ffn")
+    ACTIVATION = "gelu_new"
 
     norm_eps: Positive
 
@@ -68,9 +60,10 @@ class GptGeometry(MultiHead, EqualLayers):
 
 
 class Gpt2Architecture(GptGeometry):
-    """A decoder of the GPT-2 kind. `activation`: GPT-2 has GELU's tanh form, Cerebras-GPT the exact one."""
+    """GPT-2 (Radford et al. 2019) and Cerebras-GPT (arXiv 2304.03208): learned positions. `activation`: GPT-2 has
+    GELU's tanh form, Cerebras-GPT the exact one."""
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         "width": "n_embd", "layers": "n_layer", "heads": "n_head", "ffn_width": "n_inner", "vocab": "vocab_size",
         "context": "n_positions", "norm_eps": "layer_norm_epsilon", "activation": "activation_function",
     }  # fmt: skip
@@ -84,22 +77,21 @@ class Gpt2Architecture(GptGeometry):
 
 
 class GptNeoArchitecture(GptGeometry):
-    """A decoder of the GPT-Neo kind.
+    """GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it: layers of sliding-window attention.
 
     Attributes:
         window: positions that a layer with a window sees, its own included.
         windowed: of each layer, whether it has the window; the others see all positions.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_layers", "heads": "num_heads", "ffn_width": "intermediate_size",
-        "vocab": "vocab_size", "context": "max_position_embeddings", "norm_eps": "layer_norm_epsilon",
+    KEYS = {
+        **EqualLayers.KEYS, "layers": "num_layers", "heads": "num_heads", "norm_eps": "layer_norm_epsilon",
         "window": "window_size",
     }  # fmt: skip
     WEIGHTS = GPT2._replace(
         qkv="attn.attention.q_proj attn.attention.k_proj attn.attention.v_proj", out="attn.attention.out_proj"
     )
-    BIASES: ClassVar[tuple[str, ...]] = ("out", "ffn")
+    BIASES = ("out", "ffn")
     attention_scale: ClassVar[float] = 1.0
 
     window: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
@@ -121,7 +113,7 @@ class GptNeoArchitecture(GptGeometry):
 
 
 class GptNeoxArchitecture(GptGeometry):
-    """A decoder of the GPT-NeoX kind.
+    """GPT-NeoX (arXiv 2204.06745), as Pythia (arXiv 2304.01373) uses it: rotates a part of each head.
 
     Attributes:
         rotated: channels of each head that rotary positions turn, the first ones in the state dict.
@@ -129,16 +121,15 @@ class GptNeoxArchitecture(GptGeometry):
         tied: whether the head is the embedding.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps", "parallel": "use_parallel_residual", "tied": "tie_word_embeddings",
+    KEYS = {
+        **EqualLayers.KEYS, "norm_eps": "layer_norm_eps", "parallel": "use_parallel_residual",
+        "tied": "tie_word_embeddings",
     }  # fmt: skip
     WEIGHTS = Names(
         "gpt_neox.layers.{}", qkv="attention.query_key_value", out="attention.dense", up="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h", embedding="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
     )  # fmt: skip
-    ACTIVATION: ClassVar[str] = "gelu"
+    ACTIVATION = "gelu"
 
     rotated: Rotated
     rope_theta: Positive
@@ -147,17 +138,14 @@ class GptNeoxArchitecture(GptGeometry):
 
 
 class PhiArchitecture(GptGeometry):
-    """A decoder of the Phi kind. `rotated`: channels of each head that have positions, the first ones in torch."""
+    """Phi-1, Phi-1.5 (arXiv 2309.05463) and Phi-2: one norm for attention and FFN, and a head with a bias. `rotated`:
+    channels of each head that have positions, the first ones in torch."""
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-    }  # fmt: skip
+    KEYS = {**EqualLayers.KEYS, "norm_eps": "layer_norm_eps"}
     WEIGHTS = Names(
         out="self_attn.dense", ffn_norm="", up="mlp.fc1", down="mlp.fc2", final_norm="model.final_layernorm"
     )
-    HEAD_BIAS: ClassVar[bool] = True
+    HEAD_BIAS = True
     parallel: ClassVar[bool] = True
     tied: ClassVar[bool] = False
 
@@ -172,9 +160,10 @@ class PhiArchitecture(GptGeometry):
 
 
 class BloomArchitecture(GptGeometry):
-    """A decoder of the BLOOM kind."""
+    """BLOOM (arXiv 2211.05100): a norm on the embedding, and scores that grow with the position of the key (ALiBi,
+    arXiv 2108.12409) instead of positions."""
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         "width": "hidden_size", "layers": "n_layer", "heads": "n_head", "vocab": "vocab_size", "context": "seq_length",
         "norm_eps": "layer_norm_epsilon",
     }  # fmt: skip

@@ -1,13 +1,10 @@
-"""OPT (Zhang et al., arXiv 2205.01068), the baseline: learned positions, LayerNorm with biases, ReLU, norms before or
-behind attention and FFN.
-"""
+"""OPT (Zhang et al., arXiv 2205.01068), the baseline."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from merino_edge.families.equal_layers import EqualLayers, MultiHead, family
-from merino_edge.families.geometry import Keys
 from merino_edge.families.graph_ops import GraphOps
 from merino_edge.families.pre_norm import Names, ffn, linear
 
@@ -15,16 +12,15 @@ ROOT = "model.decoder"
 
 
 class OptArchitecture(MultiHead, EqualLayers):
-    """A decoder of the OPT kind.
+    """OPT: learned positions, LayerNorm with biases, ReLU, norms before or behind attention and FFN.
 
     Attributes:
         embed_width: of the embedding; if it is not `width`, one projection stands before the layers and one behind.
         pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn_width": "ffn_dim",
-        "embed_width": "word_embed_proj_dim", "vocab": "vocab_size", "context": "max_position_embeddings",
+    KEYS = {
+        **EqualLayers.KEYS, "ffn_width": "ffn_dim", "embed_width": "word_embed_proj_dim",
         "pre_norm": "do_layer_norm_before",
     }  # fmt: skip
     WEIGHTS = Names(
@@ -32,12 +28,12 @@ class OptArchitecture(MultiHead, EqualLayers):
         down="fc2", embedding=f"{ROOT}.embed_tokens", positions=f"{ROOT}.embed_positions",
         final_norm=f"{ROOT}.final_layer_norm",
     )  # fmt: skip
-    ACTIVATION: ClassVar[str] = "relu"
-    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
-    GATED: ClassVar[bool] = False
-    BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
-    POSITION_OFFSET: ClassVar[int] = 2  # the first position is row 2 of the position embedding
-    LAST_ALONE: ClassVar[bool] = False
+    ACTIVATION = "relu"
+    NORM = "layer"
+    GATED = False
+    BIASES = ("qkv", "out", "ffn")
+    POSITION_OFFSET = 2  # the first position is row 2 of the position embedding
+    LAST_ALONE = False
     norm_eps: ClassVar[float] = 1e-5  # torch's default, which OPT keeps
 
     embed_width: Annotated[int, Field(ge=8, le=65_536)]

@@ -1,13 +1,6 @@
-"""LLaMA's form with layers that differ in their attention.
+"""LLaMA's form with layers that differ in their attention, and Phi-3's with a window."""
 
-SmolLM3 has layers without positions. Mistral (arXiv 2310.06825) and Ministral have layers of sliding-window attention.
-EXAONE 4 (arXiv 2507.11407) has both, norms of heads, and its other norms behind attention and FFN. The decoder of text
-of Llama 4, as MobileLLM-R1 (arXiv 2509.24945) has it without experts, has layers without positions, and norms heads
-without weights. Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743) have packed matrices, a window, and LongRoPE
-over a part of each head.
-"""
-
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +13,6 @@ from merino_edge.families.equal_layers import (
     family,
     in_heads,
 )
-from merino_edge.families.geometry import Keys
 from merino_edge.families.llama import NO_BIAS, NO_BIASES, SILU
 from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import ORIGINAL
@@ -32,27 +24,28 @@ UNREAD = (BETA, "max_position_embeddings")  # of `rope_parameters`
 
 
 class SmolLm3Architecture(GatedGeometry):
-    """A decoder of the SmolLM3 kind. `rotated_layers`: of each layer, whether it has positions."""
+    """SmolLM3. `rotated_layers`: of each layer, whether it has positions."""
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "rotated_layers": "no_rope_layers"}
+    KEYS = {**GatedGeometry.KEYS, "rotated_layers": "no_rope_layers"}
 
     rotated_layers: tuple[bool, ...]
 
 
 class Llama4Architecture(GatedGeometry):
-    """A decoder of the Llama 4 kind, of text and without experts.
+    """The decoder of text of Llama 4 without experts, as MobileLLM-R1 (arXiv 2509.24945): layers without positions, and
+    norms of heads without weights.
 
     Attributes:
         rotated_layers: of each layer, whether it has positions.
         normed_heads: whether the rotated layers norm queries and keys.
     """
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "ffn_width": "intermediate_size_mlp", "rotated_layers": "no_rope_layers",
         "normed_heads": "use_qk_norm",
     }  # fmt: skip
     WEIGHTS = LLAMA._replace(up="feed_forward.gate_proj feed_forward.up_proj", down="feed_forward.down_proj")
-    INTERLEAVED: ClassVar[bool] = True
+    INTERLEAVED = True
     KINDS = dict.fromkeys(("full_attention", "chunked_attention"), True)
 
     rotated_layers: tuple[bool, ...]
@@ -80,17 +73,17 @@ class Llama4Architecture(GatedGeometry):
 
 
 class MistralArchitecture(Windowed, GatedGeometry):
-    """A decoder of the Mistral kind."""
+    """Mistral (arXiv 2310.06825): all layers have the window, or none."""
 
 
 class MinistralArchitecture(Windowed, GatedGeometry):
-    """A decoder of the Ministral kind."""
+    """Ministral: some layers have the window."""
 
-    LISTED: ClassVar[str] = "windowed"
+    LISTED = "windowed"
 
 
 class Ministral3Architecture(Windowed, GatedGeometry):
-    """A decoder of the Ministral 3 kind. Its scores grow behind the original context, so its context ends there."""
+    """Ministral 3. Its scores grow behind the original context, so its context ends there."""
 
     @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:
@@ -111,11 +104,12 @@ class Ministral3Architecture(Windowed, GatedGeometry):
 
 
 class Exaone4Architecture(Windowed, GatedGeometry):
-    """A decoder of the EXAONE 4 kind. If it has layers with a window, only these have positions."""
+    """EXAONE 4 (arXiv 2507.11407): norms of heads, and its other norms behind attention and FFN. If it has layers
+    with a window, only these have positions."""
 
     WEIGHTS = NORMS_BEHIND
-    NORMED_HEADS: ClassVar[HeadNorm] = True
-    LISTED: ClassVar[str] = "windowed"
+    NORMED_HEADS = True
+    LISTED = "windowed"
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
@@ -130,7 +124,8 @@ class Exaone4Architecture(Windowed, GatedGeometry):
 
 
 class Phi3Architecture(Windowed, GatedGeometry):
-    """A decoder of the Phi-3 kind. `rotated`: channels of each head that have positions, the first ones in torch."""
+    """Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743): packed matrices, and LongRoPE over a part of each
+    head. `rotated`: channels of each head that have positions, the first ones in torch."""
 
     WEIGHTS = LLAMA._replace(qkv="self_attn.qkv_proj", up="mlp.gate_up_proj")
 

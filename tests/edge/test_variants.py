@@ -48,7 +48,7 @@ VARIANTS = [
     ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
     ("gemma3_text", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types has 'chunked_attention'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, supported is False"),
-    ("gpt2", {"activation_function": "swish"}, "activation_function is 'swish', supported are 'gelu_new'"),
+    ("gpt2", {"activation_function": "swish"}, "activation_function is 'swish', supported is 'gelu_new' or 'gelu_py"),
     ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings is False, supported is True"),
     ("gpt2", {"n_head": 3}, "width 64 does not split into 3 heads"),
     ("gpt_neo", {"activation_function": "relu"}, "activation_function is 'relu', supported is 'gelu_new'"),
