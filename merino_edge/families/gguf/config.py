@@ -12,7 +12,7 @@ import numpy as np
 
 from merino_edge.families.checkpoint import CHOOSE
 from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value, shown
-from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, special_ids, vocabulary
+from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, vocabulary
 from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
@@ -42,7 +42,9 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors. {AGAIN}")
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
-    return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
+    ids = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
+    known = {key: token_id for key, token_id in ids.items() if type(token_id) is int}
+    return {"pad_token_id": None, **config, **known, "vocab_size": vocabulary(metadata)}
 
 
 def decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:

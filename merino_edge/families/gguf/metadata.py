@@ -134,12 +134,6 @@ def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
     )
 
 
-def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
-    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
-    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
-
-
 def vocabulary(metadata: Metadata) -> int:
     """Return rows of the embedding. The list of tokens may be shorter, where the embedding is padded."""
     place = metadata.file.tensors.get("token_embd.weight")
