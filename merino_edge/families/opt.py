@@ -59,9 +59,6 @@ class OptArchitecture(MultiHead, EqualLayers):
     def decoder(self) -> None:
         """There is none: `build_opt` writes the graph."""
 
-    def layout(self, name: str) -> None:
-        """Weights lie in the graph as in the state dict."""
-
 
 def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
     """Write the whole graph: ids to logits of the last position."""
