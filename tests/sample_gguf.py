@@ -173,7 +173,7 @@ def add_key(writer, key, value):
 
 
 def geometry_of(config):
-    return FAMILIES[config.model_type].geometry_of(config)
+    return FAMILIES[config.model_type].geometry.of_config(config)
 
 
 def head_size_of(config):

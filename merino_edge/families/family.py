@@ -42,10 +42,6 @@ class Family:
         """transformers' configuration of a geometry; `keys` are passed on. Loads torch."""
         return self._class(self.config_name)(**{**geometry.words(), **keys})
 
-    def geometry_of(self, config: Any) -> Geometry:
-        """Return the geometry of such a configuration. Raise MerinoError or ValidationError for one that cannot be."""
-        return self.geometry.of_config(config)
-
     def model_class(self) -> Any:
         """Return a transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""
         return self._class(self.model_name)

@@ -124,7 +124,7 @@ def checked_geometry(config: Any, source: Path | str) -> Geometry:
     if faults := switch_faults(config.model_type, values):
         raise variant(source, config.model_type, faults)
     try:
-        return family.geometry_of(config)
+        return family.geometry.of_config(config)
     except ValidationError as error:
         raise variant(source, config.model_type, fault_list(error)) from error
     except MerinoError as refusal:

@@ -68,7 +68,7 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
         key: (expected[key], config[key]) for key in set(expected) & set(config) - harmless
         if expected[key] != config[key] and not close(expected[key], config[key])
     }  # fmt: skip
-    geometry_of = FAMILIES[model.config.model_type].geometry_of
+    geometry_of = FAMILIES[model.config.model_type].geometry.of_config
     geometry = geometry_of(AutoConfig.for_model(**words))
     stored, scaled = (getattr(known, "rope_scaling", None) for known in (geometry, geometry_of(model.config)))
     if scaled:  # the file has its divisors, not its rule

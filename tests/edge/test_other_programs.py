@@ -195,7 +195,7 @@ def test_config_json_is_the_geometry_where_transformers_has_the_family(name, dec
         assert not (tmp_path / "bundle" / "config.json").exists()
         return
     config = AutoConfig.from_pretrained(tmp_path / "bundle")
-    assert family.geometry_of(config) == geometry and config.architectures == [family.model_class().__name__]
+    assert family.geometry.of_config(config) == geometry and config.architectures == [family.model_class().__name__]
 
 
 OPTIMUM_RUN = """
