@@ -55,8 +55,6 @@ class Llama4Architecture(GatedGeometry):
     def facts(cls, config: Any) -> dict[str, Any]:
         """Return the fields. Attention is full within a chunk, and its temperature is 1 within `floor_scale`, so the
         context ends there."""
-        if config.moe_layers:
-            raise MerinoError(f"moe_layers is {config.moe_layers}, supported is a model without experts")
         facts = super().facts(config)
         if "chunked_attention" in config.layer_types:
             facts["context"] = min(facts["context"], config.attention_chunk_size)
@@ -146,7 +144,7 @@ class Phi3Architecture(Windowed, GatedGeometry):
 
 
 LLAMA4_KEYS = (
-    "layer_types", "no_rope_layer_interval", "attention_chunk_size", "moe_layers", "num_experts_per_tok",
+    "layer_types", "no_rope_layer_interval", "attention_chunk_size", "num_experts_per_tok",
     "num_local_experts", "interleave_moe_layer_step", "intermediate_size", "output_router_logits",
     "router_aux_loss_coef", "router_jitter_noise", "attn_temperature_tuning", "floor_scale", "attn_scale",
 )  # fmt: skip
@@ -161,6 +159,7 @@ FAMILIES = (
     family("exaone4", Exaone4Architecture, "Exaone4", SILU),
     family("phi3", Phi3Architecture, "Phi3", SILU, (ORIGINAL,)),
     family(
-        "llama4_text", Llama4Architecture, "Llama4", NO_BIAS, LLAMA4_KEYS, config_name="Llama4TextConfig",
+        "llama4_text", Llama4Architecture, "Llama4", {**NO_BIAS, "moe_layers": []}, LLAMA4_KEYS,
+        config_name="Llama4TextConfig",
     ),
 )  # fmt: skip

@@ -31,7 +31,7 @@ VARIANTS = [
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, supported is 1"),
     ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
     ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True, supported is False"),
-    ("llama4_text", {"moe_layers": [1]}, "moe_layers is [1], supported is a model without experts"),
+    ("llama4_text", {"moe_layers": [1]}, "moe_layers is [1], supported is []"),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, "supported is False"),
     ("phi", {"num_key_value_heads": 2}, "num_key_value_heads is 2, supported is num_attention_heads"),
     ("llama", {"num_key_value_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),

@@ -152,7 +152,7 @@ def byte_level(tokens: Tokens, vocabulary: dict[str, int]) -> Tokenizer:
         cut = [pre_tokenizers.Split(Regex(words.expression), "isolated")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cut, to_bytes]) if cut else to_bytes
     tokenizer.decoder = decoders.ByteLevel()
-    begin(tokenizer, tokens, words.begins)
+    prepend_bos(tokenizer, tokens, words.begins)
     return tokenizer
 
 
@@ -171,11 +171,11 @@ def sentence_piece(tokens: Tokens, vocabulary: dict[str, int]) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([*[normalizers.Prepend(SPACE)] * spaced, to_marks])
     without_first = [decoders.Strip(" ", 1, 0)] * spaced
     tokenizer.decoder = decoders.Sequence([to_spaces, decoders.ByteFallback(), decoders.Fuse(), *without_first])
-    begin(tokenizer, tokens, True)
+    prepend_bos(tokenizer, tokens, True)
     return tokenizer
 
 
-def begin(tokenizer: Tokenizer, tokens: Tokens, default: bool) -> None:
+def prepend_bos(tokenizer: Tokenizer, tokens: Tokens, default: bool) -> None:
     """Put the bos token before each text if the file's tokenizer adds one."""
     bos = tokens.id("bos")
     if bos is not None and tokens.flag("add_bos_token", default):
