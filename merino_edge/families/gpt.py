@@ -4,17 +4,16 @@ heads.
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, family
+from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, Windowed, family
 from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Names
 from merino_edge.families.rotary import Positive
 from merino_edge.families.weights import TRANSPOSED, Layout, permuted
-from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
 Activation = Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"]
@@ -76,13 +75,8 @@ class Gpt2Architecture(GptGeometry):
         return TRANSPOSED if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else None
 
 
-class GptNeoArchitecture(GptGeometry):
-    """GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it: layers of sliding-window attention.
-
-    Attributes:
-        window: positions that a layer with a window sees, its own included.
-        windowed: of each layer, whether it has the window; the others see all positions.
-    """
+class GptNeoArchitecture(Windowed, GptGeometry):
+    """GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it: layers of sliding-window attention."""
 
     KEYS = {
         **EqualLayers.KEYS, "layers": "num_layers", "heads": "num_heads", "norm_eps": "layer_norm_epsilon",
@@ -93,9 +87,6 @@ class GptNeoArchitecture(GptGeometry):
     )
     BIASES = ("out", "ffn")
     attention_scale: ClassVar[float] = 1.0
-
-    window: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
-    windowed: tuple[bool, ...]
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
