@@ -29,7 +29,7 @@ class GptGeometry(MultiHead, EqualLayers):
 
     NORM = "layer"
     GATED = False
-    BIASES = ("qkv", "out", "ffn")
+    BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
     ACTIVATION = "gelu_new"
 
     norm_eps: Positive
