@@ -344,7 +344,7 @@ class GatedGeometry(EqualLayers):
         rope_theta, rope_scaling: base of the rotary frequencies, and how they were changed for longer contexts.
     """
 
-    KEYS = {
+    KEYS: ClassVar[Keys] = {
         **EqualLayers.KEYS, "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings",
         "norm_eps": "rms_norm_eps",
     }  # fmt: skip
