@@ -10,7 +10,7 @@ from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.quantize.weights import Rounding, quantized_matrices
 from merino_edge.export.source import graph_weights
 from merino_edge.families.registry import family_of
-from merino_edge.text.documents import read_documents
+from merino_edge.text.documents import read_texts
 from merino_edge.text.rows import packed_rows
 from merino_edge.text.scoring import log_likelihood
 from merino_edge.text.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def parts(matrices):
 def mean_loss(folder, text, most_tokens=20_000):
     """(nats per predicted token, how many) of the text's first tokens, in rows as long as the context."""
     bundle = load_bundle(str(folder), verify=False)
-    packed = packed_rows(read_documents([text]), load_tokenizer(Path(folder) / "tokenizer.json"), bundle.context)
+    packed = packed_rows(read_texts([text])[0], load_tokenizer(Path(folder) / "tokenizer.json"), bundle.context)
     rows = packed[: max(1, most_tokens // bundle.context)].tolist()
     backend, total = open_backend(bundle), 0.0
     for row in rows:

@@ -15,6 +15,7 @@ from merino_edge.families.gguf.config import SIZES
 from merino_edge.families.gguf.metadata import LONG_FACTORS, ROPE_FACTORS
 from merino_edge.families.gguf.tensors import layout, stored_name
 from merino_edge.families.gguf.write import EMBEDDINGS, write_file
+from merino_edge.families.registry import FAMILIES
 from merino_edge.families.rotary import ORIGINAL, rope_facts, turned_channels
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
@@ -127,7 +128,7 @@ def write_gguf(path, model, kind="F32", table=None, tokenizer=None, **keys):
 
 def tensors_of(model, architecture, matrices, embedding):
     """Vectors and learned positions stay in float32."""
-    config = model.config
+    config, geometry = model.config, geometry_of(model.config)
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     stacks = {}
@@ -137,7 +138,7 @@ def tensors_of(model, architecture, matrices, embedding):
         if index is not None:
             stacks.setdefault(stored, []).append(value.detach().float().numpy())
             continue
-        values = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
+        values = as_stored(value.detach().float().numpy(), layout(architecture, geometry, name, stored))
         whole = values.ndim == 1 or stored.startswith("position_embd") or ".conv." in stored
         yield stored, values, "F32" if whole else embedding if stored in EMBEDDINGS else matrices
     for stored, stack in stacks.items():
@@ -171,13 +172,8 @@ def add_key(writer, key, value):
     kinds[type(value)](key, value)
 
 
-def words_of(config):
-    """Return the sizes that `layout` requires, by one name in all families."""
-    return {
-        "num_attention_heads": config.num_attention_heads, "hidden_size": config.hidden_size,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
-        "head_dim": head_size_of(config),
-    }  # fmt: skip
+def geometry_of(config):
+    return FAMILIES[config.model_type].geometry.of_config(config)
 
 
 def head_size_of(config):
@@ -202,16 +198,8 @@ def scaling_of_config(config):
 def metadata(architecture, config):
     """Return the metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
-    known = {key: getattr(config, word, None) for word, key in SIZES.items()}
-    if architecture == "llama4":
-        known["feed_forward_length"] = config.intermediate_size_mlp
-    if architecture == "gemma3n":
-        known["feed_forward_length"] = config.intermediate_size[0]
-    if architecture == "bloom":
-        known["context_length"] = config.seq_length
-    known["feed_forward_length"] = (
-        known["feed_forward_length"] or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    )
+    geometry = geometry_of(config)
+    known = {key: getattr(geometry, field) for field, key in SIZES.items()}
     if architecture in ("gpt2", "bloom"):
         return {**known, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     rope = rope_of(config)

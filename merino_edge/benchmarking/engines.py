@@ -119,7 +119,7 @@ def as_gpt2(geometry: Geometry) -> tuple[Geometry, list[str]]:
         raise ValueError("llama.cpp's gpt2 has no layers with shared weights, this model has")
     width, ffn_width, heads = layers[0]
     sizes = {"width": width, "layers": len(layers), "heads": heads, "ffn_width": ffn_width, "vocab": geometry.vocab}
-    made = read_geometry("gpt2", {**sizes, "context": geometry.context, "norm_eps": 1e-5, "activation": "gelu"})
+    made = read_geometry("gpt2", {**sizes, "context": geometry.context, "norm_eps": 1e-5, "activation": "gelu_new"})
     projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
     if matrix_weights(operators, "linear") - projected != matrix_weights(made.operators, "linear"):
         raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")

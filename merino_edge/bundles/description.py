@@ -64,20 +64,13 @@ class Graph(Protocol):
     sorted.
     """
 
-    @property
-    def inputs(self) -> Sequence[Any]: ...
-
-    @property
-    def outputs(self) -> Sequence[Any]: ...
+    inputs: list[Any]
+    outputs: list[Any]
+    decode_weight_bytes: int
+    oldest: str
 
     @property
     def weight_bytes(self) -> int: ...
-
-    @property
-    def decode_weight_bytes(self) -> int: ...
-
-    @property
-    def oldest(self) -> str: ...
 
     @property
     def own_kernels(self) -> Sequence[str]: ...

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from merino_edge.bundles.description import ModelFacts
+from merino_edge.families.family import TRANSFORMERS
 from merino_edge.families.operators import caches_inputs, has_states
 from merino_edge.families.registry import family_of
 
@@ -89,7 +90,7 @@ def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | Non
     The version of transformers is left out: a bundle's bytes, and so its hash, do not depend on it.
     """
     family = family_of(model.geometry)
-    if family.loader is not None or caches_inputs(model.geometry.operators):
+    if family.module != TRANSFORMERS or caches_inputs(model.geometry.operators):
         return None
     stops = list(model.stop_ids)
     config = family.config_of(

@@ -7,6 +7,7 @@ each token behind the first of a continuation, with the same figures.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -151,40 +152,36 @@ class BundleLM(_lm_eval.TemplateLM):  # type: ignore[name-defined]
 class CachedLM(_lm_eval.LM):  # type: ignore[name-defined]
     """A model of lm-eval that computes only the requests whose results are not in the cache.
 
-    `model`: its hash. `on_start` is called with the requests to compute, `on_result` at each result.
+    `model`: its hash. `progress` is called at each result, with the counts of results and of requests to compute.
     """
 
     def __init__(
-        self, lm: Any, cache: RequestCache, model: str, on_start: Callable[[list[Any]], None],
-        on_result: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self, lm: Any, cache: RequestCache, model: str, task: str, progress: Callable[[int, int, str], None]
+    ) -> None:
         super().__init__()
-        self._lm, self._cache, self._model, self._on_start, self._on_result = lm, cache, model, on_start, on_result
+        self._lm, self._cache, self._model, self._task, self._progress = lm, cache, model, task, progress
+        self._done = self._total = 0
         lm.set_cache_hook(self)
 
     def add_partial(self, kind: str, request: Sequence[Any], result: Any) -> None:
         """Store a result; lm-eval's models call this with each."""
         self._cache.add(self._model, request_hash(kind, request), result)
-        self._on_result()
-
-    def loglikelihood(self, requests: list[Any]) -> list[Any]:
-        return self._all("loglikelihood", requests)
-
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[Any]:
-        return self._all("loglikelihood_rolling", requests)
-
-    def generate_until(self, requests: list[Any]) -> list[Any]:
-        return self._all("generate_until", requests)
+        self._done += 1
+        self._progress(self._done, max(self._total, self._done), self._task)
 
     def _all(self, kind: str, requests: list[Any]) -> list[Any]:
         results = [self._cache.get(self._model, request_hash(kind, request.args)) for request in requests]
         missing = [index for index, result in enumerate(results) if result is None]
         new_requests = [requests[index] for index in missing]
-        self._on_start(new_requests)
+        self._total += len(new_requests)
         new_results = getattr(self._lm, kind)(new_requests, disable_tqdm=True) if new_requests else []
         for index, result in zip(missing, new_results, strict=True):
             results[index] = result
         return results
+
+    loglikelihood = partialmethod(_all, "loglikelihood")
+    loglikelihood_rolling = partialmethod(_all, "loglikelihood_rolling")
+    generate_until = partialmethod(_all, "generate_until")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return str(self._lm.apply_chat_template(chat_history, add_generation_prompt))

@@ -45,6 +45,8 @@ def evaluate(
     if not all(request.tasks):
         raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
     with loaded_tasks(request.tasks, request.data, request.include) as tasks:
+        from merino_edge.evaluation.language_model import CachedLM
+
         for what in sources:
             with open_source(what, say) as model:
                 lm = language_model(model)
@@ -52,7 +54,7 @@ def evaluate(
                     raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
                 for task in tasks:
                     start, truncated = time.monotonic(), getattr(lm, "truncated", 0)
-                    cached = cached_model(lm, model, task.name, cache, progress)
+                    cached = CachedLM(lm, cache, model.facts["sha256"], task.name, progress)
                     try:
                         row = run_task(cached, task, request)
                     finally:
@@ -84,24 +86,6 @@ def language_model(model: SourceModel) -> Any:
         tokenizer.chat_template = model.source.chat.text
     made = import_extra("lm_eval.models.huggingface").HFLM
     return made(pretrained=model.source.model, tokenizer=tokenizer, max_length=model.context, batch_size=1)
-
-
-def cached_model(lm: Any, model: SourceModel, task: str, cache: RequestCache, progress: Progress) -> Any:
-    """Return lm-eval's model behind the cache, which reports how many requests of a task are done."""
-    from merino_edge.evaluation.language_model import CachedLM
-
-    done = total = 0
-
-    def start(requests: Sequence[Any]) -> None:
-        nonlocal total
-        total += len(requests)
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done, max(total, done), task)
-
-    return CachedLM(lm, cache, model.facts["sha256"], start, advance)
 
 
 def run_task(cached: Any, task: LoadedTask, request: TaskRequest) -> dict[str, Any]:

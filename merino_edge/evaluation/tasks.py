@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import near_names, one_line
-from merino_edge.text.documents import TextFile, read_file
+from merino_edge.text.documents import TextFile, read_file, read_json_lines
 from merino_runtime.errors import MerinoError
 
 # The command shows its own progress, and lm-eval's warnings concern features that are not used.
@@ -105,25 +105,17 @@ def check_data(name: str, local: LocalTask, folder: Path) -> TextFile:
     path = folder / local.file
     if not path.is_file():
         raise MerinoError(f"--data {folder} has no {local.file}, which the task {name} reads: copy it there")
-    text, file = read_file(path, "--data")
-    rows = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        rows += 1
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise MerinoError(f"{path}, line {number} is not JSON: {error}. Copy the file again") from error
-        lacking = [field for field in local.fields if not isinstance(row, dict) or row.get(field) is None]
+    where = ""
+    for where, row in read_json_lines(path, str(path)):
+        lacking = [field for field in local.fields if row.get(field) is None]
         if lacking:
             raise MerinoError(
-                f"{path}, line {number} lacks {', '.join(lacking)}: give each line {', '.join(local.fields)}, which the"
-                f" task {name} needs"
+                f"{where} lacks {', '.join(lacking)}: give each line {', '.join(local.fields)}, which the task {name}"
+                " needs"
             )
-    if not rows:
+    if not where:
         raise MerinoError(f"{path} is empty: copy it again, with {', '.join(local.fields)} in each line")
-    return file
+    return read_file(path, "--data")[1]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from merino_edge.families.names import resolve
 from merino_edge.families.registry import read_geometry
 from merino_edge.families.zoo import Model
 from merino_edge.storage.atomic import check_folder, check_keeps
-from merino_edge.text.documents import check_files, read_documents
+from merino_edge.text.documents import check_files, read_texts
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -78,7 +78,7 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     text = request.calibration
     if text:
         check_files([text], "--text")
-        read_documents([text], "--text")
+        read_texts([text], "--text")
     inputs = (weights, text, resolve(what))
     check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
     check_folder(out, is_bundle_alone)
@@ -122,6 +122,6 @@ def describe(what: str) -> Described:
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 
         return Described(name, geometry_of_gguf(source))
-    from merino_edge.families.hugging_face import checked_geometry, read_config
+    from merino_edge.families.hugging_face import folder_geometry
 
-    return Described(name, checked_geometry(read_config(source), source))
+    return Described(name, folder_geometry(source, source))

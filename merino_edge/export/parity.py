@@ -22,7 +22,7 @@ from merino_edge.export.dialects.float_activations import with_float_activations
 from merino_edge.export.dialects.graph import replaced_model
 from merino_edge.export.quantize.kv_cache import CacheScales, largest_code
 from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
-from merino_edge.families.weights import Layout, ModelWeights
+from merino_edge.families.weights import Layout, model_weights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -143,7 +143,7 @@ def dequantized_model(
     if not matrices:
         return model
     twin = model if in_place else copy.deepcopy(model)
-    weights = ModelWeights(twin, layout)
+    weights = model_weights(twin, layout)
     for joined, matrix in matrices.items():
         rows = dequantize(matrix)  # [sum of the matrices' outputs, inputs]
         for name in joined.split("+"):

@@ -27,7 +27,7 @@ from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
 from merino_edge.families.operators import params
 from merino_edge.families.registry import family_of, read_geometry
-from merino_edge.families.weights import BlockSource, GraphWeights, Layout, ModelWeights
+from merino_edge.families.weights import BlockSource, GraphWeights, Layout, model_weights
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
@@ -118,8 +118,7 @@ def check_memory(
 
 def graph_weights(source: Source) -> GraphWeights:
     """Return the weights of the model's state dict, float32, in the layout of the graph."""
-    weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return GraphWeights(weights, source.arch.layout)
+    return model_weights(source.model, source.arch.layout)
 
 
 def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
@@ -215,7 +214,7 @@ def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[st
             " cannot be recovered: export from a bundle in fp32 with --kv fp32, or from the checkpoint"
         )
     check_external_data(bundle)
-    weights, found = ModelWeights(model, layout), dict[str, np.ndarray]()
+    weights, found = model_weights(model, layout), dict[str, np.ndarray]()
     graph = onnx.load(f"{folder}/{MODEL_FILE}").graph
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
     slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by embedding and number of the slice's first row

@@ -68,13 +68,8 @@ def weight_files(folder: Path) -> list[str]:
     """Return the names of the files with the folder's weights, whether they are there or not."""
     if (folder / WEIGHTS).is_file() or not (folder / SHARDS).is_file():
         return [WEIGHTS]
-    return sorted(set(shards(folder)))
-
-
-def shards(folder: Path) -> Iterator[str]:
     path = folder / SHARDS
-    content = read_json(str(path), COPY_AGAIN)
-    names = content.get("weight_map") if isinstance(content, dict) else None
+    names = _read(path).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise MerinoError(f"{path} has no weight_map. {COPY_AGAIN}")
     for name in names.values():
@@ -82,7 +77,7 @@ def shards(folder: Path) -> Iterator[str]:
             raise MerinoError(
                 f"{path} names {shortened(repr(name))}, which is no safetensors file beside it. {COPY_AGAIN}"
             )
-        yield name
+    return sorted(set(names.values()))
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -106,15 +101,11 @@ def split_keys(
     Both leave out null, keys in `known` and harmless keys. `declared`: keys that transformers' configuration class
     reads. An export is compared with that class, so a key that the class does not read is ignored on both sides.
     """
-    unknown = [
-        key for key, value in content.items()
-        if value is not None and key not in known and key not in HARMLESS and not HARMLESS_FORMS.fullmatch(key)
-    ]  # fmt: skip
-    shown = {key: f"{shortened(key)} is {shortened(repr(content[key]))}" for key in unknown}
-    return (
-        [text for key, text in shown.items() if key in declared],
-        [text for key, text in shown.items() if key not in declared],
-    )
+    read, ignored = list[str](), list[str]()
+    for key, value in content.items():
+        if value is not None and key not in known and key not in HARMLESS and not HARMLESS_FORMS.fullmatch(key):
+            (read if key in declared else ignored).append(f"{shortened(key)} is {shortened(repr(value))}")
+    return read, ignored
 
 
 def check_not_quantized(content: Mapping[str, Any], path: Path) -> None:
@@ -135,14 +126,9 @@ def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:
 
     `in_config`: the value of eos_token_id there. Raise MerinoError for a value that is no id of the vocabulary.
     """
-    ids = [*ids_in(in_config, vocab, folder / CONFIG)]
     path = folder / GENERATION_CONFIG
-    if path.is_file():
-        content = read_json(str(path), COPY_AGAIN)
-        if not isinstance(content, dict):
-            raise MerinoError(f"{path} is not an object. {COPY_AGAIN}")
-        ids = [*ids_in(content.get("eos_token_id"), vocab, path), *ids]
-    return tuple(dict.fromkeys(ids))
+    first = ids_in(_read(path).get("eos_token_id"), vocab, path)
+    return tuple(dict.fromkeys([*first, *ids_in(in_config, vocab, folder / CONFIG)]))
 
 
 def ids_in(value: Any, vocab: int, path: Path) -> Iterator[int]:
@@ -195,6 +181,7 @@ def special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if there is no such file."""
     if not path.is_file():
         return {}
     content = read_json(str(path), COPY_AGAIN)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from os.path import commonprefix
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from merino_edge.families.checkpoint import CONFIG, COPY_AGAIN, check_not_quantized
@@ -69,13 +68,9 @@ def judged_config(folder: Path) -> Judged:
     family, layers = FAMILIES[judged.kind], judged.words.get("layer_types")
     faults = switch_faults(judged.kind, {key: value for key, value in judged.words.items() if value is not None})
     if not faults and layers and issubclass(family.geometry, EqualLayers):
-        named = ["full_attention" if layer == "attention" else layer for layer in layers]
-        try:
-            family.geometry.check_layers(SimpleNamespace(layer_types=named))
-        except MerinoError as fault:
-            faults = [str(fault)]
+        faults = family.geometry.layers_fault("full_attention" if layer == "attention" else layer for layer in layers)
     if faults:
-        raise variant(folder, judged.kind, "; ".join(faults))
+        raise variant(folder, judged.kind, faults)
     return judged
 
 
@@ -99,13 +94,15 @@ def text_decoder(kind: str, content: Mapping[str, Any]) -> Judged:
     return Judged(words["model_type"], words, inner=True)
 
 
-def switch_faults(kind: str, values: Mapping[str, Any]) -> list[str]:
-    """Return the keys with a value that the family's graph builder does not have."""
-    return [
-        f"{key} is {shortened(repr(found))}, supported is {value!r}"
-        for key, value in FAMILIES[kind].supported.items()
-        if (found := values.get(key, value)) != value and not (found is None and value is False)
-    ]
+def switch_faults(kind: str, values: Mapping[str, Any]) -> str:
+    """Return the keys with a value that the family's graph builder does not have; empty if there is none."""
+    faults = []
+    for key, value in FAMILIES[kind].supported.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        found = values.get(key, allowed[0])
+        if found not in allowed and not (found is None and value is False):
+            faults.append(f"{key} is {shortened(repr(found))}, supported is {' or '.join(map(repr, allowed))}")
+    return "; ".join(faults)
 
 
 def variant(source: Path | str, kind: str, faults: str) -> MerinoError:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.families.family import Family, Loader
+from merino_edge.families.family import Family
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import (
@@ -360,20 +360,6 @@ def layers_of(arch: Architecture) -> Iterator[Layer]:
             )
 
 
-LOADER = Loader(
-    "modeling_merino",
-    {"AutoConfig": "MerinoConfig", "AutoModelForCausalLM": "MerinoForCausalLM"},
-    '''"""For transformers: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` runs this file.
-
-It needs the package merino_edge. After `import merino_edge.families.hugging_face` trust_remote_code is not needed.
-"""
-
-from merino_edge.families.designed_torch import MerinoConfig, MerinoForCausalLM
-
-__all__ = ["MerinoConfig", "MerinoForCausalLM"]
-''',
-)
-
 FAMILY = Family(
     name="merino",
     geometry=Architecture,
@@ -385,5 +371,4 @@ FAMILY = Family(
         "blocks", "ngrams", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
         "rope_parameters",
     },
-    loader=LOADER,
 )  # fmt: skip

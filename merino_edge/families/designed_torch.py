@@ -6,7 +6,8 @@ Batch B, sequence T, width E, query heads H, KV heads G, head size D, vocabulary
 runs one layer's weights `depth` times, each use with a cache layer of its own.
 """
 
-from typing import Any
+from dataclasses import field
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -50,49 +51,32 @@ class MerinoConfig(PreTrainedConfig):
     model_type = "merino"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(
-        self,
-        blocks: list[dict[str, Any]] | None = None,
-        vocab_size: int = 256,
-        head_size: int = 32,
-        max_position_embeddings: int = 256,
-        rope_theta: float = 10_000.0,
-        rms_norm_eps: float = 1e-6,
-        width_change: str = "projection",
-        taps: bool = False,
-        ngrams: list[dict[str, int]] | None = None,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
-        bos_token_id: int | None = None,
-        eos_token_id: int | None = None,
-        pad_token_id: int | None = None,
-        **kwargs: Any,
-    ):
-        if not tie_word_embeddings:
+    blocks: list[dict[str, Any]] = field(default_factory=lambda: [{"width": 64, "ffn_ratio": 1.0, "depth": 1}])
+    vocab_size: int = 256
+    head_size: int = 32
+    max_position_embeddings: int = 256
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    width_change: str = "projection"
+    taps: bool = False
+    ngrams: list[dict[str, int]] = field(default_factory=list)
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not self.tie_word_embeddings:
             raise MerinoError("tie_word_embeddings is false: a MeRino decoder's head is its embedding, leave it true")
-        self.blocks = [{"width": 64, "ffn_ratio": 1.0, "depth": 1, "shared": False}] if blocks is None else blocks
-        self.vocab_size = vocab_size
-        self.head_size = head_size
-        self.max_position_embeddings = max_position_embeddings
-        self.rope_theta = rope_theta
-        self.rms_norm_eps = rms_norm_eps
-        self.width_change = width_change
-        self.taps = taps
-        self.ngrams = ngrams or []
-        self.initializer_range = initializer_range
-        self.use_cache = use_cache
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
-        self.pad_token_id = pad_token_id
         arch = self.architecture
         self.hidden_size = arch.blocks[-1].width
         self.num_hidden_layers = len(arch.kv_layers)
-        self.num_attention_heads = self.hidden_size // head_size
+        self.num_attention_heads = self.hidden_size // self.head_size
         for derived in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             kwargs.pop(derived, None)
-        self.tie_word_embeddings = tie_word_embeddings
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     @property
     def architecture(self) -> Architecture:
@@ -280,9 +264,10 @@ class BlockModule(nn.Module):
             for use in range(1 if block.shared else block.depth)
         )
 
-    def uses(self) -> list[nn.Module]:
+    def uses(self) -> list[Layer]:
         """Return the layer of each use, in order: `depth` entries."""
-        return [self.layers[min(use, len(self.layers) - 1)] for use in range(self.depth)]
+        layers = cast("list[Layer]", list(self.layers))
+        return layers * self.depth if len(layers) < self.depth else layers
 
 
 class MerinoPreTrainedModel(PreTrainedModel):
@@ -354,7 +339,13 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         rotary = cos.to(x.dtype), sin.to(x.dtype)
         steps = torch.arange(TAPPED, device=x.device)[:, None, None]
         inside = (position_ids >= steps).to(x.dtype)[..., None]  # [TAPPED, 1 or B, T, 1]
-        x = self.decode_blocks(x, rotary, mask, inside, cache)
+        use = 0
+        for block in self.blocks:
+            assert isinstance(block, BlockModule)
+            x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
+            for layer in block.uses():
+                x = layer(x, rotary, mask, inside, cache, use)
+                use += layer.cache_layers
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.leave(self.norm(x[:, keep])))
         loss = None
@@ -378,20 +369,6 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         history = [one.where(positions >= back, arch.vocab) for back, one in enumerate(history)]
         rows = [one(table.index(history)) for table, one in zip(arch.ngrams, self.ngrams, strict=True)]
         return torch.stack(rows).sum(0)
-
-    def decode_blocks(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, inside: Tensor, cache: Cache | None
-    ) -> Tensor:
-        """[B, T, E of the first block] -> [B, T, E of the last]"""
-        use = 0
-        for block in self.blocks:
-            assert isinstance(block, BlockModule)
-            x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
-            for layer in block.uses():
-                assert isinstance(layer, Layer)
-                x = layer(x, rotary, mask, inside, cache, use)
-                use += layer.cache_layers
-        return x
 
 
 AutoConfig.register(MerinoConfig.model_type, MerinoConfig, exist_ok=True)

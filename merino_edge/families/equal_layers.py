@@ -34,14 +34,17 @@ Window = Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
 HeadNorm = bool | Literal["whole", "plain"]
 ROPE_KEYS = frozenset({"head_dim", "rope_theta", "rope_scaling", "rope_parameters", PART})
 WINDOW_KEYS = frozenset({"layer_types", "sliding_window", "sliding_window_pattern"})
-WINDOWED = {"full_attention": False, "sliding_attention": True}  # by layer_types: whether a layer has the window
+ACTIVATIONS = {  # the graph's activation, by its name in config.json
+    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu", "silu": "silu",
+}  # fmt: skip
 
 
 class EqualLayers(BaseModel):
     """A decoder of equal layers. Switches are class variables; what differs between models of a family is a field.
 
     Beside the fields here, a family may have these fields or properties: `tied`, `parallel`, `activation`;
-    `rope_theta`, `rope_scaling`, `rotated` (rotated channels of a head), `rotated_layers`; `window`, `windowed`;
+    `rope_theta`, `rope_scaling`, `rotated` (rotated channels of a head), `rotated_layers`; `window`, `windowed`, and
+    `local_rope_theta` of the layers with the window;
     `attention_scale`, `attention_softcap`, `logit_softcap`; `embedding_factor`, `residual_factor`, `logits_divisor`.
 
     Attributes:
@@ -53,6 +56,7 @@ class EqualLayers(BaseModel):
         NORMED_HEADS: whether queries and keys are normed, with one parameter per channel of a head; `whole`: per
             channel of all heads; `plain`: without parameters. NORM_ROTATED: whether they are rotated before.
         INTERLEAVED: whether torch rotates neighboring channels.
+        ACTIVATION: of the FFN, as config.json names it.
         KINDS: the known entries of `layer_types`. LISTED: the field with the value of each layer's kind; empty if
             layers do not differ.
         POSITION_OFFSET: rows of the position embedding that are never read.
@@ -61,7 +65,10 @@ class EqualLayers(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    KEYS: ClassVar[Keys]
+    KEYS: ClassVar[Keys] = {
+        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
+    }  # fmt: skip
     WEIGHTS: ClassVar[Names] = LLAMA
     NORM: ClassVar[Literal["rms", "layer"]] = "rms"
     GATED: ClassVar[bool] = True
@@ -110,8 +117,10 @@ class EqualLayers(BaseModel):
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
         """Return the fields in a configuration. Raise MerinoError for a variant that is not known."""
-        cls.check_layers(config)
+        if fault := cls.layers_fault(getattr(config, "layer_types", None) or ()):
+            raise MerinoError(fault)
         fields, facts = cls.model_fields, facts_by(cls.KEYS, config)
+        facts["ffn_width"] = facts.get("ffn_width") or 4 * facts["width"]
         if cls.LISTED:
             facts[cls.LISTED] = tuple(cls.KINDS[kind] for kind in config.layer_types)
         if "window" in fields and "window" not in facts:
@@ -124,6 +133,9 @@ class EqualLayers(BaseModel):
         if "head_size" in fields:
             facts["head_size"] = head_size = getattr(config, "head_dim", None) or head_size
         words = cls.rope_of(config)
+        if "local_rope_theta" in fields:
+            facts["local_rope_theta"] = plain_theta(words["sliding_attention"])
+            words = words["full_attention"]
         turned = turned_channels(words, head_size)
         if "rotated" in fields:
             facts["rotated"] = turned
@@ -134,16 +146,14 @@ class EqualLayers(BaseModel):
         return facts | rope_facts(words, turned, config.max_position_embeddings)
 
     @classmethod
-    def check_layers(cls, config: Any) -> None:
-        """Raise MerinoError for a kind of layer that is not known."""
-        unknown = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - set(cls.KINDS))
-        if unknown:
-            known = ", ".join(map(repr, cls.KINDS))
-            raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known: {known}")
+    def layers_fault(cls, kinds: Iterable[Any]) -> str:
+        """Return which entries of `layer_types` are not known; empty if all are."""
+        unknown, known = sorted(set(map(str, kinds)) - set(cls.KINDS)), ", ".join(map(repr, cls.KINDS))
+        return f"layer_types has {', '.join(map(repr, unknown))}, known: {known}" if unknown else ""
 
     @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:
-        """Return `rope_parameters` of a configuration, those of full attention if there are two."""
+        """Return `rope_parameters` of a configuration."""
         return dict(config.rope_parameters)
 
     def words(self) -> dict[str, Any]:
@@ -159,6 +169,9 @@ class EqualLayers(BaseModel):
             rope = rope_words(self.rope_theta, getattr(self, "rope_scaling", None), self.context)
             part = {PART: self.turned / self.head_size} if "rotated" in fields else {}
             words["rope_parameters"] = {**rope, **part}
+        if "local_rope_theta" in fields:
+            local = rope_words(self.local_rope_theta, None, self.context)
+            words["rope_parameters"] = {"full_attention": words["rope_parameters"], "sliding_attention": local}
         return words
 
     # Operators
@@ -229,7 +242,7 @@ class EqualLayers(BaseModel):
             ffn_norm=norm(names.ffn_norm),
             up=matrices(names.up, "ffn"),
             down=matrices(names.down, "ffn"),
-            activation=getattr(self, "activation", self.ACTIVATION),
+            activation=ACTIVATIONS[getattr(self, "activation", self.ACTIVATION)],
             gated=self.GATED,
             norm_behind_attention=norm(names.norm_behind_attention),
             norm_behind_ffn=norm(names.norm_behind_ffn),
@@ -271,6 +284,8 @@ class EqualLayers(BaseModel):
         rotated = getattr(self, "rotated_layers", None)
         if "rope_theta" not in type(self).model_fields or rotated and not rotated[layer]:
             return None
+        if "local_rope_theta" in type(self).model_fields and self.windowed[layer]:
+            return Rotary(self.local_rope_theta, self.turned)
         return Rotary(self.rope_theta, self.turned, getattr(self, "rope_scaling", None))
 
     # The state dict's layout
@@ -287,6 +302,20 @@ class EqualLayers(BaseModel):
         order, part = self.key_order(), name.split(".")[-2]
         heads = {"q_proj": self.heads, "k_proj": self.kv_heads}.get(part)
         return permuted(in_heads(order, heads)) if order is not None and heads else None
+
+
+class Windowed(BaseModel):
+    """Fields of `EqualLayers` with layers of sliding-window attention.
+
+    Attributes:
+        window: positions that a layer with a window sees, its own included.
+        windowed: of each layer, whether it has the window; the others see all positions.
+    """
+
+    KINDS: ClassVar[Mapping[str, bool]] = {"full_attention": False, "sliding_attention": True}
+
+    window: Window | None = None
+    windowed: tuple[bool, ...]
 
 
 class MultiHead:
@@ -316,9 +345,8 @@ class GatedGeometry(EqualLayers):
     """
 
     KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads", "ffn_width": "intermediate_size", "vocab": "vocab_size",
-        "context": "max_position_embeddings", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+        **EqualLayers.KEYS, "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings",
+        "norm_eps": "rms_norm_eps",
     }  # fmt: skip
 
     kv_heads: Heads

@@ -7,20 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 from merino_edge.families.geometry import Geometry
 
-
-class Loader(NamedTuple):
-    """A file beside the weights, for `from_pretrained(folder, trust_remote_code=True)` without importing merino_edge.
-
-    `classes`: those that it defines, by transformers' auto class.
-    """
-
-    module: str
-    classes: Mapping[str, str]
-    source: str
+TRANSFORMERS = "transformers"
+LOADER = "modeling_merino"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +22,12 @@ class Family:
     Attributes:
         name: `family` in bundle.json, `model_type` in config.json.
         geometry: its pydantic model, which also lists the operators and writes the graph.
-        config_name, model_name: the classes in transformers' form, which `module` has.
-        supported: keys of config.json that must have this value: the graph builder has no other variant.
+        config_name, model_name: the classes in transformers' form.
+        supported: keys of config.json that must have this value, or one of a tuple: the graph builder has no other
+            variant.
         keys: further keys of config.json that are read.
-        loader: None if transformers itself has the family.
+        module: the one that has these classes. If it is not transformers, a checkpoint gets a file LOADER beside the
+            weights, for `from_pretrained(folder, trust_remote_code=True)` without importing merino_edge.
     """
 
     name: str
@@ -42,16 +36,11 @@ class Family:
     model_name: str
     supported: Mapping[str, Any]
     keys: frozenset[str]
-    module: str = "transformers"
-    loader: Loader | None = None
+    module: str = TRANSFORMERS
 
     def config_of(self, geometry: Geometry, **keys: Any) -> Any:
         """transformers' configuration of a geometry; `keys` are passed on. Loads torch."""
         return self._class(self.config_name)(**{**geometry.words(), **keys})
-
-    def geometry_of(self, config: Any) -> Geometry:
-        """Return the geometry of such a configuration. Raise MerinoError or ValidationError for one that cannot be."""
-        return self.geometry.of_config(config)
 
     def model_class(self) -> Any:
         """Return a transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""

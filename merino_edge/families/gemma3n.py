@@ -12,23 +12,22 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from merino_edge.families.equal_layers import GatedGeometry, family
-from merino_edge.families.gemma import GELU, Gemma3Architecture
-from merino_edge.families.geometry import Keys
+from merino_edge.families.equal_layers import GatedGeometry, Windowed, family
+from merino_edge.families.gemma import GELU
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 from merino_edge.families.rotary import Positive
-from merino_edge.families.weights import Layout
 from merino_runtime.errors import MerinoError
 
 LEAST = 1e-5  # the least mean square of a stream
 Part = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
-class Gemma3nArchitecture(Gemma3Architecture):
+class Gemma3nArchitecture(Windowed, GatedGeometry):
     """A decoder of the Gemma 3n kind.
 
     Attributes:
+        local_rope_theta: of layers with the window.
         shared_layers: the last layers, each of which reads the cache of the last layer of its kind before them.
         streams: of the residual.
         rank: of the matrix beside the attention.
@@ -37,13 +36,17 @@ class Gemma3nArchitecture(Gemma3Architecture):
         scaled: whether the computed stream is scaled before it gates the table's row.
     """
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "logit_softcap": "final_logit_softcapping", "shared_layers": "num_kv_shared_layers",
         "streams": "altup_num_inputs", "rank": "laurel_rank", "layer_width": "hidden_size_per_layer_input",
         "layer_vocab": "vocab_size_per_layer_input", "scaled": "altup_correct_scale",
         "sparsity": "activation_sparsity_pattern",
     }  # fmt: skip
+    NORMED_HEADS = True
+    LISTED = "windowed"
+    attention_scale: ClassVar[float] = 1.0
 
+    local_rope_theta: Positive
     shared_layers: Annotated[int, Field(ge=0)]
     streams: Annotated[int, Field(ge=2, le=16)]
     rank: Part
@@ -62,11 +65,6 @@ class Gemma3nArchitecture(Gemma3Architecture):
         if not set(config.layer_types[first:]) <= set(config.layer_types[:first]):
             raise MerinoError("layer_types has a layer that reads another's cache, and no layer before it writes that")
         return {**super().facts(config), "ffn_width": widths.pop()}
-
-    def words(self) -> dict[str, Any]:
-        words = super().words()
-        del words["query_pre_attn_scalar"]  # the scores are not scaled
-        return words
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
@@ -92,9 +90,6 @@ class Gemma3nArchitecture(Gemma3Architecture):
         values = Norm("", None, self.norm_eps, self.head_size)
         shared = layer >= self.layers - self.shared_layers
         return replace(super().attention_of(layer), value_norm=values, shared=shared)
-
-    def layout(self, name: str) -> Layout | None:  # noqa: ARG002 - as in every geometry
-        return None
 
 
 def operators(arch: Gemma3nArchitecture) -> Iterator[Operator]:

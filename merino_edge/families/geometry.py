@@ -83,14 +83,12 @@ Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with 
 
 
 def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
-    """Return arguments of transformers' configuration."""
+    """Return arguments of transformers' configuration: lists as config.json has them, with 1 and 0 for booleans."""
     values = {key: getattr(geometry, field) for field, key in keys.items()}
-    return {key: as_list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def as_list(values: tuple[Any, ...]) -> list[Any]:
-    """Return a list as config.json has it, with 1 and 0 instead of booleans."""
-    return [int(value) if isinstance(value, bool) else value for value in values]
+    return {
+        key: [int(part) if isinstance(part, bool) else part for part in value] if isinstance(value, tuple) else value
+        for key, value in values.items()
+    }
 
 
 def facts_by(keys: Keys, config: Any) -> dict[str, Any]:

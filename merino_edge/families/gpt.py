@@ -1,34 +1,22 @@
 """The decoders after GPT (Radford et al. 2018): LayerNorm, biases, an FFN of two matrices, as many KV heads as query
 heads.
-
-GPT-2 (Radford et al. 2019) has learned positions, and so has Cerebras-GPT (arXiv 2304.03208), which is of its form.
-GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it, adds layers of sliding-window attention. GPT-NeoX
-(arXiv 2204.06745), as Pythia (arXiv 2304.01373) uses it, rotates a part of each head, and attention and FFN are
-parallel. Phi-1, Phi-1.5 (arXiv 2309.05463) and Phi-2 have one norm for both, and a head with a bias. BLOOM (arXiv
-2211.05100) has a norm on the embedding, and scores that grow with the position of the key (ALiBi, arXiv 2108.12409)
-instead of positions.
 """
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, family
-from merino_edge.families.geometry import Keys
+from merino_edge.families.equal_layers import EqualLayers, MultiHead, Rotated, Windowed, family
 from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Names
 from merino_edge.families.rotary import Positive
 from merino_edge.families.weights import TRANSPOSED, Layout, permuted
-from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
-Activation = Literal["gelu", "gelu_erf", "relu"]
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
-}  # fmt: skip
+Activation = Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"]
 GPT2 = Names(
     "transformer.h.{}", "ln_1", "attn.c_attn", out="attn.c_proj", ffn_norm="ln_2", up="mlp.c_fc", down="mlp.c_proj",
     embedding="transformer.wte", positions="transformer.wpe", final_norm="transformer.ln_f",
@@ -39,10 +27,10 @@ BLOOM_CONTEXT = 2048  # of its training; config.json often has no context
 class GptGeometry(MultiHead, EqualLayers):
     """The common part. `norm_eps`: added to the variance in LayerNorm."""
 
-    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
-    GATED: ClassVar[bool] = False
+    NORM = "layer"
+    GATED = False
     BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
-    ACTIVATION: ClassVar[str] = "gelu"
+    ACTIVATION = "gelu_new"
 
     norm_eps: Positive
 
@@ -66,12 +54,15 @@ class GptGeometry(MultiHead, EqualLayers):
         rows = np.arange(3 * self.width).reshape(self.heads, 3, self.head_size)
         return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])
 
+    def layout(self, name: str) -> Layout | None:
+        return permuted(self.head_rows()) if "query_key_value" in name else super().layout(name)
+
 
 class Gpt2Architecture(GptGeometry):
-    """A decoder of the GPT-2 kind. `activation`: `gelu` is the tanh form (GPT-2), `gelu_erf` the exact one
-    (Cerebras-GPT)."""
+    """GPT-2 (Radford et al. 2019) and Cerebras-GPT (arXiv 2304.03208): learned positions. `activation`: GPT-2 has
+    GELU's tanh form, Cerebras-GPT the exact one."""
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         "width": "n_embd", "layers": "n_layer", "heads": "n_head", "ffn_width": "n_inner", "vocab": "vocab_size",
         "context": "n_positions", "norm_eps": "layer_norm_epsilon", "activation": "activation_function",
     }  # fmt: skip
@@ -79,45 +70,23 @@ class Gpt2Architecture(GptGeometry):
 
     activation: Activation
 
-    @classmethod
-    def facts(cls, config: Any) -> dict[str, Any]:
-        facts = super().facts(config)
-        if facts["activation"] not in ACTIVATIONS:
-            known = ", ".join(map(repr, ACTIVATIONS))
-            raise MerinoError(f"activation_function is {facts['activation']!r}, supported are {known}")
-        ffn_width = facts["ffn_width"] or 4 * facts["width"]
-        return {**facts, "ffn_width": ffn_width, "activation": ACTIVATIONS[facts["activation"]]}
-
-    def words(self) -> dict[str, Any]:
-        activation = next(word for word, kind in ACTIVATIONS.items() if kind == self.activation)
-        return {**super().words(), "activation_function": activation}
-
     def layout(self, name: str) -> Layout | None:
         """Matrices of layers are [in, out] in the state dict."""
         return TRANSPOSED if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else None
 
 
-class GptNeoArchitecture(GptGeometry):
-    """A decoder of the GPT-Neo kind.
+class GptNeoArchitecture(Windowed, GptGeometry):
+    """GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) uses it: layers of sliding-window attention."""
 
-    Attributes:
-        window: positions that a layer with a window sees, its own included.
-        windowed: of each layer, whether it has the window; the others see all positions.
-    """
-
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_layers", "heads": "num_heads", "ffn_width": "intermediate_size",
-        "vocab": "vocab_size", "context": "max_position_embeddings", "norm_eps": "layer_norm_epsilon",
+    KEYS = {
+        **EqualLayers.KEYS, "layers": "num_layers", "heads": "num_heads", "norm_eps": "layer_norm_epsilon",
         "window": "window_size",
     }  # fmt: skip
     WEIGHTS = GPT2._replace(
         qkv="attn.attention.q_proj attn.attention.k_proj attn.attention.v_proj", out="attn.attention.out_proj"
     )
-    BIASES: ClassVar[tuple[str, ...]] = ("out", "ffn")
+    BIASES = ("out", "ffn")
     attention_scale: ClassVar[float] = 1.0
-
-    window: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
-    windowed: tuple[bool, ...]
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
@@ -126,20 +95,16 @@ class GptNeoArchitecture(GptGeometry):
             raise MerinoError(
                 f"attention_types lists {listed}, and attention_layers is {config.attention_layers}: correct one"
             )
-        facts = super().facts(config)
         windowed = tuple(kind == "local" for kind in config.attention_layers)  # transformers knows these two only
-        return {**facts, "ffn_width": facts["ffn_width"] or 4 * facts["width"], "windowed": windowed}
+        return {**super().facts(config), "windowed": windowed}
 
     def words(self) -> dict[str, Any]:
         kinds = ["local" if windowed else "global" for windowed in self.windowed]
         return {**super().words(), "attention_types": [[kinds, 1]]}
 
-    def layout(self, name: str) -> Layout | None:  # noqa: ARG002 - as in every geometry
-        return None
-
 
 class GptNeoxArchitecture(GptGeometry):
-    """A decoder of the GPT-NeoX kind.
+    """GPT-NeoX (arXiv 2204.06745), as Pythia (arXiv 2304.01373) uses it: rotates a part of each head.
 
     Attributes:
         rotated: channels of each head that rotary positions turn, the first ones in the state dict.
@@ -147,38 +112,31 @@ class GptNeoxArchitecture(GptGeometry):
         tied: whether the head is the embedding.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps", "parallel": "use_parallel_residual", "tied": "tie_word_embeddings",
+    KEYS = {
+        **EqualLayers.KEYS, "norm_eps": "layer_norm_eps", "parallel": "use_parallel_residual",
+        "tied": "tie_word_embeddings",
     }  # fmt: skip
     WEIGHTS = Names(
         "gpt_neox.layers.{}", qkv="attention.query_key_value", out="attention.dense", up="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h", embedding="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
     )  # fmt: skip
-    ACTIVATION: ClassVar[str] = "gelu_erf"
+    ACTIVATION = "gelu"
 
     rotated: Rotated
     rope_theta: Positive
     parallel: bool
     tied: bool
 
-    def layout(self, name: str) -> Layout | None:
-        return permuted(self.head_rows()) if "query_key_value" in name else None
-
 
 class PhiArchitecture(GptGeometry):
-    """A decoder of the Phi kind. `rotated`: channels of each head that have positions, the first ones in torch."""
+    """Phi-1, Phi-1.5 (arXiv 2309.05463) and Phi-2: one norm for attention and FFN, and a head with a bias. `rotated`:
+    channels of each head that have positions, the first ones in torch."""
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-        "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-    }  # fmt: skip
+    KEYS = {**EqualLayers.KEYS, "norm_eps": "layer_norm_eps"}
     WEIGHTS = Names(
         out="self_attn.dense", ffn_norm="", up="mlp.fc1", down="mlp.fc2", final_norm="model.final_layernorm"
     )
-    HEAD_BIAS: ClassVar[bool] = True
+    HEAD_BIAS = True
     parallel: ClassVar[bool] = True
     tied: ClassVar[bool] = False
 
@@ -193,9 +151,10 @@ class PhiArchitecture(GptGeometry):
 
 
 class BloomArchitecture(GptGeometry):
-    """A decoder of the BLOOM kind."""
+    """BLOOM (arXiv 2211.05100): a norm on the embedding, and scores that grow with the position of the key (ALiBi,
+    arXiv 2108.12409) instead of positions."""
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         "width": "hidden_size", "layers": "n_layer", "heads": "n_head", "vocab": "vocab_size", "context": "seq_length",
         "norm_eps": "layer_norm_epsilon",
     }  # fmt: skip
@@ -208,13 +167,10 @@ class BloomArchitecture(GptGeometry):
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
         config.seq_length = getattr(config, "seq_length", BLOOM_CONTEXT)
-        return {**super().facts(config), "ffn_width": 4 * config.hidden_size}
+        return super().facts(config)
 
     def attention_of(self, layer: int) -> Attention:
         return replace(super().attention_of(layer), slopes=slopes(self.heads))
-
-    def layout(self, name: str) -> Layout | None:
-        return permuted(self.head_rows()) if "query_key_value" in name else None
 
 
 def slopes(heads: int) -> tuple[float, ...]:
@@ -229,7 +185,10 @@ TIED = {"tie_word_embeddings": True}
 FAMILIES = (
     family(
         "gpt2", Gpt2Architecture, "GPT2",
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, **TIED},
+        {
+            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, **TIED,
+            "activation_function": get_args(Activation),
+        },
         ("n_ctx", "reorder_and_upcast_attn"),
         model_name="GPT2LMHeadModel",
     ),

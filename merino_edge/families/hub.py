@@ -55,9 +55,9 @@ def fetch(
         # 1. config.json, to judge the model: by its text alone, and then by its geometry.
         folder = huggingface_hub.snapshot_download(model.name, allow_patterns=[CONFIG], tqdm_class=silent_bar())
         judged_config(Path(folder))
-        from merino_edge.families.hugging_face import checked_geometry, read_config  # loads torch
+        from merino_edge.families.hugging_face import folder_geometry  # loads torch
 
-        judge(checked_geometry(read_config(Path(folder)), model.name))
+        judge(folder_geometry(Path(folder), model.name))
         # 2. The list of files, to judge their size. Without network the cache may hold all of them.
         try:
             files = huggingface_hub.snapshot_download(
@@ -151,15 +151,10 @@ def fault(model: HubModel, error: Exception) -> str:
         return f"{model.name} cannot be kept: {one_line(error)}. Make room, or set HF_HOME to another folder"
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({one_line(error)[:120]})"
-    return f"{model.name} is not whole in the cache, and {reason}. {by_hand(model)}"
-
-
-def by_hand(model: HubModel) -> str:
-    """Return how to bring a model to a machine without network."""
     folder = model.name.rpartition("/")[2]
     patterns = " ".join(f'--include "{pattern}"' for pattern in ("*.json", "*.jinja", WEIGHTS))
     return (
-        f"On a machine with network: `hf download {model.name} {patterns} --local-dir {folder}`; that is config.json,"
-        f" tokenizer.json, {WEIGHTS} and what is beside them. Bring the folder here, and export ./{folder} in place of"
-        " the name"
+        f"{model.name} is not whole in the cache, and {reason}. On a machine with network: `hf download {model.name}"
+        f" {patterns} --local-dir {folder}`; that is config.json, tokenizer.json, {WEIGHTS} and what is beside them."
+        f" Bring the folder here, and export ./{folder} in place of the name"
     )

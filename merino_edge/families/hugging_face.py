@@ -20,6 +20,7 @@ from merino_edge.families.checkpoint import (
     TOKENIZER,
     ChatTemplate,
     check_checkpoint,
+    check_tokenizer,
     read_chat_template,
     split_keys,
     stop_ids_of,
@@ -32,6 +33,7 @@ from merino_edge.families.config_json import (
     switch_faults,
     variant,
 )
+from merino_edge.families.family import LOADER, TRANSFORMERS
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
@@ -39,6 +41,14 @@ from merino_edge.storage.faults import fault_list, one_line
 from merino_runtime.errors import MerinoError
 
 SEED = 0  # of random weights
+LOADER_SOURCE = '''\
+"""For transformers, which runs this file with trust_remote_code=True. It needs the package merino_edge.
+
+trust_remote_code is not needed after `import merino_edge.families.hugging_face`.
+"""
+
+from {module} import {classes}  # noqa: F401
+'''
 
 for _family in FAMILIES.values():
     _family.model_class()  # its module registers what transformers does not have
@@ -75,10 +85,12 @@ def random_model(geometry: Geometry) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """config.json and model.safetensors, and the family's loader where transformers needs one."""
-    loader = FAMILIES[model.config.model_type].loader
-    if loader:
-        model.config.auto_map = {name: f"{loader.module}.{kind}" for name, kind in loader.classes.items()}
-        write_text(folder / f"{loader.module}.py", loader.source)
+    family = FAMILIES[model.config.model_type]
+    if family.module != TRANSFORMERS:
+        classes = {"AutoConfig": family.config_name, "AutoModelForCausalLM": family.model_name}
+        model.config.auto_map = {name: f"{LOADER}.{kind}" for name, kind in classes.items()}
+        source = LOADER_SOURCE.format(module=family.module, classes=", ".join(classes.values()))
+        write_text(folder / f"{LOADER}.py", source)
     model.save_pretrained(folder)
 
 
@@ -95,7 +107,10 @@ def read_checkpoint(
     config = transformers_config(judged, folder, say)
     geometry = checked_geometry(config, folder)
     judge(geometry)
-    tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
+    if (folder / "merges.txt").is_file():  # the older form of a tokenizer, which is not read
+        check_tokenizer(folder)
+    tokenizer = folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
+    stop_ids = stop_ids_of(folder, config.eos_token_id, geometry.vocab)
     chat = read_chat_template(folder) if tokenizer else None
     model = read_weights(judged, config, folder, say)
     return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
@@ -107,18 +122,18 @@ def checked_geometry(config: Any, source: Path | str) -> Geometry:
     family = FAMILIES[config.model_type]
     values = {key: getattr(config, key) for key in family.supported if hasattr(config, key)}
     if faults := switch_faults(config.model_type, values):
-        raise variant(source, config.model_type, "; ".join(faults))
+        raise variant(source, config.model_type, faults)
     try:
-        return family.geometry_of(config)
+        return family.geometry.of_config(config)
     except ValidationError as error:
         raise variant(source, config.model_type, fault_list(error)) from error
     except MerinoError as refusal:
         raise variant(source, config.model_type, str(refusal)) from refusal
 
 
-def read_config(folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
-    """Return transformers' configuration from the config.json of a local folder; see `transformers_config`."""
-    return transformers_config(judged_config(folder), folder, say)
+def folder_geometry(folder: Path, source: Path | str) -> Geometry:
+    """Return the geometry in the config.json of a local folder. `source`: the model's name in messages."""
+    return checked_geometry(transformers_config(judged_config(folder), folder), source)
 
 
 def transformers_config(judged: Judged, folder: Path, say: Callable[[str], None] = lambda _: None) -> Any:
@@ -195,14 +210,3 @@ def weights_hash(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def read_tokenizer(folder: Path) -> Path | None:
-    """tokenizer.json. Raise MerinoError if the folder has only the older vocab.json and merges.txt."""
-    path = folder / TOKENIZER
-    if not path.is_file() and (folder / "merges.txt").is_file():
-        raise MerinoError(
-            f"{folder} has merges.txt but no tokenizer.json: write one with"
-            " transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    return path if path.is_file() else None

@@ -1,15 +1,12 @@
-"""LFM2 and LFM2.5 (arXiv 2511.23404): LLaMA's form with gated short convolutions instead of most attentions, and norms
-of heads.
-"""
+"""LFM2: LLaMA's form with gated short convolutions instead of most attentions."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, family
-from merino_edge.families.geometry import Keys
+from merino_edge.families.equal_layers import GatedGeometry, family
 from merino_edge.families.graph_ops import KvLayer
 from merino_edge.families.operators import SLOTS, Operator, convolution
 from merino_edge.families.pre_norm import LLAMA, Layer, Linear
@@ -22,18 +19,18 @@ MORE_KEYS = (
 
 
 class Lfm2Architecture(GatedGeometry):
-    """A decoder of the LFM2 kind. `attends`: of each layer, whether it is attention; the others are gated convolutions
-    of `taps` taps."""
+    """LFM2 and LFM2.5 (arXiv 2511.23404), with norms of heads. `attends`: of each layer, whether it is attention; the
+    others are gated convolutions of `taps` taps."""
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "norm_eps": "norm_eps", "taps": "conv_L_cache"}
+    KEYS = {**GatedGeometry.KEYS, "norm_eps": "norm_eps", "taps": "conv_L_cache"}
     WEIGHTS = LLAMA._replace(
         attention_norm="operator_norm", query_norm="self_attn.q_layernorm", key_norm="self_attn.k_layernorm",
         out="self_attn.out_proj", ffn_norm="ffn_norm", up="feed_forward.w1 feed_forward.w3", down="feed_forward.w2",
         final_norm="model.embedding_norm",
     )  # fmt: skip
-    NORMED_HEADS: ClassVar[HeadNorm] = True
+    NORMED_HEADS = True
     KINDS = {"full_attention": True, "conv": False}
-    LISTED: ClassVar[str] = "attends"
+    LISTED = "attends"
 
     width: Annotated[int, Field(ge=8, le=65_536, multiple_of=2)]  # a convolution's input is cached as two halves
     attends: tuple[bool, ...]

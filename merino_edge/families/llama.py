@@ -1,57 +1,49 @@
-"""LLaMA (arXiv 2302.13971) and the families that differ from it in a few switches.
+"""LLaMA, and the families that differ from it in a few switches."""
 
-LLaMA's form: SmolLM, SmolLM2, TinyLlama, Llama 3.2, Falcon 3. Qwen2 (arXiv 2407.10671) and Qwen2.5 have biases on
-queries, keys and values. Qwen3 (arXiv 2505.09388) norms each head of queries and keys. ERNIE 4.5 rotates neighboring
-channels. OLMo 2 (arXiv 2501.00656) norms all heads together, and its other norms stand behind attention and FFN.
-Hunyuan dense (Tencent) norms heads behind the rotation, and a fixed `alpha` stretches its rotary base. StableLM 2
-(arXiv 2402.17834) has LayerNorm, and positions in a part of each head. Granite 3 (arXiv 2408.13359) has multipliers.
-Granite 4.0 is exported if all layers are attention and the FFN is one, as in the smallest models.
-"""
+from typing import Any, ClassVar
 
-from typing import Any, ClassVar, Literal, Self
+from pydantic import BaseModel
 
-from pydantic import model_validator
-
-from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Rotated, family
+from merino_edge.families.equal_layers import GatedGeometry, Rotated, family
 from merino_edge.families.geometry import Keys
 from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import Positive
 
 
 class LlamaArchitecture(GatedGeometry):
-    """A decoder of the LLaMA kind."""
+    """LLaMA (arXiv 2302.13971), SmolLM, SmolLM2, TinyLlama, Llama 3.2, Falcon 3."""
 
 
 class Qwen2Architecture(GatedGeometry):
-    """A decoder of the Qwen2 kind."""
+    """Qwen2 (arXiv 2407.10671) and Qwen2.5: biases on queries, keys and values."""
 
-    BIASES: ClassVar[tuple[str, ...]] = ("qkv",)
+    BIASES = ("qkv",)
 
 
 class Qwen3Architecture(GatedGeometry):
-    """A decoder of the Qwen3 kind."""
+    """Qwen3 (arXiv 2505.09388): norms of each head of queries and keys."""
 
-    NORMED_HEADS: ClassVar[HeadNorm] = True
+    NORMED_HEADS = True
 
 
 class Ernie45Architecture(GatedGeometry):
-    """A decoder of the ERNIE 4.5 kind."""
+    """ERNIE 4.5: rotates neighboring channels."""
 
-    INTERLEAVED: ClassVar[bool] = True
+    INTERLEAVED = True
 
 
 class Olmo2Architecture(GatedGeometry):
-    """A decoder of the OLMo 2 kind."""
+    """OLMo 2 (arXiv 2501.00656): norms all heads together, and its other norms stand behind attention and FFN."""
 
-    NORMED_HEADS: ClassVar[HeadNorm] = "whole"
+    NORMED_HEADS = "whole"
     WEIGHTS = NORMS_BEHIND
 
 
 class HunyuanArchitecture(GatedGeometry):
-    """A decoder of the Hunyuan kind."""
+    """Hunyuan dense (Tencent): norms heads behind the rotation, and a fixed `alpha` stretches its rotary base."""
 
-    NORMED_HEADS: ClassVar[HeadNorm] = True
-    NORM_ROTATED: ClassVar[bool] = True
+    NORMED_HEADS = True
+    NORM_ROTATED = True
     WEIGHTS = LLAMA._replace(query_norm="self_attn.query_layernorm", key_norm="self_attn.key_layernorm")
 
     @classmethod
@@ -65,32 +57,26 @@ class HunyuanArchitecture(GatedGeometry):
 
 
 class StableLmArchitecture(GatedGeometry):
-    """A decoder of the StableLM kind.
+    """StableLM 2 (arXiv 2402.17834): LayerNorm, and positions in a part of each head.
 
     Attributes:
         rotated: channels of each head that have positions, the first ones in torch.
         biased: whether queries, keys and values have biases.
     """
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "norm_eps": "layer_norm_eps", "biased": "use_qkv_bias"}
-    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
+    KEYS = {**GatedGeometry.KEYS, "norm_eps": "layer_norm_eps", "biased": "use_qkv_bias"}
+    NORM = "layer"
 
     rotated: Rotated
     biased: bool
-
-    @model_validator(mode="after")
-    def heads_fill_the_width(self) -> Self:
-        if self.heads * self.head_size != self.width:
-            raise ValueError(f"{self.heads} heads of {self.head_size} channels are not the width, {self.width}")
-        return self
 
     @property
     def biases(self) -> tuple[str, ...]:
         return ("qkv",) if self.biased else ()
 
 
-class GraniteArchitecture(GatedGeometry):
-    """A decoder of the Granite kind.
+class Multipliers(BaseModel):
+    """Fields of `GatedGeometry` with factors.
 
     Attributes:
         embedding_factor, residual_factor: on the embedding, and on what a sublayer adds to the residual.
@@ -109,10 +95,14 @@ class GraniteArchitecture(GatedGeometry):
     logits_divisor: Positive
 
 
-class GraniteHybridArchitecture(GraniteArchitecture):
-    """A decoder of the Granite 4.0 kind, of attention layers only."""
+class GraniteArchitecture(Multipliers, GatedGeometry):
+    """Granite 3 (arXiv 2408.13359)."""
 
-    KEYS: ClassVar[Keys] = {**GraniteArchitecture.KEYS, "ffn_width": "shared_intermediate_size"}
+
+class GraniteHybridArchitecture(Multipliers, GatedGeometry):
+    """Granite 4.0, if all layers are attention and the FFN is one, as in the smallest models."""
+
+    KEYS = {**Multipliers.KEYS, "ffn_width": "shared_intermediate_size"}
     WEIGHTS = LLAMA._replace(up="shared_mlp.input_linear", down="shared_mlp.output_linear")
 
     def words(self) -> dict[str, Any]:

@@ -1,38 +1,39 @@
-"""OPT (Zhang et al., arXiv 2205.01068), the baseline: learned positions, LayerNorm with biases, ReLU, norms before or
-behind attention and FFN.
-"""
+"""OPT (Zhang et al., arXiv 2205.01068), the baseline."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from merino_edge.families.equal_layers import EqualLayers, MultiHead, family
-from merino_edge.families.geometry import Keys
-from merino_edge.families.graph_ops import GraphOps, KvLayer
-from merino_edge.families.pre_norm import Names
+from merino_edge.families.graph_ops import GraphOps
+from merino_edge.families.pre_norm import Names, ffn, linear
 
 ROOT = "model.decoder"
 
 
 class OptArchitecture(MultiHead, EqualLayers):
-    """A decoder of the OPT kind.
+    """OPT: learned positions, LayerNorm with biases, ReLU, norms before or behind attention and FFN.
 
     Attributes:
         embed_width: of the embedding; if it is not `width`, one projection stands before the layers and one behind.
         pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
     """
 
-    KEYS: ClassVar[Keys] = {
-        "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn_width": "ffn_dim",
-        "embed_width": "word_embed_proj_dim", "vocab": "vocab_size", "context": "max_position_embeddings",
+    KEYS = {
+        **EqualLayers.KEYS, "ffn_width": "ffn_dim", "embed_width": "word_embed_proj_dim",
         "pre_norm": "do_layer_norm_before",
     }  # fmt: skip
-    WEIGHTS = Names(positions=f"{ROOT}.embed_positions")
-    NORM: ClassVar[Literal["rms", "layer"]] = "layer"
-    GATED: ClassVar[bool] = False
-    BIASES: ClassVar[tuple[str, ...]] = ("qkv", "out", "ffn")
-    POSITION_OFFSET: ClassVar[int] = 2  # the first position is row 2 of the position embedding
-    LAST_ALONE: ClassVar[bool] = False
+    WEIGHTS = Names(
+        f"{ROOT}.layers.{{}}", "self_attn_layer_norm", out="self_attn.out_proj", ffn_norm="final_layer_norm", up="fc1",
+        down="fc2", embedding=f"{ROOT}.embed_tokens", positions=f"{ROOT}.embed_positions",
+        final_norm=f"{ROOT}.final_layer_norm",
+    )  # fmt: skip
+    ACTIVATION = "relu"
+    NORM = "layer"
+    GATED = False
+    BIASES = ("qkv", "out", "ffn")
+    POSITION_OFFSET = 2  # the first position is row 2 of the position embedding
+    LAST_ALONE = False
     norm_eps: ClassVar[float] = 1e-5  # torch's default, which OPT keeps
 
     embed_width: Annotated[int, Field(ge=8, le=65_536)]
@@ -58,45 +59,31 @@ class OptArchitecture(MultiHead, EqualLayers):
     def decoder(self) -> None:
         """There is none: `build_opt` writes the graph."""
 
-    def layout(self, name: str) -> None:
-        """Weights lie in the graph as in the state dict."""
-
 
 def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
     """Write the whole graph: ids to logits of the last position."""
-    x = graph.embed(f"{ROOT}.embed_tokens.weight")
+    table = f"{arch.WEIGHTS.embedding}.weight"
+    x = graph.embed(table)
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_in.weight")
-    x = graph.add(x, graph.embed_positions(f"{ROOT}.embed_positions.weight", arch.POSITION_OFFSET))
-    for index in range(arch.layers):
-        at = f"{ROOT}.layers.{index}"
-        norms = arch.norm(f"{at}.self_attn_layer_norm"), arch.norm(f"{at}.final_layer_norm")
+    x = graph.add(x, graph.embed_positions(f"{arch.WEIGHTS.positions}.weight", arch.POSITION_OFFSET))
+    for layer in map(arch.layer_of, range(arch.layers)):
+        assert layer.attention_norm and layer.ffn_norm
+        before = graph.norm(x, layer.attention_norm) if arch.pre_norm else x
+        mixed = graph.attention(linear(graph, before, layer.qkv), layer.cache, layer.attention)
+        attended = linear(graph, mixed, layer.out)
         if arch.pre_norm:
-            attended = self_attention(graph, arch, index, graph.norm(x, norms[0]))
-            normed, x = graph.add_norm(attended, x, norms[1])
-            x = graph.add(ffn(graph, at, normed), x)
+            normed, x = graph.add_norm(attended, x, layer.ffn_norm)
+            x = graph.add(ffn(graph, layer, normed), x)
         else:
-            x, _ = graph.add_norm(self_attention(graph, arch, index, x), x, norms[0])
-            x, _ = graph.add_norm(ffn(graph, at, x), x, norms[1])
+            x, _ = graph.add_norm(attended, x, layer.attention_norm)
+            x, _ = graph.add_norm(ffn(graph, layer, x), x, layer.ffn_norm)
     x = graph.last(x)
     if arch.pre_norm:
-        x = graph.norm(x, arch.norm(f"{ROOT}.final_layer_norm"))
+        x = graph.norm(x, arch.norm(arch.WEIGHTS.final_norm))
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_out.weight")
-    graph.head(x, f"{ROOT}.embed_tokens.weight")
-
-
-def self_attention(graph: GraphOps, arch: OptArchitecture, layer: int, x: str) -> str:
-    at = f"{ROOT}.layers.{layer}.self_attn"
-    names = [f"{at}.{part}_proj" for part in "qkv"]
-    qkv = graph.packed_linear(x, [f"{name}.weight" for name in names], [f"{name}.bias" for name in names])
-    mixed = graph.attention(qkv, KvLayer(layer, arch.heads, arch.head_size), arch.attention_of(layer))
-    return graph.linear(mixed, f"{at}.out_proj.weight", f"{at}.out_proj.bias")
-
-
-def ffn(graph: GraphOps, at: str, x: str) -> str:
-    hidden = graph.activation(graph.linear(x, f"{at}.fc1.weight", f"{at}.fc1.bias"), "relu")
-    return graph.linear(hidden, f"{at}.fc2.weight", f"{at}.fc2.bias")
+    graph.head(x, table)
 
 
 SUPPORTED = {

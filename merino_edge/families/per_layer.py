@@ -1,27 +1,18 @@
-"""LLaMA's form with layers that differ in their attention.
+"""LLaMA's form with layers that differ in their attention, and Phi-3's with a window."""
 
-SmolLM3 has layers without positions. Mistral (arXiv 2310.06825) and Ministral have layers of sliding-window attention.
-EXAONE 4 (arXiv 2507.11407) has both, norms of heads, and its other norms behind attention and FFN. The decoder of text
-of Llama 4, as MobileLLM-R1 (arXiv 2509.24945) has it without experts, has layers without positions, and norms heads
-without weights. Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743) have packed matrices, a window, and LongRoPE
-over a part of each head.
-"""
-
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from merino_edge.families.equal_layers import (
     WINDOW_KEYS,
-    WINDOWED,
     GatedGeometry,
     HeadNorm,
     Rotated,
-    Window,
+    Windowed,
     family,
     in_heads,
 )
-from merino_edge.families.geometry import Keys
 from merino_edge.families.llama import NO_BIAS, NO_BIASES, SILU
 from merino_edge.families.pre_norm import LLAMA, NORMS_BEHIND
 from merino_edge.families.rotary import ORIGINAL
@@ -33,27 +24,28 @@ UNREAD = (BETA, "max_position_embeddings")  # of `rope_parameters`
 
 
 class SmolLm3Architecture(GatedGeometry):
-    """A decoder of the SmolLM3 kind. `rotated_layers`: of each layer, whether it has positions."""
+    """SmolLM3. `rotated_layers`: of each layer, whether it has positions."""
 
-    KEYS: ClassVar[Keys] = {**GatedGeometry.KEYS, "rotated_layers": "no_rope_layers"}
+    KEYS = {**GatedGeometry.KEYS, "rotated_layers": "no_rope_layers"}
 
     rotated_layers: tuple[bool, ...]
 
 
 class Llama4Architecture(GatedGeometry):
-    """A decoder of the Llama 4 kind, of text and without experts.
+    """The decoder of text of Llama 4 without experts, as MobileLLM-R1 (arXiv 2509.24945): layers without positions, and
+    norms of heads without weights.
 
     Attributes:
         rotated_layers: of each layer, whether it has positions.
         normed_heads: whether the rotated layers norm queries and keys.
     """
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "ffn_width": "intermediate_size_mlp", "rotated_layers": "no_rope_layers",
         "normed_heads": "use_qk_norm",
     }  # fmt: skip
     WEIGHTS = LLAMA._replace(up="feed_forward.gate_proj feed_forward.up_proj", down="feed_forward.down_proj")
-    INTERLEAVED: ClassVar[bool] = True
+    INTERLEAVED = True
     KINDS = dict.fromkeys(("full_attention", "chunked_attention"), True)
 
     rotated_layers: tuple[bool, ...]
@@ -63,8 +55,6 @@ class Llama4Architecture(GatedGeometry):
     def facts(cls, config: Any) -> dict[str, Any]:
         """Return the fields. Attention is full within a chunk, and its temperature is 1 within `floor_scale`, so the
         context ends there."""
-        if config.moe_layers:
-            raise MerinoError(f"moe_layers is {config.moe_layers}, supported is a model without experts")
         facts = super().facts(config)
         if "chunked_attention" in config.layer_types:
             facts["context"] = min(facts["context"], config.attention_chunk_size)
@@ -80,24 +70,18 @@ class Llama4Architecture(GatedGeometry):
         return "plain" if self.normed_heads and self.rotated_layers[layer] else False
 
 
-class MistralArchitecture(GatedGeometry):
-    """A decoder of the Mistral kind. `window`: positions that a layer with a window sees, its own included. `windowed`:
-    of each layer, whether it has the window; the others see all positions."""
-
-    KINDS = WINDOWED
-
-    window: Window | None = None
-    windowed: tuple[bool, ...]
+class MistralArchitecture(Windowed, GatedGeometry):
+    """Mistral (arXiv 2310.06825): all layers have the window, or none."""
 
 
-class MinistralArchitecture(MistralArchitecture):
-    """A decoder of the Ministral kind."""
+class MinistralArchitecture(Windowed, GatedGeometry):
+    """Ministral: some layers have the window."""
 
-    LISTED: ClassVar[str] = "windowed"
+    LISTED = "windowed"
 
 
-class Ministral3Architecture(MistralArchitecture):
-    """A decoder of the Ministral 3 kind. Its scores grow behind the original context, so its context ends there."""
+class Ministral3Architecture(Windowed, GatedGeometry):
+    """Ministral 3. Its scores grow behind the original context, so its context ends there."""
 
     @classmethod
     def rope_of(cls, config: Any) -> dict[str, Any]:
@@ -117,12 +101,13 @@ class Ministral3Architecture(MistralArchitecture):
         return {**words, "rope_parameters": {ORIGINAL: self.context, **words["rope_parameters"], BETA: 0.0}}
 
 
-class Exaone4Architecture(MistralArchitecture):
-    """A decoder of the EXAONE 4 kind. If it has layers with a window, only these have positions."""
+class Exaone4Architecture(Windowed, GatedGeometry):
+    """EXAONE 4 (arXiv 2507.11407): norms of heads, and its other norms behind attention and FFN. If it has layers
+    with a window, only these have positions."""
 
     WEIGHTS = NORMS_BEHIND
-    NORMED_HEADS: ClassVar[HeadNorm] = True
-    LISTED: ClassVar[str] = "windowed"
+    NORMED_HEADS = True
+    LISTED = "windowed"
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
@@ -136,8 +121,9 @@ class Exaone4Architecture(MistralArchitecture):
         return self.windowed if self.window else (True,) * self.layers
 
 
-class Phi3Architecture(MistralArchitecture):
-    """A decoder of the Phi-3 kind. `rotated`: channels of each head that have positions, the first ones in torch."""
+class Phi3Architecture(Windowed, GatedGeometry):
+    """Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743): packed matrices, and LongRoPE over a part of each
+    head. `rotated`: channels of each head that have positions, the first ones in torch."""
 
     WEIGHTS = LLAMA._replace(qkv="self_attn.qkv_proj", up="mlp.gate_up_proj")
 
@@ -158,7 +144,7 @@ class Phi3Architecture(MistralArchitecture):
 
 
 LLAMA4_KEYS = (
-    "layer_types", "no_rope_layer_interval", "attention_chunk_size", "moe_layers", "num_experts_per_tok",
+    "layer_types", "no_rope_layer_interval", "attention_chunk_size", "num_experts_per_tok",
     "num_local_experts", "interleave_moe_layer_step", "intermediate_size", "output_router_logits",
     "router_aux_loss_coef", "router_jitter_noise", "attn_temperature_tuning", "floor_scale", "attn_scale",
 )  # fmt: skip
@@ -173,6 +159,7 @@ FAMILIES = (
     family("exaone4", Exaone4Architecture, "Exaone4", SILU),
     family("phi3", Phi3Architecture, "Phi3", SILU, (ORIGINAL,)),
     family(
-        "llama4_text", Llama4Architecture, "Llama4", NO_BIAS, LLAMA4_KEYS, config_name="Llama4TextConfig",
+        "llama4_text", Llama4Architecture, "Llama4", {**NO_BIAS, "moe_layers": []}, LLAMA4_KEYS,
+        config_name="Llama4TextConfig",
     ),
 )  # fmt: skip

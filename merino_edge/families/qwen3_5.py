@@ -4,13 +4,13 @@ state. The others are attention with an output gate and norms of heads, which ro
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.equal_layers import GatedGeometry, HeadNorm, Heads, Rotated, family, in_heads
-from merino_edge.families.geometry import Keys, attention_operators
+from merino_edge.families.equal_layers import GatedGeometry, Heads, Rotated, family, in_heads
+from merino_edge.families.geometry import attention_operators
 from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.llama import NO_BIAS
 from merino_edge.families.operators import Operator, delta_net
@@ -31,13 +31,13 @@ class Qwen35Architecture(GatedGeometry):
         taps: of the causal convolution before DeltaNet.
     """
 
-    KEYS: ClassVar[Keys] = {
+    KEYS = {
         **GatedGeometry.KEYS, "key_heads": "linear_num_key_heads", "value_heads": "linear_num_value_heads",
         "key_size": "linear_key_head_dim", "value_size": "linear_value_head_dim", "taps": "linear_conv_kernel_dim",
     }  # fmt: skip
-    NORMED_HEADS: ClassVar[HeadNorm] = True
+    NORMED_HEADS = True
     KINDS = {"full_attention": True, "linear_attention": False}
-    LISTED: ClassVar[str] = "attends"
+    LISTED = "attends"
 
     rotated: Rotated
     attends: tuple[bool, ...]

@@ -125,13 +125,16 @@ def rope_facts(words: Mapping[str, Any], turned: int, context: int) -> dict[str,
 def scaling_of(kind: str, words: Mapping[str, Any], turned: int, context: int) -> tuple[np.ndarray, float]:
     """Return the divisor of each frequency, [turned / 2], and the factor of cos and sin."""
     half, theta, factor = turned // 2, float(words["rope_theta"]), float(words.get("factor") or 1)
+    stated = words.get("attention_factor")
     if kind == "linear":
         return np.full(half, factor), 1.0
     if kind == "longrope":
         divisors = np.array(words["short_factor"], np.float64)
         if divisors.shape != (half,):
             raise MerinoError(f"rope_scaling has {divisors.size} short factors for {half} pairs")
-        return divisors, long_magnitude(words, context)
+        longer = words.get("factor") or context / words[ORIGINAL]
+        magnitude = math.sqrt(1 + math.log(longer) / math.log(words[ORIGINAL])) if longer > 1 else 1.0
+        return divisors, magnitude if stated is None else float(stated)
     angles = theta ** -(np.arange(0, turned, 2) / turned)
     if kind == "llama3":  # long waves are stretched by `factor`, short ones are not, those between in proportion
         low, high = words["low_freq_factor"], words["high_freq_factor"]
@@ -154,16 +157,7 @@ def scaling_of(kind: str, words: Mapping[str, Any], turned: int, context: int) -
 
     by_scale = words.get("mscale") and words.get("mscale_all_dim")
     magnitude = grown(words["mscale"]) / grown(words["mscale_all_dim"]) if by_scale else grown()
-    stated = words.get("attention_factor")
     return 1 / (ramp / factor + 1 - ramp), magnitude if stated is None else float(stated)
-
-
-def long_magnitude(words: Mapping[str, Any], context: int) -> float:
-    """Return LongRoPE's factor of cos and sin."""
-    if words.get("attention_factor") is not None:
-        return float(words["attention_factor"])
-    factor = words.get("factor") or context / words[ORIGINAL]
-    return math.sqrt(1 + math.log(factor) / math.log(words[ORIGINAL])) if factor > 1 else 1.0
 
 
 def turned_channels(words: Mapping[str, Any], head_size: int) -> int:

@@ -32,19 +32,19 @@ def permuted(order: np.ndarray) -> Layout:
 
 
 class GraphWeights(Mapping[str, np.ndarray]):
-    """The weights of a state dict as the graph has them; a matrix is laid out at each access, and not kept."""
+    """The weights of a state dict as the graph has them, matrices [out, in]. A weight is laid out at each access.
+    Setting a value writes it into the arrays of the state dict."""
 
     def __init__(self, state: Weights, layout: Callable[[str], Layout | None]):
         self._state, self._layout = state, layout
-        self._vectors: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         weight, layout = self._state[name], self._layout(name)
-        if layout is None:
-            return weight
-        if weight.ndim > 1:
-            return layout.to_graph(weight)
-        return self._vectors.setdefault(name, layout.to_graph(weight))
+        return layout.to_graph(weight) if layout else weight
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        layout = self._layout(name)
+        self._state[name][...] = layout.to_state(value) if layout else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
@@ -53,22 +53,9 @@ class GraphWeights(Mapping[str, np.ndarray]):
         return len(self._state)
 
 
-class ModelWeights:
-    """The weights of a torch model as the graph has them, matrices [out, in]; writes change the model."""
-
-    def __init__(self, model: Any, layout: Callable[[str], Layout | None]):
-        self._state, self._layout = model.state_dict(), layout
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight, layout = self._state[name].numpy(), self._layout(name)
-        return layout.to_graph(weight) if layout else weight
-
-    def __setitem__(self, name: str, value: np.ndarray) -> None:
-        layout = self._layout(name)
-        self._state[name].numpy()[...] = layout.to_state(value) if layout else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
+def model_weights(model: Any, layout: Callable[[str], Layout | None]) -> GraphWeights:
+    """Return the weights of a torch model in float32, which share its memory."""
+    return GraphWeights({name: tensor.float().numpy() for name, tensor in model.state_dict().items()}, layout)
 
 
 class Blocks(NamedTuple):

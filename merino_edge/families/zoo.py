@@ -6,17 +6,13 @@ Each is of a family in the registry and has that family's own geometry. So it ca
 import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
 from merino_edge.families.rotary import rope_facts
-from merino_edge.storage.faults import fault_list
-from merino_runtime.errors import MerinoError
-
-FILE = "zoo.toml"
 
 Task = Literal["hellaswag", "piqa", "winogrande", "openbookqa", "arc_easy", "arc_challenge", "arc_mean", "lambada"]
 RANKING: tuple[Task, ...] = ("hellaswag", "piqa", "winogrande")  # in every source that has several tasks
@@ -41,15 +37,9 @@ class Scores(_Facts):
     percent: dict[Task, Annotated[float, Field(gt=0, lt=100)]]
 
 
-def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
+def geometry_of_family(raw: Any, info: ValidationInfo) -> Geometry:
     """Validate a geometry with the class of the model's family, a field before it."""
-    family = FAMILIES.get(info.data.get("family", ""))
-    if family is None:
-        raise ValueError(f"the family is not one of {', '.join(FAMILIES)}")
-    try:
-        return family.geometry.model_validate(raw)
-    except ValidationError as error:
-        raise ValueError(fault_list(error)) from None
+    return FAMILIES[info.data["family"]].geometry.model_validate(raw)
 
 
 class Model(_Facts):
@@ -60,7 +50,7 @@ class Model(_Facts):
     name: str
     hub: str
     family: str
-    geometry: Annotated[Geometry, PlainValidator(_read_geometry)]
+    geometry: Annotated[Geometry, PlainValidator(geometry_of_family)]
     source: str
     params: Parameters
     note: str = ""
@@ -74,36 +64,12 @@ class Model(_Facts):
         return sum(self.scores.percent[task] for task in RANKING) / len(RANKING)
 
 
-class Zoo(_Facts):
-    schema_version: Annotated[int, Field(alias="schema", ge=1, le=1)]
-    models: Annotated[tuple[Model, ...], Field(strict=False, min_length=1)]
-
-    @model_validator(mode="after")
-    def _ids_are_unique(self) -> Self:
-        ids = [model.id for model in self.models]
-        repeated = sorted({name for name in ids if ids.count(name) > 1})
-        if repeated:
-            raise ValueError(f"each id stands for one model, and occurs twice: {', '.join(repeated)}")
-        return self
-
-
 @cache
 def load_models() -> tuple[Model, ...]:
     """Return all models, those that follow instructions first, else in the file's order."""
-    models = parse_zoo((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
+    raw = tomllib.loads((files("merino_edge.families") / "zoo.toml").read_text(encoding="utf-8"))
+    models = [Model.model_validate(with_family_switches(raw, entry)) for entry in raw["models"]]
     return tuple(sorted(models, key=lambda model: not model.chat))
-
-
-def parse_zoo(text: str) -> tuple[Model, ...]:
-    """Return the models in the TOML of a zoo. Raise MerinoError with all its faults."""
-    try:
-        raw = tomllib.loads(text)
-        models = [_with_family_switches(raw, entry) for entry in raw.get("models", [])]
-        return Zoo.model_validate({"schema": raw.get("schema"), "models": models}).models
-    except tomllib.TOMLDecodeError as error:
-        raise MerinoError(f"{FILE} is not a TOML file: {error}. Correct it") from error
-    except ValidationError as error:
-        raise MerinoError(f"{FILE} is not valid: {fault_list(error)}. Correct it") from error
 
 
 def model(name: str) -> Model:
@@ -116,18 +82,17 @@ def exportable_models() -> dict[str, Model]:
     return {published.id: published for published in load_models()}
 
 
-def _with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+def with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """Return one model of the file with what its family shares, the full reference of its scores, and the geometry's
     form of `rope_scaling`, which is written as in config.json."""
     filled = dict(entry)
-    shared = raw.get("families", {}).get(entry.get("family"), {})
-    filled["geometry"] = geometry = {**shared, **entry.get("geometry", {})}
+    filled["geometry"] = geometry = {**raw["families"].get(entry["family"], {}), **entry["geometry"]}
     if "rope_scaling" in geometry:
         words = {"rope_theta": geometry["rope_theta"], **geometry["rope_scaling"]}
         turned = geometry.get("rotated", geometry["head_size"])
         filled["geometry"] = {**geometry, **rope_facts(words, turned, geometry["context"])}
     if "scores" in entry:
         percent = dict(entry["scores"])
-        key = percent.pop("source", None)
-        filled["scores"] = {"source": raw.get("sources", {}).get(key), "percent": percent}
+        key = percent.pop("source")
+        filled["scores"] = {"source": raw["sources"][key], "percent": percent}
     return filled

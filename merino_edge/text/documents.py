@@ -64,11 +64,6 @@ def read_file(path: Path, option: str) -> tuple[str, TextFile]:
     return text, TextFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
-    """Return only the documents of `read_texts`."""
-    return read_texts(paths, option)[0]
-
-
 def read_chunks(path: Path, what: str) -> Iterator[str]:
     """Yield the text of a file in chunks. what: its name in messages. Raise MerinoError if it is not UTF-8 text."""
     decoder, read, content = codecs.getincrementaldecoder("utf-8")(), 0, b"start"

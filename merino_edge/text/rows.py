@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from merino_edge.text.documents import read_documents
+from merino_edge.text.documents import read_texts
 from merino_edge.text.tokenizer import separator
 from merino_runtime.errors import MerinoError
 
@@ -38,6 +38,6 @@ def packed_rows(documents: Sequence[str], tokenizer: Tokenizer, length: int, wha
 def spread_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> torch.Tensor:
     """Return rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raise MerinoError if it
     cannot be read, or is shorter than one row."""
-    rows = packed_rows(read_documents([text], option), tokenizer, length, f"{option} {text}")
+    rows = packed_rows(read_texts([text], option)[0], tokenizer, length, f"{option} {text}")
     most = max(1, most_tokens // length)
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)] if len(rows) > most else rows

@@ -144,7 +144,7 @@ def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles
 @pytest.mark.parametrize(("tasks", "change", "message"), [
     (("helaswag",), None, "near names: hellaswag"),
     (("piqa",), lambda text: text.replace('"sol2"', '"sol"'), "line 1 lacks sol2: give each line goal"),
-    (("piqa",), lambda text: text + "{", "line 3 is not JSON"),
+    (("piqa",), lambda text: text + "{", "line 3, is not JSON"),
     (("piqa",), lambda _: "", "is empty"),
     (("piqa", ""), None, "has an empty name"),
 ])  # fmt: skip

@@ -44,7 +44,7 @@ def geometry(request):
 def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geometry, tmp_path):
     family = family_of(geometry)
     config = family.config_of(geometry)
-    assert (config.model_type, family.geometry_of(config)) == (family.name, geometry)
+    assert (config.model_type, family.geometry.of_config(config)) == (family.name, geometry)
     build_model(geometry, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
     assert read_checkpoint(tmp_path).geometry == geometry
     assert read_geometry(family.name, geometry.model_dump()) == geometry

@@ -68,10 +68,9 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
         key: (expected[key], config[key]) for key in set(expected) & set(config) - harmless
         if expected[key] != config[key] and not close(expected[key], config[key])
     }  # fmt: skip
-    geometry_of = FAMILIES[model.config.model_type].geometry_of
-    stored, scaled = (getattr(geometry_of(known), "rope_scaling", None) for known in (
-        AutoConfig.for_model(**words), model.config
-    ))  # fmt: skip
+    geometry_of = FAMILIES[model.config.model_type].geometry.of_config
+    geometry = geometry_of(AutoConfig.for_model(**words))
+    stored, scaled = (getattr(known, "rope_scaling", None) for known in (geometry, geometry_of(model.config)))
     if scaled:  # the file has its divisors, not its rule
         differing.pop("rope_parameters", None)
         np.testing.assert_allclose(stored.divisors, scaled.divisors, rtol=1e-5)
@@ -79,7 +78,7 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
     assert differing == {}
     state = model.state_dict()
     names = [key for key in state if key != "lm_head.weight" or not model.config.tie_word_embeddings]
-    result = dict(tensors(file, layouts(file, words, names)))
+    result = dict(tensors(file, layouts(file, geometry, names)))
     assert set(result) == set(names)
     for key in names:
         atol = 2e-7 if name.startswith("gemma") else 0

@@ -82,7 +82,7 @@ MODELS = {
     "granite untied": published("granite", tied=False, rope_scaling=ROPE_SCALED),
     "gemma3 with windows only": published("gemma3_text", layers=1, windowed=(True,), window=2, kv_heads=4),
     "gemma3 with windows longer than the context": published("gemma3_text", window=CONTEXT),
-    "gpt2 with erf": published("gpt2", activation="gelu_erf"),
+    "gpt2 with erf": published("gpt2", activation="gelu"),
     "gpt_neo of heads of 8": published("gpt_neo", heads=8, window=16),
     "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
     "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),

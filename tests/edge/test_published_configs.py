@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-from merino_edge.families.hugging_face import checked_geometry, read_config
+from merino_edge.families.hugging_face import folder_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
 
@@ -80,11 +80,11 @@ def test_there_are_as_many_as_the_project_promises():
 def test_a_published_config_is_judged_as_expected_and_a_refusal_has_a_next_step(entry, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(entry["config"]))
     if entry["verdict"] == "exported":
-        geometry = checked_geometry(read_config(tmp_path), tmp_path)
+        geometry = folder_geometry(tmp_path, tmp_path)
         assert geometry.vocab == inner(entry["config"]).get("vocab_size", 262208)  # Gemma 3's, by its class
         return
     with pytest.raises(MerinoError) as caught:
-        checked_geometry(read_config(tmp_path), tmp_path)
+        folder_geometry(tmp_path, tmp_path)
     assert entry["verdict"] in str(caught.value) and "merino-edge export" in str(caught.value)
 
 

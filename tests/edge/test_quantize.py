@@ -25,7 +25,7 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.opt import OptArchitecture
-from merino_edge.families.weights import ModelWeights
+from merino_edge.families.weights import model_weights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from tests.sample_bundles import parts, quantized
@@ -166,7 +166,7 @@ def logits(model):
 def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
     arch, random = PUBLISHED[name], np.random.default_rng(1)
     model, kept = decoder(arch, 3), decoder(arch, 3)
-    weights, sites = ModelWeights(model, arch.layout), list(sites_of(arch.decoder()))
+    weights, sites = model_weights(model, arch.layout), list(sites_of(arch.decoder()))
     for site in sites:
         columns = weights[site.after.weights[0]].shape[1]
         move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
@@ -182,7 +182,7 @@ def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
 def with_outliers(model, arch):
     """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
     weakly."""
-    weights = ModelWeights(model, arch.layout)
+    weights = model_weights(model, arch.layout)
     for index, site in enumerate(sites_of(arch.decoder())):
         factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
         factors[index % 7 :: 23] = 1 / 50

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from merino_edge.families.designed import Architecture
 from merino_edge.families.designed_torch import MerinoForCausalLM
 from merino_edge.families.hugging_face import build_model
-from merino_edge.text.documents import END_OF_TEXT, read_documents
+from merino_edge.text.documents import END_OF_TEXT, read_texts
 from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
@@ -89,7 +89,7 @@ def test_the_loss_falls_below_what_the_frequencies_of_tokens_give(finished, text
     folder, record = finished
     losses = [entry["loss"] for entry in record["losses"] if "loss" in entry]
     assert losses[0] == pytest.approx(math.log(ARCH.vocab), rel=0.05)
-    rows = packed_rows(read_documents([text]), Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context)
+    rows = packed_rows(read_texts([text])[0], Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context)
     shares = torch.bincount(rows.flatten()) / rows.numel()
     unigram = -sum(share * math.log(share) for share in shares.tolist() if share)
     assert sum(losses[-10:]) / 10 < 0.6 * unigram
@@ -135,7 +135,7 @@ def test_held_out_files_take_the_place_of_the_split(text, tmp_path):
     record = train(ARCH, [text], tmp_path / "out", recipe=SMALL, held_out=[other])
     assert record["held_out"][0]["name"] == "held.txt"
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    assert record["train_tokens"] == packed_rows(read_documents([text]), tokenizer, ARCH.context).numel()
+    assert record["train_tokens"] == packed_rows(read_texts([text])[0], tokenizer, ARCH.context).numel()
 
 
 # What tokenizer.json files put around a text: (post-processor, tokens before and after, the token that ends a text).
@@ -234,7 +234,7 @@ def test_a_run_begun_again_with_other_data_trains_its_own_tokenizer(text, tmp_pa
         patch.setattr(training, "CheckedTrainer", InterruptedAtOnce)
         train(ARCH, [other], out, recipe=SMALL)
     train(ARCH, [text], out, recipe=SMALL)
-    expected = train_tokenizer(read_documents([text]), ARCH.vocab)
+    expected = train_tokenizer(read_texts([text])[0], ARCH.vocab)
     assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab() == expected.get_vocab()
 
 

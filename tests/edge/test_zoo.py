@@ -1,12 +1,11 @@
 """The zoo against what was published and against real transformers models; the switches of a geometry each."""
 
-from importlib.resources import files
-
 import pytest
 import torch
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import DynamicCache
 
 from merino_edge.export.export import export
@@ -15,8 +14,7 @@ from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
 from merino_edge.families import operators
 from merino_edge.families.registry import FAMILIES
-from merino_edge.families.zoo import FILE, load_models, parse_zoo
-from merino_runtime.errors import MerinoError
+from merino_edge.families.zoo import Model, load_models
 
 MODELS = {each.id: each for each in load_models()}
 KNOWN = {
@@ -85,26 +83,20 @@ def test_parameters_and_cache_are_those_of_a_real_model_whatever_its_shape(sampl
     assert operators.kv_bytes(geometry.operators, tokens) == held
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("heads = 12", "heads = 13", "kv_heads"),
-        ('source = "cerebras"', 'source = "nobody"', "source"),
-        ("layers = 12", "layers = 0", "layers"),
-        ('id = "gpt2-medium"', 'id = "gpt2"', "occurs twice: gpt2"),
-        ("hellaswag = ", "helaswag = ", "helaswag"),
-        ("schema = 1", "schema = 2", "schema"),
-        ("schema = 1", "schema = ", "TOML"),
-    ],
-)
-def test_a_fault_of_the_zoo_is_named(old, new, message):
-    text = (files("merino_edge.families") / FILE).read_text(encoding="utf-8")
-    if "kv_heads" in message:
-        new = "heads = 13, kv_heads = 2"
-    assert old in text
-    with pytest.raises(MerinoError, match="^zoo.toml is not") as caught:
-        parse_zoo(text.replace(old, new))
-    assert message in str(caught.value)
+def test_each_id_names_one_model():
+    assert len(MODELS) == len(load_models())
+
+
+@pytest.mark.parametrize("change", [
+    {"ID": 1}, {"id": "GPT 2"}, {"family": "nobody's"}, {"geometry": {}},
+    {"params": {"value": 0, "exact": True, "source": ""}},
+    {"scores": {"source": "", "percent": {"helaswag": 30.0}}},
+], ids=lambda change: next(iter(change)))  # fmt: skip
+def test_a_fault_of_an_entry_is_an_error(change):
+    entry = {**MODELS["gpt2"].model_dump(), "geometry": MODELS["gpt2"].geometry.model_dump()}
+    assert Model.model_validate(entry) == MODELS["gpt2"]
+    with pytest.raises((ValidationError, KeyError)):
+        Model.model_validate({**entry, **change})
 
 
 def few_layers(geometry):

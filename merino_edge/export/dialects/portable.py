@@ -122,26 +122,21 @@ class Portable(Operations):
         return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
-        if attention.shared:
-            return self._attended(self._shared_query(qkv, layer, attention), *ports("present", layer), layer, attention)
-        query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]
+        query, *own = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]; key and value unless shared
+        key = own[0] if own else ""
         if not attention.norm_whole and not attention.norm_rotated:
             query, key = self._normed(query, key, attention)
         if attention.rotary:
-            query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
+            query = self._rotate(query, layer, attention.rotary)
+            key = self._rotate(key, layer, attention.rotary) if key else ""
         if attention.norm_rotated:
             query, key = self._normed(query, key, attention)
-        value = self.norm(value, attention.value_norm) if attention.value_norm else value
+        if not own:
+            return self._attended(query, *ports("present", layer), layer, attention)
+        value = self.norm(own[1], attention.value_norm) if attention.value_norm else own[1]
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         return self._attended(query, key, value, layer, attention)
-
-    def _shared_query(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
-        """Return queries [1, heads, T, head_size] of an attention that has queries alone."""
-        split = self.node("Reshape", [qkv, self.integers(1, -1, attention.heads, layer.head_size)])
-        query = self.node("Transpose", [split], perm=[0, 2, 1, 3])
-        query = self.norm(query, attention.query_norm) if attention.query_norm else query
-        return self._rotate(query, layer, attention.rotary) if attention.rotary else query
 
     def _attended(self, query: str, key: str, value: str, layer: KvLayer, attention: Attention) -> str:
         """Return [1, T, heads * head_size] of queries over cached and new keys and values, [1, heads, T, head_size]."""
@@ -161,7 +156,7 @@ class Portable(Operations):
         """Apply the norms of queries and keys, if there are any."""
         if not attention.query_norm or not attention.key_norm:
             return query, key
-        return self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
+        return self.norm(query, attention.query_norm), self.norm(key, attention.key_norm) if key else ""
 
     def with_earlier(self, x: str, layer: KvLayer, count: int, outside: Sequence[float] = (0.0,)) -> str:
         halves = self.node("Split", [x], outputs=2, axis=-1)
@@ -183,19 +178,20 @@ class Portable(Operations):
         return self.node("Concat", [self.node("Where", [inside, rows, empty]), x], axis=1)
 
     def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
-        """Split packed heads into query [1, heads, T, head_size], and key and value [1, layer.heads, T, head_size]."""
-        heads = (attention.heads, layer.heads, layer.heads)
-        if attention.heads == layer.heads:
-            split = self.node("Split", [qkv], outputs=3, axis=-1)
+        """Split packed heads into query [1, heads, T, head_size], and key and value [1, layer.heads, T, head_size], if
+        the attention has its own."""
+        counts = [attention.heads] if attention.shared else [attention.heads, layer.heads, layer.heads]
+        if attention.shared:
+            parts = [qkv]
+        elif attention.heads == layer.heads:
+            first = self.node("Split", [qkv], outputs=3, axis=-1)
+            parts = [first, f"{first}.1", f"{first}.2"]
         else:
-            sizes = self.integers(*(count * layer.head_size for count in heads))
-            split = self.node("Split", [qkv, sizes], outputs=3, axis=-1)
-        shapes = [self.integers(1, -1, count, layer.head_size) for count in heads]
-        query, key = split, f"{split}.1"
+            parts = self.split(qkv, [count * layer.head_size for count in counts])
         if attention.norm_whole:
-            query, key = self._normed(query, key, attention)
-        parts = zip((query, key, f"{split}.2"), shapes, strict=True)
-        return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
+            parts[:2] = self._normed(parts[0], parts[1], attention)
+        shaped = zip(parts, [self.integers(1, -1, count, layer.head_size) for count in counts], strict=True)
+        return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in shaped]
 
     def _as_heads(self, x: str, count: int, layer: KvLayer, attention: Attention) -> str:
         """Reshape x [1, heads, T, n] to [1, KV heads, heads / KV heads * T, n], or back. Query heads of one KV head are

@@ -17,7 +17,7 @@ from merino_edge.export.quantize.weights import fits
 from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
-from merino_edge.families.weights import Blocks, BlockSource, ModelWeights
+from merino_edge.families.weights import Blocks, BlockSource, GraphWeights, model_weights
 
 BITS = 8
 NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
@@ -67,7 +67,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
-    weights = ModelWeights(model, source.arch.layout)
+    weights = model_weights(model, source.arch.layout)
     sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
@@ -94,7 +94,7 @@ def sites_of(decoder: Decoder) -> Iterator[Site]:
         yield Site(decoder.final_norm, Linear((decoder.head,)))
 
 
-def move(weights: ModelWeights, site: Site, factors: np.ndarray) -> None:
+def move(weights: GraphWeights, site: Site, factors: np.ndarray) -> None:
     """Divide the channels by `factors` in `site.before`, and multiply the columns of `site.after` by them."""
     if isinstance(site.before, Norm):
         for name in (site.before.weight, site.before.bias):

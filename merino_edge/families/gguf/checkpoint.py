@@ -39,35 +39,32 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     tensors are not those that its metadata describes.
     """
     file = open_gguf(path)
-    words, config, geometry = described(file)
+    config, geometry = described(file)
     tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
     judge(geometry)
-    model, places = filled(file, words, config)
-    blocks = StoredBlocks(file, places, geometry.layout)
+    model, places = filled(file, geometry, config)
     chat = chat_template(file.metadata, str(path))
-    return GgufCheckpoint(geometry, model, stops, tokenizer, chat=chat, blocks=blocks)
+    return GgufCheckpoint(geometry, model, stops, tokenizer, chat, StoredBlocks(file, places, geometry.layout))
 
 
 def geometry_of_gguf(path: Path) -> Geometry:
     """Return the geometry of a file without reading its weights. Raise MerinoError as `read_gguf`."""
-    return described(open_gguf(path))[2]
+    return described(open_gguf(path))[1]
 
 
-def described(file: GgufFile) -> tuple[dict[str, Any], Any, Geometry]:
-    """Words of a config.json, transformers' configuration of them, and the geometry."""
+def described(file: GgufFile) -> tuple[Any, Geometry]:
+    """Return transformers' configuration and the geometry of a file."""
     words = config_of(file)
-    if words["model_type"] not in FAMILIES:
-        raise MerinoError(f"{file.path} is a {words['model_type']} model: exported are {', '.join(FAMILIES)}")
     config = made_config(file.path, lambda: AutoConfig.for_model(**words))
-    return words, config, checked_geometry(config, file.path)
+    return config, checked_geometry(config, file.path)
 
 
-def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
+def filled(file: GgufFile, geometry: Geometry, config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
     """Return the model of a configuration with the file's weights. Shapes are compared before a weight is made."""
     kind = FAMILIES[config.model_type].model_class()
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in stored_weights(kind(config)).items()}
-    places = layouts(file, words, shapes)
+    places = layouts(file, geometry, shapes)
     for name, place in places.items():
         shape = file.tensors[place.stored].shape[place.place is not None :]
         if place.shape(shape) != shapes[name]:

@@ -12,16 +12,16 @@ import numpy as np
 
 from merino_edge.families.checkpoint import CHOOSE
 from merino_edge.families.gguf.file import AGAIN, GgufFile, checked_value, shown
-from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, special_ids, vocabulary
+from merino_edge.families.gguf.metadata import Metadata, rotary, rounded, vocabulary
+from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
 HEAD, GELU = "output.weight", "gelu_pytorch_tanh"
 KV_HEADS = "attention.head_count_kv"
-SIZES = {  # by key of most families' config.json
-    "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count", "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length",
+SIZES = {  # by field of a geometry
+    "width": "embedding_length", "layers": "block_count", "heads": "attention.head_count",
+    "ffn_width": "feed_forward_length", "context": "context_length",
 }  # fmt: skip
 
 
@@ -42,32 +42,34 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors. {AGAIN}")
     config = ARCHITECTURES[name](metadata)
     metadata.refuse_others()
-    return {"pad_token_id": None, **config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
+    ids = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
+    known = {key: token_id for key, token_id in ids.items() if type(token_id) is int}
+    return {"pad_token_id": None, **config, **known, "vocab_size": vocabulary(metadata)}
 
 
-def decoder(metadata: Metadata, kind: str, *, part: bool = False, **more: Any) -> dict[str, Any]:
-    """Return the keys that most families share; one that the class of a family does not read does no harm. `part`:
-    whether that class expects the share of each head that is rotated. `more`: further keys of the family."""
-    width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
-    head_size = metadata.count("attention.key_length", max(1, width // heads))
-    if metadata.count("attention.value_length", head_size) != head_size:
-        raise MerinoError(f"{metadata.file.path}: keys and values have heads of different sizes, supported is one size")
-    by_layer = "attention.layer_norm_epsilon"
-    eps = metadata.real(by_layer if metadata.has(by_layer) else "attention.layer_norm_rms_epsilon")
-    rope, turned = rotary(metadata), metadata.count("rope.dimension_count", head_size)
-    if part or turned != head_size:
-        rope["partial_rotary_factor"] = turned / head_size
-    return {
+def decoder(metadata: Metadata, kind: str, **more: Any) -> dict[str, Any]:
+    """Return the keys that most families share, and `more`, further keys of the family."""
+    geometry: Any = FAMILIES[kind].geometry
+    heads = metadata.same_count("attention.head_count")
+    eps = "attention.layer_norm_epsilon"
+    words = {
         "model_type": kind,
-        **metadata.sizes(SIZES),
+        **{geometry.KEYS[field]: metadata.same_count(key) for field, key in SIZES.items() if field in geometry.KEYS},
+        geometry.KEYS["norm_eps"]: metadata.real(eps if metadata.has(eps) else "attention.layer_norm_rms_epsilon"),
         "num_key_value_heads": more.get("num_key_value_heads") or metadata.same_count(KV_HEADS, heads),
-        "head_dim": head_size,
-        "rope_parameters": rope,
-        "hidden_act": "silu",
         "tie_word_embeddings": not metadata.tensor(HEAD),
-        **dict.fromkeys(("rms_norm_eps", "norm_eps", "layer_norm_eps"), eps),
-        **more,
     }
+    if "rope_theta" in geometry.model_fields:
+        head_size = metadata.count("attention.key_length", max(1, metadata.count("embedding_length") // heads))
+        if metadata.count("attention.value_length", head_size) != head_size:
+            raise MerinoError(
+                f"{metadata.file.path}: keys and values have heads of different sizes, supported is one size"
+            )
+        rope, turned = rotary(metadata), metadata.count("rope.dimension_count", head_size)
+        if "rotated" in geometry.model_fields or turned != head_size:
+            rope["partial_rotary_factor"] = turned / head_size
+        words |= {"head_dim": head_size, "rope_parameters": rope, "hidden_act": "silu"}
+    return {**words, **more}
 
 
 def llama(metadata: Metadata) -> dict[str, Any]:
@@ -116,40 +118,35 @@ def lfm2(metadata: Metadata) -> dict[str, Any]:
 def phi3(metadata: Metadata) -> dict[str, Any]:
     window = metadata.value("attention.sliding_window") or None
     context = metadata.value("rope.scaling.original_context_length") or metadata.count("context_length")
-    return decoder(metadata, "phi3", part=True, sliding_window=window, original_max_position_embeddings=context)
+    return decoder(metadata, "phi3", sliding_window=window, original_max_position_embeddings=context)
 
 
 def stablelm(metadata: Metadata) -> dict[str, Any]:
     bias, parallel = metadata.tensor("blk.0.attn_q.bias"), metadata.value("use_parallel_residual", False)
-    return decoder(metadata, "stablelm", part=True, use_qkv_bias=bias, use_parallel_residual=parallel)
+    return decoder(metadata, "stablelm", use_qkv_bias=bias, use_parallel_residual=parallel)
 
 
 def gpt_neox(metadata: Metadata) -> dict[str, Any]:
     parallel = metadata.value("use_parallel_residual", True)
-    return decoder(
-        metadata, "gpt_neox", part=True, use_parallel_residual=parallel, hidden_act="gelu", attention_bias=True
-    )
+    return decoder(metadata, "gpt_neox", use_parallel_residual=parallel, hidden_act="gelu", attention_bias=True)
 
 
 def gemma2(metadata: Metadata) -> dict[str, Any]:
-    words = decoder(metadata, "gemma2", hidden_activation=GELU, **windows(metadata, 2))
-    return {
-        **words,
-        "query_pre_attn_scalar": words["head_dim"],
-        "attn_logit_softcapping": metadata.real("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0),
-    }
+    words = decoder(
+        metadata, "gemma2", hidden_activation=GELU, **windows(metadata, 2),
+        attn_logit_softcapping=metadata.real("attn_logit_softcapping", 50.0),
+        final_logit_softcapping=metadata.real("final_logit_softcapping", 30.0),
+    )  # fmt: skip
+    return {**words, "query_pre_attn_scalar": words["head_dim"]}
 
 
 def granite(metadata: Metadata) -> dict[str, Any]:
-    words = decoder(metadata, "granite", attention_bias=False, mlp_bias=False)
-    return {
-        **words,
-        "embedding_multiplier": metadata.real("embedding_scale", 1.0),
-        "residual_multiplier": metadata.real("residual_scale", 1.0),
-        "attention_multiplier": metadata.real("attention.scale", words["head_dim"] ** -0.5),
-        "logits_scaling": metadata.real("logit_scale", 1.0),
-    }
+    words = decoder(
+        metadata, "granite", attention_bias=False, mlp_bias=False, logits_scaling=metadata.real("logit_scale", 1.0),
+        embedding_multiplier=metadata.real("embedding_scale", 1.0),
+        residual_multiplier=metadata.real("residual_scale", 1.0),
+    )  # fmt: skip
+    return {**words, "attention_multiplier": metadata.real("attention.scale", words["head_dim"] ** -0.5)}
 
 
 def gemma3(metadata: Metadata) -> dict[str, Any]:
@@ -214,8 +211,7 @@ def llama4(metadata: Metadata) -> dict[str, Any]:
     words = decoder(metadata, "llama4_text", attention_bias=False, moe_layers=[], use_qk_norm=True)
     return {
         **words,
-        "intermediate_size_mlp": words["intermediate_size"],
-        "intermediate_size": metadata.count("expert_feed_forward_length", words["intermediate_size"]),
+        "intermediate_size": metadata.count("expert_feed_forward_length", words["intermediate_size_mlp"]),
         "no_rope_layers": [int(turned) for turned in rotated],
         "layer_types": ["chunked_attention" if chunked and turned else "full_attention" for turned in rotated],
         "attn_temperature_tuning": chunked,
@@ -226,32 +222,7 @@ def bloom(metadata: Metadata) -> dict[str, Any]:
     width = metadata.count("embedding_length")
     if metadata.count("feed_forward_length", 4 * width) != 4 * width:
         raise MerinoError(f"{metadata.file.path}: the FFN of bloom must be four times as wide as the model")
-    return {
-        "model_type": "bloom",
-        "hidden_size": width,
-        **metadata.sizes({"n_layer": "block_count", "n_head": "attention.head_count", "seq_length": "context_length"}),
-        "num_key_value_heads": metadata.same_count("attention.head_count_kv", metadata.count("attention.head_count")),
-        "layer_norm_epsilon": metadata.real("attention.layer_norm_epsilon"),
-    }
-
-
-def qwen2(metadata: Metadata) -> dict[str, Any]:
-    """Return the keys of Qwen 2, which are those of Qwen2-VL for text alone."""
-    metadata.value("rope.dimension_sections")
-    return decoder(metadata, "qwen2", use_sliding_window=False)
-
-
-def gpt2(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        **metadata.sizes({
-            "n_embd": "embedding_length", "n_layer": "block_count", "n_head": "attention.head_count",
-            "n_inner": "feed_forward_length", "n_positions": "context_length",
-        }),
-        "layer_norm_epsilon": metadata.real("attention.layer_norm_epsilon"),
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": not metadata.tensor(HEAD),
-    }
+    return decoder(metadata, "bloom")
 
 
 def row(kind: str, **more: Any) -> Callable[[Metadata], dict[str, Any]]:
@@ -261,15 +232,15 @@ def row(kind: str, **more: Any) -> Callable[[Metadata], dict[str, Any]]:
 
 ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
     "llama": llama,
-    "qwen2": qwen2, "qwen2vl": qwen2,
+    **dict.fromkeys(("qwen2", "qwen2vl"), row("qwen2", use_sliding_window=False)),
     "qwen3": row("qwen3", attention_bias=False, use_sliding_window=False),
     "ernie4_5": row("ernie4_5", use_bias=False),
     "olmo2": row("olmo2", attention_bias=False),
     "hunyuan-dense": row("hunyuan_v1_dense", attention_bias=False),
     "gemma": row("gemma", hidden_act=GELU),
-    "phi2": row("phi", part=True, hidden_act="gelu_new"),
+    "gpt2": row("gpt2", activation_function="gelu_new"),
+    "phi2": row("phi", hidden_act="gelu_new"),
     "exaone4": lambda metadata: decoder(metadata, "exaone4", **windows(metadata, 4)),
     "smollm3": smollm3, "phi3": phi3, "stablelm": stablelm, "granite": granite, "lfm2": lfm2, "gemma2": gemma2,
-    "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom, "gpt2": gpt2,
-    "gptneox": gpt_neox,
+    "gemma3": gemma3, "gemma3n": gemma3n, "mistral3": ministral3, "llama4": llama4, "bloom": bloom, "gptneox": gpt_neox,
 }  # fmt: skip

@@ -71,8 +71,7 @@ def open_gguf(path: Path) -> GgufFile:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            metadata, infos, end = _header(file, size)
-            tensors = _places(infos, end, size, _alignment(metadata))
+            metadata, tensors = _header(file, size)
     except _FaultError as error:
         raise MerinoError(f"{path} is no GGUF file that can be read: {error}. {AGAIN}") from error
     except OSError as error:
@@ -103,16 +102,8 @@ class _Bytes:
         return start
 
     def number(self, code: str) -> Any:
-        return self.numbers(code)[0]
-
-    def numbers(self, codes: str) -> tuple[Any, ...]:
-        start = self.take(struct.calcsize("<" + codes))
-        return struct.unpack_from("<" + codes, self.data, start)
-
-    def list_of(self, code: str, count: int) -> np.ndarray:
-        """Read a list as an array, which takes no more memory than the file."""
-        start = self.take(count * struct.calcsize("<" + code))
-        return np.frombuffer(self.data, np.dtype("<" + code), count, start).copy()
+        start = self.take(struct.calcsize("<" + code))
+        return struct.unpack_from("<" + code, self.data, start)[0]
 
     def text(self, longest: int, what: str) -> str:
         length = self.number("Q")
@@ -125,8 +116,8 @@ class _Bytes:
             raise _FaultError(f"{what} is not UTF-8") from None
 
 
-def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
-    """-> metadata, (name, shape, kind, offset) of each tensor, and where the header ends."""
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, TensorPlace]]:
+    """Return the metadata, and the tensors by name: behind the header, inside the file, not overlapping."""
     read = _Bytes(file, size)
     if file.read(len(MAGIC)) != MAGIC:
         raise _FaultError("it does not begin with GGUF")
@@ -149,8 +140,24 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, 
         if name in metadata:
             raise _FaultError(f"it has the key {shortened(repr(name))} twice")
         metadata[name] = _value(read, name)
-    infos = [_tensor(read) for _ in range(tensors)]
-    return metadata, infos, read.at
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        given = shortened(repr(alignment))
+        raise _FaultError(f"general.alignment is {given}, allowed is a power of 2 from 8 to {1 << 20}")
+    places = [_tensor(read, alignment) for _ in range(tensors)]
+    last = begin = -(-read.at // alignment) * alignment
+    for place in sorted(places, key=lambda tensor: tensor.offset):
+        if begin + place.offset < last:
+            raise _FaultError(f"tensor {shortened(repr(place.name))} lies over another")
+        last = begin + place.offset + place.nbytes
+        if last > size:
+            raise _FaultError(
+                f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}"
+            )
+    by_name = {place.name: place._replace(offset=begin + place.offset) for place in places}
+    if len(by_name) != len(places):
+        raise _FaultError("two tensors have one name")
+    return metadata, by_name
 
 
 def _value(read: _Bytes, name: str) -> Any:
@@ -171,50 +178,20 @@ def _value(read: _Bytes, name: str) -> Any:
         )
     if inner == STRING:
         return [read.text(LONGEST_TEXT, f"an entry of {shortened(repr(name))}") for _ in range(count)]
-    return read.list_of(SCALARS[inner], count)
+    kinds = np.dtype("<" + SCALARS[inner])  # an array takes no more memory than the file
+    start = read.take(count * kinds.itemsize)
+    return np.frombuffer(read.data, kinds, count, start).copy()
 
 
-def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
+def _tensor(read: _Bytes, alignment: int) -> TensorPlace:
+    """Return a tensor with its offset from the first one."""
     name = read.text(LONGEST_KEY, "the name of a tensor")
+    shown = f"tensor {shortened(repr(name))}"
     axes = read.number("I")
     if not 1 <= axes <= MOST_AXES:
-        raise _FaultError(f"tensor {shortened(repr(name))} has {axes} axes, allowed are 1 to {MOST_AXES}")
+        raise _FaultError(f"{shown} has {axes} axes, allowed are 1 to {MOST_AXES}")
     shape = tuple(read.number("Q") for _ in range(axes))[::-1]
-    return name, shape, read.number("I"), read.number("Q")
-
-
-def _alignment(metadata: Mapping[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        shown = shortened(repr(alignment))
-        raise _FaultError(f"general.alignment is {shown}, allowed is a power of 2 from 8 to {1 << 20}")
-    return alignment
-
-
-def _places(
-    infos: list[tuple[str, tuple[int, ...], int, int]], header: int, size: int, alignment: int
-) -> dict[str, TensorPlace]:
-    """Return the tensors by name. They are checked: behind the header, aligned, inside the file, not overlapping."""
-    begin = -(-header // alignment) * alignment
-    places = [_place(info, begin, alignment) for info in infos]
-    last = begin
-    for place in sorted(places, key=lambda tensor: tensor.offset):
-        if place.offset < last:
-            raise _FaultError(f"tensor {shortened(repr(place.name))} lies over another")
-        last = place.offset + place.nbytes
-        if last > size:
-            raise _FaultError(
-                f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}"
-            )
-    by_name = {place.name: place for place in places}
-    if len(by_name) != len(places):
-        raise _FaultError("two tensors have one name")
-    return by_name
-
-
-def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: int) -> TensorPlace:
-    name, shape, number, offset = info
-    shown = f"tensor {shortened(repr(name))}"
+    number, offset = read.number("I"), read.number("Q")
     try:
         kind = GGMLQuantizationType(number)
         block, nbytes = GGML_QUANT_SIZES[kind]
@@ -226,7 +203,7 @@ def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: i
         raise _FaultError(f"{shown} has rows of {shape[-1]} weights, and {kind.name} has blocks of {block}")
     if offset % alignment:
         raise _FaultError(f"{shown} begins at {offset:,}, which is no multiple of {alignment}")
-    return TensorPlace(name, kind, shape, begin + offset, math.prod(shape) // block * nbytes)
+    return TensorPlace(name, kind, shape, offset, math.prod(shape) // block * nbytes)
 
 
 def checked_value(

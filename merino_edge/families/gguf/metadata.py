@@ -21,6 +21,7 @@ LARGEST = 1 << 40
 # not 0 may change the logits, so the file is refused.
 NEUTRAL: Mapping[str, Any] = {
     "vocab_size": None, "expert_used_count": None, "rope.scaling.finetuned": None,
+    "rope.dimension_sections": None,  # of Qwen2-VL; all sections have the same positions in text
     "attention.causal": True, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
     "rope.scaling.attn_factor": 1,
 }  # fmt: skip
@@ -55,10 +56,6 @@ class Metadata(NamedTuple):
                 )
             return int(counts[0])
         return self.count(key, default)
-
-    def sizes(self, keys: Mapping[str, str]) -> dict[str, int]:
-        """Return counts by keys of config.json."""
-        return {word: self.same_count(key) for word, key in keys.items()}
 
     def real(self, key: str, default: float | None = None) -> float:
         def judge(value: Any) -> bool:
@@ -135,12 +132,6 @@ def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
         f"{metadata.file.path}: {metadata.architecture}.rope.scaling.type is {shown(kind)}: exported are linear, and"
         " yarn with its original_context_length"
     )
-
-
-def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Return the file's bos and eos; `stop_ids` of the tokenizer has further end tokens."""
-    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
-    return {word: metadata[key] for word, key in keys.items() if type(metadata.get(key)) is int}
 
 
 def vocabulary(metadata: Metadata) -> int:

@@ -46,15 +46,14 @@ class Layout(NamedTuple):
         return stored[::-1] if self.transposed else stored
 
 
-def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
+def layouts(file: GgufFile, geometry: Any, names: Iterable[str]) -> dict[str, Layout]:
     """Return the layouts of `names`, the state dict of Hugging Face's class without a tied head.
 
     Raise MerinoError if the file lacks a tensor, or has one that the model does not.
     """
     architecture = file.metadata["general.architecture"]
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    layers = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
-    known = get_tensor_name_map(number, layers)
+    known = get_tensor_name_map(number, geometry.layers)
     by_name = {}
     for name in names:
         stored, place = stored_name(known, name)
@@ -62,9 +61,9 @@ def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> 
             raise MerinoError(
                 f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has. {AGAIN}"
             )
-        by_name[name] = layout(architecture, config, name, stored)._replace(place=place)
+        by_name[name] = layout(architecture, geometry, name, stored)._replace(place=place)
     spare = sorted(set(file.tensors) - {tensor.stored for tensor in by_name.values()} - UNUSED)
-    if config.get("num_kv_shared_layers"):
+    if getattr(geometry, "shared_layers", 0):
         spare = [name for name in spare if not SHARED.fullmatch(name)]
     if spare:
         raise MerinoError(
@@ -84,17 +83,13 @@ def stored_name(known: TensorNameMap, name: str) -> tuple[str | None, int | None
     return f"{stored}.weight" if name.endswith("_scale") else stored, None
 
 
-def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str) -> Layout:
-    part = stored.split(".")[-2]
-    heads = int(config.get("num_attention_heads") or config.get("n_head", 0))
+def layout(architecture: str, geometry: Any, name: str, stored: str) -> Layout:
+    part, heads, size = stored.split(".")[-2], geometry.heads, geometry.head_size
     if architecture in PAIRS_APART and part in ("attn_q", "attn_k"):
-        of_part = heads if part == "attn_q" else int(config["num_key_value_heads"])
-        size = int(config.get("head_dim") or config["hidden_size"] // heads)
-        return Layout(stored, halves_together(of_part, size))
+        return Layout(stored, halves_together(heads if part == "attn_q" else geometry.kv_heads, size))
     if architecture in ("gemma", "gemma2", "gemma3") and part.endswith("_norm"):
         return Layout(stored, added=-1.0)
     if architecture in ("gptneox", "bloom") and part == "attn_qkv":
-        size = int(config["hidden_size"]) // heads
         return Layout(stored, np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).reshape(-1))
     if part == "conv":
         return Layout(stored, taps=True)
@@ -113,18 +108,14 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
         value = weights_of(file, form.stored)
         value = value if form.place is None else value[form.place]
         if form.rows is not None:
-            check_rows(file, form)
+            if len(form.rows) != len(value):
+                raise MerinoError(
+                    f"{file.path}: {form.stored} has {len(value)} rows, its metadata describes {len(form.rows)}."
+                    f" {AGAIN}"
+                )
             value = value[form.rows]
         value = (value.T if form.transposed else value).reshape(form.shape(value.shape))
         yield name, value + np.float32(form.added) if form.added else value
-
-
-def check_rows(file: GgufFile, form: Layout) -> None:
-    rows = file.tensors[form.stored].shape[0]
-    if form.rows is not None and len(form.rows) != rows:
-        raise MerinoError(
-            f"{file.path}: {form.stored} has {rows} rows, its metadata describes {len(form.rows)}. {AGAIN}"
-        )
 
 
 class StoredBlocks(NamedTuple):

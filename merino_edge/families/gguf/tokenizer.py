@@ -5,15 +5,15 @@ names. `llama` is SentencePiece's BPE: the pair of the highest score is joined f
 own are spelled <0xNN>. The meaning of a name of `pre`: src/llama-vocab.cpp of llama.cpp.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.gguf.file import AGAIN, checked_value, shown
-from merino_edge.storage.faults import shortened
+from merino_edge.storage.faults import one_line, shortened
 from merino_runtime.errors import MerinoError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of tokens
@@ -33,19 +33,19 @@ class Words(NamedTuple):
     """How text is cut before its words are encoded.
 
     `expression`: None for GPT-2's own. `digits`: each digit is a word. `whole`: a word that is a token is taken as it
-    is, whatever the merges. `normalizer`: None if the text stays as it is. `begins`: whether text begins with the
-    bos token by default.
+    is, whatever the merges. `composed`: whether the text is brought into the form NFC. `begins`: whether text begins
+    with the bos token by default.
     """
 
     expression: str | None = None
     digits: bool = False
     whole: bool = False
-    normalizer: str | None = None
+    composed: bool = False
     begins: bool = False
 
 
 LLAMA3 = Words(f"{CONTRACTIONS}|{REST % '{1,3}'}", whole=True, begins=True)
-QWEN2 = Words(f"{CONTRACTIONS}|{REST % ''}", normalizer="NFC")
+QWEN2 = Words(f"{CONTRACTIONS}|{REST % ''}", composed=True)
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?"
@@ -57,7 +57,7 @@ GROUPS: Mapping[str, Words] = {
     " gpt-neox granite-docling": Words(),
     "smollm starcoder refact command-r codeshell exaone minerva-7b": Words(digits=True),
     "qwen2 deepseek-r1-qwen megrez kormo f2llmv2": QWEN2,
-    "stablelm2": QWEN2._replace(normalizer=None),
+    "stablelm2": QWEN2._replace(composed=False),
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": LLAMA3,
     "dbrx smaug-bpe": LLAMA3._replace(whole=False, begins=False),
     "gpt-4o llama4 kanana2": Words(GPT4O),
@@ -71,18 +71,6 @@ class Tokens(NamedTuple):
     texts: list[str]
     kinds: Sequence[int]
     metadata: Mapping[str, Any]
-
-    @property
-    def added(self) -> list[dict[str, Any]]:
-        """The tokens that are matched in a text before BPE: special ones, and user-defined ones."""
-        return [
-            {
-                "id": index, "content": self.texts[index], "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": kind != USER_DEFINED,
-            }
-            for index, kind in enumerate(self.kinds)
-            if kind in (CONTROL, UNKNOWN, USER_DEFINED) and self.texts[index]
-        ]  # fmt: skip
 
     def id(self, name: str) -> int | None:
         """Return a special token by its name in the metadata, such as `bos`; None if there is none."""
@@ -125,10 +113,27 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
             f"the GGUF's tokenizer is {shortened(repr(kind))}, known are {', '.join(MODELS)}: export the model from its"
             " Hugging Face folder"
         )
-    return json.dumps(MODELS[kind](tokens_of(metadata)), ensure_ascii=False, separators=(",", ":"))
+    tokens = tokens_of(metadata)
+    vocabulary = {text: index for index, text in enumerate(tokens.texts)}
+    if len(vocabulary) != len(tokens.texts):  # one of two could never be chosen
+        twice = next(text for index, text in enumerate(tokens.texts) if vocabulary[text] != index)
+        raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice. {AGAIN}")
+    try:
+        tokenizer = MODELS[kind](tokens, vocabulary)
+    except MerinoError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise MerinoError(f"the GGUF's tokens and merges do not fit: {one_line(error)}. {AGAIN}") from error
+    added = [  # matched in a text before BPE
+        AddedToken(tokens.texts[index], special=kind != USER_DEFINED, normalized=False)
+        for index, kind in enumerate(tokens.kinds) if kind in (CONTROL, UNKNOWN, USER_DEFINED) and tokens.texts[index]
+    ]  # fmt: skip
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
+    return str(tokenizer.to_str())
 
 
-def byte_level(tokens: Tokens) -> dict[str, Any]:
+def byte_level(tokens: Tokens, vocabulary: dict[str, int]) -> Tokenizer:
     name = tokens.metadata.get("tokenizer.ggml.pre", "missing")
     if name not in WORDS:
         raise MerinoError(
@@ -137,72 +142,54 @@ def byte_level(tokens: Tokens) -> dict[str, Any]:
         )
     words = WORDS[name]
     merges = checked_value(tokens.metadata, "tokenizer.ggml.merges", of_strings, "a list of texts")
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens.added,
-        "normalizer": {"type": words.normalizer} if words.normalizer else None,
-        "pre_tokenizer": word_cutter(words),
-        "post_processor": beginning(tokens, words.begins),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            **({"ignore_merges": True} if words.whole else {}),
-            "vocab": vocabulary(tokens), "merges": merges,
-        },
-    }  # fmt: skip
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=words.whole))
+    if words.composed:
+        tokenizer.normalizer = normalizers.NFC()
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words.expression is None)
+    cut: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Digits(individual_digits=True)] if words.digits else []
+    if words.expression:
+        cut = [pre_tokenizers.Split(Regex(words.expression), "isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cut, to_bytes]) if cut else to_bytes
+    tokenizer.decoder = decoders.ByteLevel()
+    prepend_bos(tokenizer, tokens, words.begins)
+    return tokenizer
 
 
-def word_cutter(words: Words) -> dict[str, Any]:
-    bytes_only = {
-        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words.expression is None,
-    }  # fmt: skip
-    before: list[dict[str, Any]] = []
-    if words.digits:
-        before = [{"type": "Digits", "individual_digits": True}]
-    elif words.expression:
-        before = [
-            {"type": "Split", "pattern": {"Regex": words.expression}, "behavior": "Isolated", "invert": False}
-        ]  # fmt: skip
-    return {"type": "Sequence", "pretokenizers": [*before, bytes_only]} if before else bytes_only
-
-
-def sentence_piece(tokens: Tokens) -> dict[str, Any]:
+def sentence_piece(tokens: Tokens, vocabulary: dict[str, int]) -> Tokenizer:
     scores = tokens.metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens.texts) or scores.dtype.kind != "f":
         raise MerinoError(
             f"the GGUF has {len(tokens.texts):,} tokens, and tokenizer.ggml.scores has none for each. {AGAIN}"
         )
-    unknown = tokens.id("unknown")
-    spaced = tokens.flag("add_space_prefix", True)
-    to_marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    first_space = [{"type": "Prepend", "prepend": SPACE}] if spaced else []
-    without_first = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens.added,
-        "normalizer": {"type": "Sequence", "normalizers": [*first_space, to_marks]},
-        "pre_tokenizer": None,
-        "post_processor": beginning(tokens, True),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}, *without_first,
-            ],
-        },
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None if unknown is None else tokens.texts[unknown],
-            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-            "vocab": vocabulary(tokens), "merges": merges_of(tokens, scores.tolist()),
-        },
-    }  # fmt: skip
+    unknown, spaced = tokens.id("unknown"), tokens.flag("add_space_prefix", True)
+    tokenizer = Tokenizer(models.BPE(
+        vocab=vocabulary, merges=merges_of(tokens, scores.tolist()), fuse_unk=True, byte_fallback=True,
+        unk_token=None if unknown is None else tokens.texts[unknown],
+    ))  # fmt: skip
+    to_marks, to_spaces = normalizers.Replace(" ", SPACE), decoders.Replace(SPACE, " ")
+    tokenizer.normalizer = normalizers.Sequence([*[normalizers.Prepend(SPACE)] * spaced, to_marks])
+    without_first = [decoders.Strip(" ", 1, 0)] * spaced
+    tokenizer.decoder = decoders.Sequence([to_spaces, decoders.ByteFallback(), decoders.Fuse(), *without_first])
+    prepend_bos(tokenizer, tokens, True)
+    return tokenizer
 
 
-def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
+def prepend_bos(tokenizer: Tokenizer, tokens: Tokens, default: bool) -> None:
+    """Put the bos token before each text if the file's tokenizer adds one."""
+    bos = tokens.id("bos")
+    if bos is not None and tokens.flag("add_bos_token", default):
+        text = tokens.texts[bos]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[text, "$A"], pair=[text, "$A", "$B:1"], special_tokens=[(text, bos)]
+        )
+
+
+def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[tuple[str, str]]:
     """Return the pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
 
-    A pair is written "left right", a fifth shorter than a list, and read by all versions of tokenizers. Spaces have
-    become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched in the text
-    before.
+    Spaces have become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are matched
+    in the text before.
     """
     joined = {
         text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED and " " not in text
@@ -212,33 +199,10 @@ def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[str]:
         for text, index in joined.items() for cut in range(1, len(text))
         if text[:cut] in joined and text[cut:] in joined
     ]  # fmt: skip
-    return [f"{left} {right}" for _, _, left, right in sorted(pairs)]
+    return [(left, right) for _, _, left, right in sorted(pairs)]
 
 
-def vocabulary(tokens: Tokens) -> dict[str, int]:
-    """Return ids by text. Raise MerinoError for two tokens with the same text, one of which could never be chosen."""
-    ids = {text: index for index, text in enumerate(tokens.texts)}
-    if len(ids) != len(tokens.texts):
-        twice = next(text for index, text in enumerate(tokens.texts) if ids[text] != index)
-        raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice. {AGAIN}")
-    return ids
-
-
-def beginning(tokens: Tokens, default: bool) -> dict[str, Any] | None:
-    """Return the bos token before each text, where the tokenizer adds one."""
-    bos = tokens.id("bos")
-    if bos is None or not tokens.flag("add_bos_token", default):
-        return None
-    text = tokens.texts[bos]
-    special, sequence = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    second = {"Sequence": {"id": "B", "type_id": 1}}
-    return {
-        "type": "TemplateProcessing", "single": [special, sequence], "pair": [special, sequence, second],
-        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
-    }  # fmt: skip
-
-
-MODELS: Mapping[str, Callable[[Tokens], dict[str, Any]]] = {"gpt2": byte_level, "llama": sentence_piece}
+MODELS: Mapping[str, Callable[[Tokens, dict[str, int]], Tokenizer]] = {"gpt2": byte_level, "llama": sentence_piece}
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
