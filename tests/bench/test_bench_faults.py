@@ -12,9 +12,8 @@ import zipfile
 
 import pytest
 import quick_bench
-from hostile_folder import Hostile, check_modules
 from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes
-from processes import run_bounded
+from processes import Hostile, check_modules, run_bounded
 
 from merino_bench.fresh_process import run_separately
 from merino_runtime.delivery import agent

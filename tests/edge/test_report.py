@@ -9,7 +9,7 @@ from statistics import geometric_mean
 
 import numpy as np
 import pytest
-from local_programs import headless
+from processes import headless
 from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_folder import Hostile
-from processes import run_bounded
+from processes import Hostile, run_bounded
 from sample_models import ARCH, write_stories
 from sample_probe import MACHINE, synthetic
 from sample_records import many, opt, record

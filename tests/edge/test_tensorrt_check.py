@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
-from sample_bundles import graph_bundle
-from sample_models import SMALL, small
+from sample_models import SMALL, graph_bundle, small
 
 from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.export.export import export

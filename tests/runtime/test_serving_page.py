@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("torch")  # of the workstation, which makes the bundle
 
 from chat_bundle import make_bundle  # noqa: E402
-from local_programs import headless  # noqa: E402
+from processes import headless  # noqa: E402
 from served import SLOW, Server  # noqa: E402
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ and a quantized format on a CPU of each kind, `make test-nightly` every format o
 Processes that start others, as installing does, run on the CPU that was named too.
 """
 import functools
+import itertools
 import json
 import shutil
 import signal
@@ -37,14 +38,17 @@ from emulated_board import (
 )
 from served import ROOT, Server
 
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
 from merino_edge.prediction.formats import FIRST_FUSED
 from merino_edge.profiles.reading import load_profile
+from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io.board import ARM_FEATURES
+from tests.sample_models import QWEN35, small
 
 LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
@@ -248,3 +252,31 @@ def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_p
     (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "board.pth").write_text("/opt/site\n")
     done = in_grandchild(cpu, "env/bin/python3", "merino.pyz", "selftest", "bundle", cwd=tmp_path)
     assert output(done).startswith("ok: ")
+
+
+# Gated convolutions (LFM2) and recurrent states (Qwen3.5), also truncated.
+HYBRIDS = {"lfm2": small("lfm2", width=128, ffn_width=192, head_size=32), "qwen3.5": QWEN35}
+IDS = [7, 41, 3, 90, 12, 55, 8, 23, 77, 61]
+# A text, a part of it again behind another end, and the first one continued.
+STEPS = [["prompt", IDS[:6]], ["step", IDS[6]], ["step", IDS[7]], ["truncate", 4], ["step", 30], ["prompt", IDS[:9]]]
+DAILY_HYBRIDS = [("cortex-a53", "lfm2", "int4"), ("cortex-a76", "qwen3.5", "int4")]
+
+
+@pytest.mark.parametrize(("cpu", "family", "precision"), [
+    pytest.param(*case, marks=() if case in DAILY_HYBRIDS else pytest.mark.nightly, id="-".join(case))
+    for case in itertools.product(BY_DEFAULT, HYBRIDS, ["fp32", "int4"])
+])  # fmt: skip
+def test_a_board_computes_what_this_machine_does(cpu, family, precision, tmp_path):
+    write_random_bundle(HYBRIDS[family], precision, tmp_path / "bundle", family)
+    backend, expected = open_backend(load_bundle(str(tmp_path / "bundle"))), []
+    for place, length in ((None, 6), (6, None), (7, None)):
+        expected.append((backend.prefill(IDS[:length]) if place is None else backend.step(IDS[place])).copy())
+    backend.truncate(4)
+    expected.append(backend.step(30).copy())
+    backend.truncate(4)
+    expected.append(backend.prefill(IDS[4:9]).copy())
+    out, app = tmp_path / "logits.npy", tmp_path / "bundle" / "merino.pyz"
+    output(on_board(cpu, LOGITS, tmp_path / "bundle", json.dumps(STEPS), out, path=f"{SITE}:{app}"))
+    logits, expected = np.load(out), np.array(expected)
+    error = np.square(logits - expected).mean() / np.square(expected).mean()
+    assert error < (1e-9 if precision == "fp32" else 1e-2)

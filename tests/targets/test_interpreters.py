@@ -161,11 +161,11 @@ def test_a_prompt_goes_on_from_what_the_cache_holds(
 # Of no board with 3.6; of many forged files; of pure arithmetic; of the tests' own GPU; of refusals and faults that are
 # tried one by one, most in processes of their own; of the grammars of constrained answers and of packed files.
 NOT_BY_DAY = (
-    "not (10.3.0 or hostile or bench_ratios or stand_in or constraints"
+    "not (10.3.0 or hostile or covers_the_truth or misuse or constraints"
     " or delivery_packed or cannot_be or without_a_package or memory_ends or opens_no_connection"
     " or writes_nothing or killed or damage or fails_at_any_call)"
 )
-WORKSTATIONS = ("test_runtime_syntax.py", "test_probe_graphs.py")  # these need newer Pythons, or torch
+WORKSTATIONS = ("test_probe_graphs.py",)  # needs torch
 
 
 def test_what_is_not_slow_passes_under_the_oldest_python(bundle_dirs, chat_dir, tmp_path):

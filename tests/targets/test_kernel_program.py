@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from local_programs import has_headers
+from processes import has_headers
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
 NAMES = ("attention", "taps", "pool")

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from sample_bundles import graph_bundle
-from sample_models import SMALL, small
+from sample_models import SMALL, graph_bundle, small
 
 from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.families.designed import Architecture
