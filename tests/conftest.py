@@ -94,14 +94,12 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def few_answers():
-    """An export of this process compares 4 answers of the model with the bundle's, in place of 64, which take most of
-    its time. What they tell: test_calibrate.py."""
-    module = sys.modules.get("merino_edge.export.export")  # of a file that has tests of exports
+    """For the exports of this process: see ask_less."""
     with pytest.MonkeyPatch.context() as patch:
-        if module is not None:
-            from merino_edge.export.divergence import QUESTIONS
+        if "merino_edge.export.export" in sys.modules:  # by a file that has tests of exports
+            from forked import ask_less
 
-            patch.setattr(module, "answers_of", partial(module.answers_of, questions=QUESTIONS[::16]))
+            ask_less(patch.setattr)
         yield
 
 

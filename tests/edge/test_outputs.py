@@ -236,7 +236,7 @@ def test_devices_shows_every_id_whole(width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [WIDTHS[0], pytest.param(WIDTHS[1], marks=BY_NIGHT)])
 @pytest.mark.parametrize("arguments", [
     ["devices", "raspberry-pi-4"], ["recommend", "--board", "raspberry-pi-zero-2w"],
     ["design", "--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],

@@ -65,7 +65,7 @@ def all_built():
     sizes += [(name, model(name).geometry, 256) for name in ("opt-125m", "opt-350m")]
     for name, arch, context in sizes:
         for precision in ("fp32", "fp16"):
-            by_day = name == "design" or (precision == "fp16" and name in DAILY)
+            by_day = (name, precision) in (("design", "fp32"), ("opt-125m", "fp16"))
             if (name, precision) != ("opt-350m", "fp32"):
                 marks = () if by_day else pytest.mark.nightly
                 yield pytest.param(arch, precision, context, marks=marks, id=f"{name} {precision}")
