@@ -187,6 +187,26 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
 
 
 @pytest.fixture
+def here(capfd, monkeypatch):
+    """A function: words of `merino-edge` -> (exit code, stdout, stderr), in this process: an exception that becomes no
+    message is the test's."""
+    from contextlib import chdir
+
+    from merino_edge.cli.app import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words, cwd="."):
+        capfd.readouterr()
+        with chdir(cwd), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
 def small_space(monkeypatch):
     """`recommend` of this process searches few decoders by default."""
     from forked import search_less

@@ -19,7 +19,7 @@ from sample_records import record
 from typer.main import get_command
 
 from merino_bench.harness.render import as_json, render
-from merino_edge.cli.app import app, main
+from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_ids, profile_text
 from merino_runtime.bundle import load_bundle
@@ -32,20 +32,6 @@ def run(*arguments, cwd=None, first=""):
     done = forked.run(arguments, first=first, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def here(capfd, monkeypatch):
-    """`run` in this process: an exception that becomes no message is the test's."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_here(*arguments, cwd="."):
-        capfd.readouterr()
-        with contextlib.chdir(cwd), pytest.raises(SystemExit) as ended:
-            main([str(word) for word in arguments])
-        return ended.value.code or 0, *capfd.readouterr()
-
-    return run_here
 
 
 def test_devices_json_lists_every_board_with_its_budget():

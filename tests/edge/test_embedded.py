@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from merino_edge import embedded
 from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
 from merino_edge.embedded import FOLDER
 from merino_edge.families.designed import Architecture
@@ -64,12 +63,12 @@ def test_its_description_is_what_todays_exporter_writes():
 
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(embedded.__file__).parent / "house"
+HOUSE = FOLDER.parent / "house"
 
 
 @pytest.fixture(scope="module")
 def model():
-    with open_model(str(FOLDER)) as opened:
+    with open_model(str(HOUSE)) as opened:
         yield opened
 
 
@@ -116,9 +115,9 @@ def test_unlocking_is_asked_for(model, home):
 
 
 def test_the_bundle_is_small():
-    files = [path for path in FOLDER.iterdir() if path.suffix != ".md"]
+    files = [path for path in HOUSE.iterdir() if path.suffix != ".md"]
     assert sum(path.stat().st_size for path in files) < 3_000_000
-    assert json.loads((FOLDER / "bundle.json").read_text())["precision"] == "int8"
+    assert json.loads((HOUSE / "bundle.json").read_text())["precision"] == "int8"
 
 
 def test_words_are_those_of_the_sentence():
