@@ -54,6 +54,7 @@ LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
+QUANTIZED = [("fused", "int4"), ("fused", "int8"), ("portable", "int8")]
 DAILY = ("fused", "int4")  # by day on a CPU without dotprod: one with it runs a hybrid, of DAILY_HYBRIDS
 
 pytestmark = [pytest.mark.slow, needs_board]
