@@ -94,14 +94,12 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def few_answers():
-    """An export of this process compares 4 answers of the model with the bundle's, in place of 64, which take most of
-    its time. What they tell: test_calibrate.py."""
-    module = sys.modules.get("merino_edge.export.export")  # of a file that has tests of exports
+    """For the exports of this process: see ask_less."""
     with pytest.MonkeyPatch.context() as patch:
-        if module is not None:
-            from merino_edge.export.divergence import QUESTIONS
+        if "merino_edge.export.export" in sys.modules:  # by a file that has tests of exports
+            from forked import ask_less
 
-            patch.setattr(module, "answers_of", partial(module.answers_of, questions=QUESTIONS[::16]))
+            ask_less(patch.setattr)
         yield
 
 
@@ -186,6 +184,26 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
     tokenizer = train_tokenizer([TEXT], VOCAB)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def here(capfd, monkeypatch):
+    """A function: words of `merino-edge` -> (exit code, stdout, stderr), in this process: an exception that becomes no
+    message is the test's."""
+    from contextlib import chdir
+
+    from merino_edge.cli.app import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words, cwd="."):
+        capfd.readouterr()
+        with chdir(cwd), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
 
 
 @pytest.fixture

@@ -1,14 +1,19 @@
 """Processes that tests start: one that cannot outlive its test, in a group of its own that is killed at the end, and
-one on a terminal of a given width. Runs on Python 3.6."""
+one on a terminal of a given width; modules that a stranger puts where commands are run; and programs of this machine
+that tests may call. Runs on Python 3.6."""
 import contextlib
 import fcntl
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
+
+import pytest
 
 TIMEOUT_S = 240
 
@@ -70,3 +75,73 @@ def read_until_closed(fd):
         except OSError:  # the other end is closed
             os.close(fd)
             return shown
+
+
+NAMES = ("numpy", "pip", "venv", "torch", "json", "onnxruntime", "tokenizers", "psutil", "argparse", "subprocess",
+         "multiprocessing", "linecache")
+MODULE = "open({!r}, 'a').write(__file__ + chr(10))\n"
+
+
+def environment(**variables):
+    """Return this process's environment without PYTHONSAFEPATH, which a command that a test calls in-process leaves."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return dict(kept, **variables)
+
+
+class Hostile:
+    """A folder with modules that a stranger put there: each leaves a mark when it is imported. Commands run in it."""
+
+    def __init__(self, folder):
+        self.folder, self.mark = str(folder), str(folder) + ".mark"
+        self.fill(folder)
+
+    def fill(self, folder):
+        for name in NAMES:
+            with open(os.path.join(str(folder), name + ".py"), "w") as file:
+                file.write(MODULE.format(self.mark))
+
+    def run(self, call, code=0, **variables):
+        """Runs a command in the folder, and fails if a module there was imported. -> stdout and stderr"""
+        done = subprocess.run([str(word) for word in call], cwd=self.folder, env=environment(**variables),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        printed = done.stdout.decode("utf-8", "replace")
+        assert self.imported() == [], printed
+        assert done.returncode == code, printed
+        return printed
+
+    def imported(self):
+        if not os.path.exists(self.mark):
+            return []
+        with open(self.mark) as file:
+            return file.read().split()
+
+
+def check_modules(folder):
+    """The modules do leave marks: the test of the test."""
+    hostile = Hostile(folder)
+    subprocess.run([sys.executable, "-c", "import numpy, pip"], cwd=hostile.folder, env=environment())
+    assert {"numpy.py", "pip.py"} <= {os.path.basename(path) for path in hostile.imported()}
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+
+
+@contextlib.contextmanager
+def headless():
+    driven = pytest.importorskip("playwright.sync_api").sync_playwright
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
+    with driven() as driver:
+        result = driver.chromium.launch(executable_path=path, args=list(QUIET))
+        yield result
+        result.close()
+
+
+HEADERS = ["-fsyntax-only", "-include", "stdio.h", "-x", "c", "/dev/null"]
+
+
+def has_headers(compiler):
+    """Whether a compiler is here with the headers of its C library."""
+    return bool(shutil.which(compiler)) and not subprocess.call([compiler] + HEADERS, stderr=subprocess.DEVNULL)

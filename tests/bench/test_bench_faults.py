@@ -12,9 +12,8 @@ import zipfile
 
 import pytest
 import quick_bench
-from hostile_folder import Hostile, check_modules
 from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes
-from processes import run_bounded
+from processes import Hostile, check_modules, run_bounded
 
 from merino_bench.fresh_process import run_separately
 from merino_runtime.delivery import agent
@@ -98,8 +97,7 @@ BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
 VERBS_HERE = [("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), ("info", "."), ("info", "--check", "."),
               ("selftest", "."), ("info", "beside.merino"), ("info", "--check", "beside.merino"),
               ("status", "--root", "ROOT"), BENCH_HERE,
-              ("install", "beside.merino", "--allow-unsigned", "--root", "ROOT"),
-              pytest.param(("probe", "-o", "ROOT"), marks=pytest.mark.nightly)]
+              ("install", "beside.merino", "--allow-unsigned", "--root", "ROOT")]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +122,11 @@ def test_the_modules_leave_marks(tmp_path):
     check_modules(tmp_path)
 
 
-@pytest.mark.parametrize("program", ["merino.pyz", "python -m"])
-@pytest.mark.parametrize("verb", VERBS_HERE, ids=lambda words: "-".join(words[:2]))
+@pytest.mark.parametrize("verb, program", [
+    *((verb, "merino.pyz") for verb in VERBS_HERE), (("selftest", "."), "python -m"),
+    *(pytest.param(verb, "python -m", marks=pytest.mark.nightly) for verb in VERBS_HERE if verb[0] != "selftest"),
+    pytest.param(("probe", "-o", "ROOT"), "merino.pyz", marks=pytest.mark.nightly),
+], ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]))
 def test_no_verb_of_a_board_imports_from_the_current_folder(verb, program, hostile, app, chat_dir, tmp_path):
     call = [sys.executable, app] if program == "merino.pyz" else [sys.executable, "-m", "merino_bench"]
     places = {"CHAT": chat_dir, "ROOT": tmp_path / "root"}

@@ -143,7 +143,7 @@ def files_of_an_orin(folder, patch):
 
 
 @pytest.mark.parametrize("board, id_s, step_s", [
-    (program_of_a_raspberry_pi_5, 0.11, 0.1), (files_of_an_orin, 0.025, 0.02)])
+    pytest.param(program_of_a_raspberry_pi_5, 0.11, 0.1, marks=pytest.mark.nightly), (files_of_an_orin, 0.025, 0.02)])
 def test_every_row_has_energy_at_the_interval_of_the_source(board, id_s, step_s, bundle_dirs, tmp_path, monkeypatch):
     """Also the last row, after which nothing runs, and the power at rest."""
     name, watts = board(tmp_path, monkeypatch)

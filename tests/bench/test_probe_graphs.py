@@ -20,7 +20,7 @@ from merino_runtime.backends import open_backend
 from probe_graphs import build
 from probe_graphs.build import operator_graph
 from probe_graphs.grid import graphs_to_ship
-from tests.sample_bundles import quantized
+from tests.sample_models import quantized
 
 pytestmark = pytest.mark.slow
 

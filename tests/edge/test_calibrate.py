@@ -33,8 +33,7 @@ from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Generation, Token
 from merino_runtime.sampling import GREEDY, GenerateOptions
-from tests.sample_bundles import mean_loss, parts, quantized
-from tests.sample_models import SMALL, small
+from tests.sample_models import SMALL, mean_loss, parts, quantized, small
 
 TABLES = ("embed", "wte", "wpe", "head")  # in the names of what is gathered from, and of the head
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))

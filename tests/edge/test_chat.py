@@ -7,9 +7,11 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import chat_bundle
+import forked
 import pytest
 import ssh_board
 from processes import read_until_closed
@@ -122,7 +124,10 @@ def home(board, monkeypatch):
 
 
 def piped(*arguments, typed):
-    done = subprocess.run([*CHAT, *map(str, arguments)], input=typed, capture_output=True, timeout=120, text=True)
+    with tempfile.TemporaryFile() as file:
+        file.write(typed.encode())
+        file.seek(0)
+        done = forked.run(["chat", *arguments], stdin=file.fileno())
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -11,7 +11,6 @@ import pytest
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import here  # noqa: F401, a fixture
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from merino_edge.bundles.chat import chat_of, for_texts

@@ -396,10 +396,11 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
         assert (code, recap) == (0, {"one": (1, 0), "two": (1, 0)}), out
         assert releases() == [None, None]
 
-    code, out, recap = play(archive)
+    code, out, recap = play(archive, *([] if nightly else ["--limit", "one"]))  # a board takes seconds
+    before = [result, result if nightly else None]
     assert code == 0, out
-    assert releases() == [result, result]
-    assert all(changed for changed, _ in recap.values()) and set(recap) == {"one", "two"}
+    assert releases() == before
+    assert all(changed for changed, _ in recap.values()) and len(recap) == sum(map(bool, before))
 
     if nightly:
         code, out, recap = play(archive)
@@ -409,9 +410,9 @@ def test_a_fleet_is_installed_once_and_stops_where_a_release_fails(fleet, nightl
     code, out, recap = play(bad)
     assert code != 0 and "self-test" in out
     assert set(recap) == {"one"} and recap["one"][1] == 1, "the second batch was not begun"
-    assert releases() == [result, result]
+    assert releases() == before
     if not nightly:
-        return  # each play takes seconds
+        return
 
     ran, key = place / "ran", base64.b64encode(b"k" * 32).decode("ascii")
     for board in boards:

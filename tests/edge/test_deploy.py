@@ -7,6 +7,7 @@ import pytest
 import ssh_board
 from sample_roots import make_root
 from test_cli import run
+from test_delivery_ssh_flash import QUICK_BENCH, SHORT
 
 from merino_edge.delivery.keys import make_key
 from merino_edge.embedded import FOLDER
@@ -52,7 +53,8 @@ def test_a_board_is_asked_gets_the_model_once_and_answers(board, workstation):
     assert private.stat().st_mode & 0o077 == 0
     assert not (board.home / "merino").exists()
 
-    code, out, err = run("deploy", "embedded", *where, *LIKE, "--yes")
+    quick = QUICK_BENCH + f"from merino_edge.delivery.ssh import flash; flash.BENCH += {SHORT}"
+    code, out, err = run("deploy", "embedded", *where, *LIKE, "--yes", first=quick)
     assert code == 0, err
     assert re.search(r"int8 on Raspberry Pi 4.*: [\d.]+ MB, [\d,.]+ tokens/s", err), err
     assert re.search(r"in int8: [\d,.]+ tokens/s; prefill [\d.]+ ms \(predicted [\d.]+\), decode", out), out
@@ -62,7 +64,7 @@ def test_a_board_is_asked_gets_the_model_once_and_answers(board, workstation):
     assert written[1] == "int8"
 
     # Again: the export is the same one, and the board trusts the key by now.
-    code, out, err = run("deploy", "embedded", *where, *LIKE)
+    code, out, err = run("deploy", "embedded", *where, *LIKE, first=quick)
     assert code == 0, err
     assert "exported before" in err and "trust the key" not in err
     assert bundle.stat().st_mtime_ns == written[0]

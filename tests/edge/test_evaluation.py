@@ -9,7 +9,6 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from merino_edge.cli.app import main
 from merino_edge.evaluation.models import open_source
 from merino_edge.evaluation.perplexity import document_ids, evaluate_text
 from merino_edge.evaluation.request_cache import RequestCache, open_cache
@@ -156,12 +155,6 @@ def test_wrong_tasks_and_data_are_named(tasks, change, message, bundles, data, t
         list(evaluate([bundles["all"]], TaskRequest(tasks, tmp_path), RequestCache()))
 
 
-def run(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return ended.value.code
-
-
 def test_a_task_of_ones_own_is_scored(bundles, tmp_path):
     """A file in lm-evaluation-harness's form, over a file of one's own."""
     rows = [{"question": "Is ice cold?", "answer": 0}, {"question": "Is fire cold?", "answer": 1}]
@@ -181,21 +174,21 @@ def test_a_task_of_ones_own_is_scored(bundles, tmp_path):
         list(evaluate([bundles["all"]], TaskRequest(("cold_things",), include=tmp_path / "none"), RequestCache()))
 
 
-def test_the_command_writes_a_record_that_report_shows(bundles, data, tmp_path, capsys):
+def test_the_command_writes_a_record_that_report_shows(bundles, data, tmp_path, here):
     out = tmp_path / "scores.json"
-    assert run("eval", bundles["all"], "--tasks", "piqa,wikitext", "--data", data, "-o", out, "--json") == 0
-    printed = capsys.readouterr().out
+    code, printed, _ = here("eval", bundles["all"], "--tasks", "piqa,wikitext", "--data", data, "-o", out, "--json")
+    assert code == 0
     assert printed == out.read_text() and [row["task"] for row in json.loads(printed)] == ["piqa", "wikitext"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json"]
-    assert run("report", out) == 0
-    shown = capsys.readouterr().out
+    code, shown, _ = here("report", out)
+    assert code == 0
     assert "1 model scored on 2 tasks" in shown and "| piqa | acc\\_norm |" in shown
-    assert run("report", out, "-o", tmp_path / "page.html") == 0
+    assert here("report", out, "-o", tmp_path / "page.html")[0] == 0
     assert "What they know" in (tmp_path / "page.html").read_text()
-    assert run("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--chat-template") == 1
-    assert "has no chat template" in capsys.readouterr().err
-    assert run("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--limit", 0) == 1
-    assert run("eval", bundles["all"], "--tasks", "piqa", "--perplexity", out) == 2
+    code, _, err = here("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--chat-template")
+    assert code == 1 and "has no chat template" in err
+    assert here("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--limit", 0)[0] == 1
+    assert here("eval", bundles["all"], "--tasks", "piqa", "--perplexity", out)[0] == 2
 
 
 def expected_loss(model, ids, context):

@@ -31,7 +31,7 @@ from merino_edge.families.gguf.tensors import layouts, tensors
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from tests.sample_bundles import parts, quantized
+from tests.sample_models import parts, quantized
 
 EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
 EXPORTED_BY_DAY = [("llama", "portable"), *((name, "fused") for name in ("llama", "gemma3n", "phi3", "lfm2"))]

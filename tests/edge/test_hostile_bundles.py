@@ -133,6 +133,7 @@ def here(capfd, monkeypatch, tmp_path):
     return run_here
 
 
+@pytest.mark.usefixtures("quick_benchmarks")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_no_verb_reads_weights_that_are_not_listed_as_they_are(attack, folder, here):
     if attack is changed:  # after a run that hashed the files

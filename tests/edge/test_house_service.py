@@ -13,7 +13,6 @@ from chat_bundle import make_bundle
 from home_assistant_server import TOKEN, HomeServer
 
 from merino_edge import embedded
-from merino_edge.cli.app import main
 from merino_edge.cli.house import read_house
 from merino_edge.house import home_assistant, service
 from merino_edge.house.home_assistant import HomeAssistant, websocket_url
@@ -325,31 +324,25 @@ def test_a_relative_call_without_a_state_and_names_with_braces_do_no_harm():
     assert intent.text == "Turned on the (( states.lock )) (% x %)"
 
 
-def command(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return ended.value.code or 0
-
-
-def test_house_prints_calls_and_says_what_is_missing(tmp_path, decoder, capfd, monkeypatch):
+def test_house_prints_calls_and_says_what_is_missing(tmp_path, decoder, here, monkeypatch):
     path = tmp_path / "house.json"
     path.write_text(json.dumps({"here": "Kitchen", "floors": {"Upstairs": ["Bedroom"]}, "devices": [
         ["Ceiling light", "light", "Kitchen"], ["TV", "media_player", "Bedroom", "telly"]]}))  # fmt: skip
     devices = (Device("ceiling light", "light", "kitchen"), Device("tv", "media_player", "bedroom", ("telly",)))
     assert read_house(path) == House(devices, "kitchen", (("upstairs", ("bedroom",)),))
     bundle = make_bundle(tmp_path / "bundle", decoder, dialect="fused", context=512)  # random weights
-    assert command("house", "it is dark in here", "order a pizza", "--devices", path, "--bundle", bundle) == 0
-    printed, err = capfd.readouterr()
+    code, printed, err = here("house", "it is dark in here", "order a pizza", "--devices", path, "--bundle", bundle)
+    assert code == 0
     assert {json.loads(line)["name"] for line in printed.splitlines()} <= {*TOOLS, "refuse"}
     assert printed.count("\n") >= 2
     assert "it is dark in here: " in err and "order a pizza: " in err
     monkeypatch.setattr(embedded, "__file__", str(tmp_path / "none" / "__init__.py"))
-    assert command("house", "hello", "--devices", path) == 1
-    assert "this installation has no house model: give --bundle FOLDER" in capfd.readouterr().err
+    code, _, err = here("house", "hello", "--devices", path)
+    assert code == 1 and "this installation has no house model: give --bundle FOLDER" in err
     for text, message in (
         ('{"devices": [["lamp"]]}', "is no house: write name, domain and area"), ("[]", "is no house"),
         ('{"devices": [["lamp", "lamp", "hall"]]}', "domain 'lamp' is not known, allowed: climate, cover"),
     ):
         path.write_text(text)
-        assert command("house", "hello", "--devices", path, "--bundle", bundle) == 1
-        assert message in " ".join(capfd.readouterr().err.split())
+        code, _, err = here("house", "hello", "--devices", path, "--bundle", bundle)
+        assert code == 1 and message in " ".join(err.split())

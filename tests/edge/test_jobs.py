@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 import torch
 
-from merino_edge.cli.app import main
 from merino_edge.jobs.data import part, samples
 from merino_edge.jobs.folder import new_job, read_job
 from merino_edge.jobs.make import Judged, best_threshold, counts
@@ -43,26 +42,20 @@ def robot(tmp_path):
     return tmp_path / "robot"
 
 
-def command(*words):
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    return ended.value.code or 0
-
-
-def test_a_robot_is_made_in_one_command_goes_on_where_it_was_stopped_and_answers(robot, tmp_path, capfd):
+def test_a_robot_is_made_in_one_command_goes_on_where_it_was_stopped_and_answers(robot, tmp_path, here):
     torch.set_num_threads(1)
     out = tmp_path / "out"
-    assert command("job", "make", robot, "-o", out) == 0
-    printed, err = capfd.readouterr()
+    code, printed, err = here("job", "make", robot, "-o", out)
+    assert code == 0
     assert "step 7 of 7, package" in err and "is asked for first" in printed
     judged = json.loads((out / "evaluation.json").read_text())
     assert sum(judged["counts"]["all"].values()) == 20 and judged["held out"] in ([], ["pick.lazy"])
     kept = (out / "checkpoint" / "model.safetensors").stat().st_mtime_ns
     (out / "evaluation.json").unlink()  # a run that was stopped before its last steps
-    assert command("job", "make", robot, "-o", out) == 0
+    code, _, err = here("job", "make", robot, "-o", out)
+    assert code == 0 and "training.json is there" in err
     assert json.loads((out / "evaluation.json").read_text()) == judged
     assert (out / "checkpoint" / "model.safetensors").stat().st_mtime_ns == kept
-    assert "training.json is there" in capfd.readouterr().err
 
     job = open_job(str(out / "bundle"))
     with job.model:
@@ -72,16 +65,16 @@ def test_a_robot_is_made_in_one_command_goes_on_where_it_was_stopped_and_answers
             assert answer.arguments.get("thing", "lamp") in ("lamp", "green tray")
             assert answer.sure == (answer.name == "refuse" or answer.probability >= job.threshold)
         assert job.answer({}, "grab the lamp").name != "pick"
-    assert command("info", "--check", out / "bundle") == 0
+    assert here("info", "--check", out / "bundle")[0] == 0
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"sentence": "hi", "items": {}, "call": {"name": "refuse", "arguments": {}}}) + "\n")
-    assert command("job", "eval", out / "bundle", rows) == 0
+    assert here("job", "eval", out / "bundle", rows)[0] == 0
     rows.write_text('{"sentence": "hi"}\n')
-    assert command("job", "eval", out / "bundle", rows) == 1
-    assert "line 1, must have `sentence`, `items` and `call`" in capfd.readouterr().err
+    code, _, err = here("job", "eval", out / "bundle", rows)
+    assert code == 1 and "line 1, must have `sentence`, `items` and `call`" in err
     (robot / "refusals.txt").write_text("good night\n")
-    assert command("job", "make", robot, "-o", out) == 1
-    assert "was made of other files" in capfd.readouterr().err
+    code, _, err = here("job", "make", robot, "-o", out)
+    assert code == 1 and "was made of other files" in err
 
 
 @pytest.mark.parametrize(("file", "text", "message"), [

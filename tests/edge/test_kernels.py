@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from local_programs import has_headers
 from onnx import TensorProto, helper
+from processes import has_headers
 
 from merino_edge.export.dialects.tiles import tiles_of
 from merino_edge.export.quantize.matrix import Outliers, QuantizedMatrix, dequantize, quantize_groups

@@ -16,7 +16,6 @@ from processes import on_a_terminal
 from sample_records import record
 
 from merino_edge.bundles.files import described
-from merino_edge.cli.app import main
 from merino_edge.cli.tables import Column, Table, fitted, total
 from merino_edge.cli.terminal import console
 from merino_edge.export.export import export
@@ -32,18 +31,10 @@ FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """(exit code, stdout, stderr) of `merino-edge` in this process, in a folder of the test's own."""
-    monkeypatch.setenv("COLUMNS", "200")
+def run(here, monkeypatch, tmp_path):
+    """`here` in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-
-    def run_here(*arguments):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in arguments])
-        return ended.value.code or 0, *capfd.readouterr()
-
-    return run_here
+    return here
 
 
 def apart(*arguments, cwd, **streams):
@@ -236,7 +227,7 @@ def test_devices_shows_every_id_whole(width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [WIDTHS[0], pytest.param(WIDTHS[1], marks=BY_NIGHT)])
 @pytest.mark.parametrize("arguments", [
     ["devices", "raspberry-pi-4"], ["recommend", "--board", "raspberry-pi-zero-2w"],
     ["design", "--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],

@@ -28,8 +28,7 @@ from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.weights import model_weights
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from tests.sample_bundles import parts, quantized
-from tests.sample_models import DAILY, SMALL, small
+from tests.sample_models import DAILY, SMALL, parts, quantized, small
 
 FORMATS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8"), ("portable", "int4")]
 PROMPT, STEPS = 9, 32

@@ -14,7 +14,6 @@ from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.record import SCHEMA
 from merino_bench.harness.render import append, as_json, as_json_lines
 from merino_bench.harness.run import run_bench
-from merino_edge.cli.app import main
 from merino_edge.cli.options import parse_percent
 from merino_edge.cli.records import ALLOWED_LOSS
 from merino_edge.records.compare import (
@@ -311,40 +310,27 @@ def files(tmp_path):
     return results
 
 
-@pytest.fixture
-def run(capsys):
-    """A function: words of the command line -> (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        with pytest.raises(SystemExit) as done:
-            main(list(argv))
-        output = capsys.readouterr()
-        return done.value.code, output.out, output.err
-
-    return call
-
-
-def test_the_command_says_what_it_finds_and_its_exit_code_tells(files, run):
-    code, out, _ = run("compare", files["before"], files["after"])
+def test_the_command_says_what_it_finds_and_its_exit_code_tells(files, here):
+    code, out, _ = here("compare", files["before"], files["after"])
     assert code == 0 and "slower" in out and NO_DIFFERENCE in out
-    code, out, err = run("compare", files["before"], files["after"], "--fail-if-slower", "20%")
+    code, out, err = here("compare", files["before"], files["after"], "--fail-if-slower", "20%")
     assert code == 1 and "slower" in out and "slower by more than 20 %: ours fp32 tg32 by 2" in err
-    assert run("compare", files["before"], files["after"], "--fail-if-slower", "40%")[0] == 0
-    assert run("compare", files["after"], files["before"], "--fail-if-slower", "5%")[0] == 0
-    code, _, err = run("compare", files["before"], files["after"], "--fail-if-slower", "0.2")
+    assert here("compare", files["before"], files["after"], "--fail-if-slower", "40%")[0] == 0
+    assert here("compare", files["after"], files["before"], "--fail-if-slower", "5%")[0] == 0
+    code, _, err = here("compare", files["before"], files["after"], "--fail-if-slower", "0.2")
     assert code == 2 and "such as 5%" in " ".join(err.replace("│", " ").split())
 
 
-def test_where_nothing_can_be_judged_the_check_fails(files, run, tmp_path):
+def test_where_nothing_can_be_judged_the_check_fails(files, here, tmp_path):
     only = tmp_path / "only.json"
     only.write_text(json.dumps([record(13, flags=["busy"])]))
-    assert run("compare", files["before"], str(only))[0] == 0
-    code, _, err = run("compare", files["before"], str(only), "--fail-if-slower", "5%")
+    assert here("compare", files["before"], str(only))[0] == 0
+    code, _, err = here("compare", files["before"], str(only), "--fail-if-slower", "5%")
     assert code == 1 and "not judged: ours fp32 tg32 (B: busy). Measure again" in err
 
 
-def test_json_has_ratio_interval_and_verdict(files, run):
-    code, out, _ = run("compare", files["before"], files["after"], "--json")
+def test_json_has_ratio_interval_and_verdict(files, here):
+    code, out, _ = here("compare", files["before"], files["after"], "--json")
     data = json.loads(out)
     own = next(pair for pair in data["pairs"] if pair["bundle"] == "ours")
     assert code == 0 and own["verdict"] == "slower" and data["schema"] == 2

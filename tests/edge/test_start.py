@@ -1,7 +1,8 @@
 """How command lines begin and end, in real processes: ctrl-C during imports; streams and disks that take nothing more;
 the base install without any extra; a current folder with a stranger's modules, which none of them imports.
 
-The board's verbs: tests/bench/test_bench_faults.py. `design` and `export` before a closed pipe: test_outputs.py.
+The board's verbs: tests/bench/test_bench_faults.py. `design` and `export` before a full disk and a closed pipe:
+test_outputs.py.
 """
 
 import configparser
@@ -14,11 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_folder import Hostile
-from processes import run_bounded
+from processes import Hostile, run_bounded
 from sample_models import ARCH, write_stories
 from sample_probe import MACHINE, synthetic
-from sample_records import many, opt, record
+from sample_records import opt, record
 from sample_roots import make_packed, make_root
 
 from merino_bench.harness.render import as_json
@@ -101,8 +101,8 @@ def test_characters_that_stdout_lacks_are_spelled_out(programs, tmp_path, variab
     records.write_text(as_json(rows), encoding="utf-8")
     shown = b""
     for arguments in (
-        ["devices", profile], ["devices", profile, "--json"], ["report", records], ["--help"],
-        ["compare", records, records], ["design", "--board", profile], ["devices", "\u00e9"],
+        ["devices", profile], ["report", records], ["--help"], ["design", "--board", profile],
+        ["devices", "\u00e9"],
     ):  # fmt: skip
         code, out, err = run_bounded([sys.executable, programs["merino-edge"], *arguments], **variables)
         assert "Traceback" not in err and code == (1 if arguments[-1] == "\u00e9" else 0), err
@@ -131,38 +131,11 @@ sys.meta_path.insert(0, Blocked())
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory):
-    """A function: words -> the finished process, in one folder."""
-    folder, site = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(BLOCKED)
-    (folder / "r.json").write_text(json.dumps(many()))
-    (folder / "t.txt").write_text("The miller counts sacks of flour.\n")
-    path = os.pathsep.join([str(site), *(entry for entry in sys.path if entry)])
-    def run(*words):
-        return subprocess.run([*CALL, *words], cwd=folder, capture_output=True, text=True, input="",
-                              env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"})  # fmt: skip
-
-    return run
-
-
-def test_the_base_runs_these_commands_without_any_extra(edge):
-    for words in (
-        ["devices"], ["recommend", "--board", "raspberry-pi-4"], ["design", *SMALL, "-o", "design.json"],
-        ["generate", "embedded", "Once", "-n", "3"],
-        ["bench", "embedded", "-p", "8", "-n", "4", "-r", "1"], ["pack", "embedded", "-o", "p.merino"],
-        ["info", "p.merino"], ["info", "--check", "p.merino"], ["recommend", "opt-125m"],
-        ["compare", "r.json", "r.json"],
-        ["report", "r.json", "-o", "r.html", "--board", "raspberry-pi-4"],
-        ["eval", "embedded", "--perplexity", "t.txt"],
-    ):  # fmt: skip
-        done = edge(*words)
-        assert done.returncode == 0, (words, done.stderr)
-    # Without a template or a root file system they end with their own refusal, behind all imports.
-    for words, refusal in (
-        (["chat", "embedded"], "has no chat template"),
-        (["flash", "p.merino", "--rootfs", ".", "--allow-unsigned", "--dry-run"], "is not a root file system"),
-    ):
-        assert refusal in edge(*words).stderr
+def without_extras(tmp_path_factory):
+    """PYTHONPATH for processes that can import no extra."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(BLOCKED)
+    return str(folder)
 
 
 @pytest.mark.parametrize(("words", "module", "extra"), [
@@ -172,11 +145,13 @@ def test_the_base_runs_these_commands_without_any_extra(edge):
     (["keygen", "-o", "k"], "cryptography", "delivery"),
     (["flash", "p.merino", "--ssh", "nowhere", "--allow-unsigned"], "asyncssh", "delivery"),
 ])  # fmt: skip
-def test_a_command_that_needs_an_extra_names_it(edge, words, module, extra):
-    edge("design", *SMALL, "-o", "design.json")
-    done = edge(*words)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.splitlines()[-1]
+def test_a_command_that_needs_an_extra_names_it(without_extras, tmp_path, words, module, extra):
+    (tmp_path / "t.txt").write_text("The miller counts sacks of flour.\n")
+    (tmp_path / "design.json").write_text(ARCH.model_dump_json())
+    make_packed(tmp_path / "p.merino")
+    code, _, err = run_bounded([*CALL, *words], cwd=tmp_path, PYTHONPATH=without_extras)
+    assert code == 1 and "Traceback" not in err, err
+    last = err.splitlines()[-1]
     assert f"{module} is not installed" in last and f"-e '.[{extra}]'" in last
 
 
@@ -187,15 +162,17 @@ def test_a_module_of_no_extra_is_a_fault_of_this_project():
 PROGRAM = "import sys\nfrom merino_edge.cli.start import main\nsys.exit(main())\n"
 BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to a board's root")
-VERBS = [
-    ("devices",), ("info", "."), ("info", "--check", "."), ("generate", ".", "the", "-n", "2"),
-    ("chat", "CHAT"), BENCH_HERE,
-    ("compare", "records.json", "records.json"), ("report", "records.json"), ("pack", ".", "-o", "OUT"),
-    ("eval", ".", "--perplexity", "text.txt"),
-    ("design", "--board", "raspberry-pi-4", "-o", "OUT"), ("export", "embedded", "-o", "OUT"),
+VERBS = [  # of the base install
+    ("devices",), ("recommend", "--board", "raspberry-pi-4"), ("recommend", "opt-125m"),
+    ("info", "."), ("info", "--check", "."), ("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), BENCH_HERE,
+    ("compare", "records.json", "records.json"), ("report", "records.json", "--board", "raspberry-pi-4", "-o", "PAGE"),
+    ("pack", ".", "-o", "OUT"), ("eval", ".", "--perplexity", "text.txt"),
+    ("design", "--board", "raspberry-pi-4", "-o", "OUT"),
     ("calibrate", "--board", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
-    ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
     pytest.param(("flash", "beside.merino", "--allow-unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
+]  # fmt: skip
+WITH_EXTRAS = [
+    ("export", "embedded", "-o", "OUT"), ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
     pytest.param((*BENCH_HERE, "--peers", "transformers"), marks=pytest.mark.nightly),
 ]  # fmt: skip
 
@@ -228,11 +205,22 @@ def merino_edge(hostile, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words[:2]))
-def test_no_verb_imports_from_the_current_folder(words, merino_edge, chat_dir, tmp_path):
-    places = {"OUT": tmp_path / "out", "CHAT": chat_dir, "ROOTFS": tmp_path / "rootfs"}
+@pytest.fixture
+def placed(chat_dir, tmp_path):
+    """A function: a verb's words -> those with the paths of this test."""
+    places = {"OUT": tmp_path / "out", "PAGE": tmp_path / "out.html", "CHAT": chat_dir, "ROOTFS": tmp_path / "rootfs"}
     make_root(tmp_path / "rootfs")
-    merino_edge([places.get(word, word) for word in words])
+    return lambda words: [places.get(word, word) for word in words]
+
+
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words[:2]))
+def test_a_verb_imports_neither_an_extra_nor_from_the_current_folder(words, merino_edge, placed, without_extras):
+    merino_edge(placed(words), PYTHONPATH=without_extras)
+
+
+@pytest.mark.parametrize("words", WITH_EXTRAS, ids=lambda words: " ".join(words[:2]))
+def test_a_verb_with_extras_does_not_either(words, merino_edge, placed):
+    merino_edge(placed(words))
 
 
 def test_python_m_does_not_either(merino_edge):
@@ -267,7 +255,7 @@ BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
 # (command, what it leaves, which streams); those of BY_NIGHT, which compute more, in `make test-nightly`
 PRINTS = [
     (["devices"], [], STREAMS), (["recommend", "--board", "raspberry-pi-4", "--json"], [], ["full"]),
-    (["design", *SMALL, "-o", "out.json"], ["out.json"], STREAMS),
+    (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
     (["calibrate", *PROBE, "-o", "out.toml"], ["out.toml"], ["full", "closed"]),
     (["report", "records.json"], [], ["full", "closed"]),
     (["compare", "records.json", "records.json"], [], ["pipe"]),
@@ -285,7 +273,7 @@ WRITES = [
 ]  # fmt: skip
 
 
-BY_NIGHT = ("recommend", "train", "export", "calibrate", "demo")
+BY_NIGHT = ("recommend", "train", "export", "calibrate", "demo", "report", "compare")
 ALIKE = ("devices, closed", "generate, closed", "generate, full")  # as another command by day
 
 

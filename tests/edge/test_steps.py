@@ -16,7 +16,9 @@ from merino_edge.records.reading import read_records
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# As the pages have it: as it runs here, by `make test` with a small search of decoders besides.
+# By `make test` with a small search of decoders and quick benchmarks besides.
+QUICK = f"{forked.SMALL}; import quick_bench; quick_bench.quicken()"
+# As the pages have it: as it runs here.
 SHORTER = {"-n 40000": "-n 7000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
 CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
 OUTPUTS = {"-o", "--plot", ">"}
@@ -53,7 +55,7 @@ def shell(tmp_path_factory, nightly):
     `merino-edge` is forked: how that one starts is test_start.py's."""
     home, programs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("programs")
     assert shutil.which("merino-edge", path=Path(sys.executable).parent), "merino-edge is not installed"
-    keys, more = forked.program(programs / "merino-edge", "" if nightly else forked.SMALL)
+    keys, more = forked.program(programs / "merino-edge", "" if nightly else QUICK)
     path = map(str, (programs, Path(sys.executable).parent, os.environ["PATH"]))
     environment = {
         **more,

@@ -3,8 +3,6 @@ and OPT through the TensorRT backend on a stand-in, beside ONNX Runtime on the s
 
 import gc
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -14,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
-from sample_bundles import graph_bundle
-from sample_models import SMALL, small
+from sample_models import SMALL, graph_bundle, small
 
 from merino_edge.bundles.tensorrt import check_bundle
 from merino_edge.export.export import export
@@ -240,23 +237,17 @@ def test_a_damaged_graph_ends_in_problems_or_in_one_message(tmp_path):
     fuzz(lambda chance: mutated_bytes(chance, whole), use)
 
 
-def run(*words):
-    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "check", *words]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_says_it_in_words_and_in_json(tmp_path):
+def test_the_command_says_it_in_words_and_in_json(here, tmp_path):
     portable = export(random_source(TINY, "tiny"), tmp_path / "tiny", ExportRequest(dialect="portable")).folder
-    code, out, _ = run(str(portable), "--tensorrt", "8.2")
+    code, out, _ = here("check", portable, "--tensorrt", "8.2")
     assert code == 0 and out.startswith("tiny: the parser of TensorRT 8.2 takes its graph:") and out.count("\n") == 1
-    code, out, err = run("embedded", "--tensorrt", "10.3")
+    code, out, err = here("check", "embedded", "--tensorrt", "10.3")
     assert code == 1 and "GroupQueryAttention_" in out and "--dialect portable" in err
-    code, out, _ = run("embedded", "--tensorrt", "10.3", "--json")
+    code, out, _ = here("check", "embedded", "--tensorrt", "10.3", "--json")
     checked = json.loads(out)
     assert code == 1 and checked["tensorrt"] == "10.3" and checked["opset"] == 17
     assert {"node", "operator", "what"} == set(checked["problems"][0])
-    code, out, err = run(str(portable), "--tensorrt", "9.1")
+    code, out, err = here("check", portable, "--tensorrt", "9.1")
     assert code == 1 and out == "" and "8.2 or 10.3" in err
 
 

@@ -1,16 +1,25 @@
 """What OpenAI's interface promises beyond a plain chat: several answers, choices among tools, the Responses API, and
-what is refused because it is not implemented."""
+what is refused because it is not implemented. docs/reference/openapi.json is the server's: its paths, the fields that
+it reads, their bounds, and its answers. A schema whose steps would not end stops its own request, in time."""
+import ast
 import json
+import os
+import re
+import threading
+import time
 
 import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("torch")  # of the workstation, which makes the bundle
+jsonschema = pytest.importorskip("jsonschema")
 
 from chat_bundle import make_bundle  # noqa: E402
-from served import Server  # noqa: E402
+from served import ROOT, Server  # noqa: E402
 
+from merino_runtime.serving.application import Application, Settings  # noqa: E402
 from merino_runtime.serving.fields import UNSUPPORTED  # noqa: E402
+from merino_runtime.serving.http import page  # noqa: E402
 
 CHAT, TEXTS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 QUESTION = [{"role": "user", "content": "How many sacks?"}]
@@ -33,9 +42,13 @@ def bytes_of(choice):
 
 
 @pytest.fixture(scope="module")
-def server(decoder, tmp_path_factory):
-    folder = make_bundle(tmp_path_factory.mktemp("bundle") / "chat", decoder, dialect="fused", context=1024)
-    with Server(folder, options=["--cache-mb", 0]) as running:
+def bundle(decoder, tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "chat", decoder, dialect="fused", context=1024)
+
+
+@pytest.fixture(scope="module")
+def server(bundle):
+    with Server(bundle, options=["--cache-mb", 0]) as running:
         yield running
 
 
@@ -221,3 +234,152 @@ def test_a_response_calls_tools_and_reads_their_results(server):
             "name": "lamp", "arguments": call["arguments"]}}]},
         {"role": "tool", "content": "done"}])
     assert answer["usage"]["input_tokens"] == same["usage"]["prompt_tokens"]
+
+
+with open(os.path.join(ROOT, "docs", "reference", "openapi.json"), encoding="utf-8") as opened:
+    DOCUMENT = json.load(opened)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+REQUEST = {"messages": [{"role": "user", "content": "The miller counts"}], "max_tokens": 4}
+
+
+def validator_of(schema):
+    return jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+
+
+def check(path, value, method="post", kind="application/json", status="200"):
+    validator_of(DOCUMENT["paths"][path][method]["responses"][status]["content"][kind]["schema"]).validate(value)
+
+
+def test_the_paths_are_the_applications():
+    routes = {path: {method.lower() for method in methods} for path, methods in
+              Application({}, Settings(), page=page())._routes.items()}
+    assert {path: set(each) for path, each in DOCUMENT["paths"].items()} == routes
+
+
+def names_read(module):
+    """The fields that a module reads of a body, by the calls of `fields` and `body`."""
+    with open(os.path.join(ROOT, "runtime", "merino_runtime", "serving", module), encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            place = 1 if owner == "fields" else 0
+            if owner in ("fields", "body") and len(node.args) > place and isinstance(node.args[place], ast.Constant):
+                yield node.args[place].value
+
+
+def names_documented(schema):
+    """Of objects inside of it too."""
+    result = set(schema.get("properties", {}))
+    inner = list(schema.values())
+    return result.union(*(names_documented(each) for each in inner if isinstance(each, dict)),
+                       *(names_documented(each) for part in inner if isinstance(part, list)
+                         for each in part if isinstance(each, dict)))
+
+
+@pytest.mark.parametrize(("module", "requests"), [
+    ("openai_requests.py", ["ChatRequest", "CompletionsRequest"]),
+    ("responses_api.py", ["ResponsesRequest", "ChatRequest"]),
+    ("ollama.py", ["OllamaChatRequest", "OllamaGenerateRequest"]),
+])
+def test_each_field_that_is_read_is_documented(module, requests):
+    read = set(names_read(module))
+    assert read and read <= set().union(*(names_documented(SCHEMAS[each]) for each in requests))
+
+
+@pytest.mark.parametrize(("path", "request_name", "body"), [
+    (CHAT, "ChatRequest", REQUEST), (TEXTS, "CompletionsRequest", {"prompt": "The mill"}),
+    ("/api/chat", "OllamaChatRequest", REQUEST),
+])
+def test_each_bound_is_the_servers(server, path, request_name, body):
+    """One beyond a bound is refused by the field's name, and the schema refuses it too."""
+    result = SCHEMAS[request_name]["properties"]
+    steps = (("minimum", -1), ("maximum", 1))
+    bounded = [(name, *each) for name, schema in result.items() for each in steps if each[0] in schema]
+    assert bounded
+    for name, bound, step in bounded:
+        beyond = result[name][bound] + step
+        if abs(beyond) > 2 ** 62:
+            continue  # JSON's numbers are not exact there
+        wrong = dict(body, **{name: beyond})
+        status, answer = server.call("POST", path, wrong)
+        assert status == 400 and name in str(answer["error"]), (name, beyond, answer)
+        check(path, answer, status="default")
+        assert not validator_of(SCHEMAS[request_name]).is_valid(wrong), (name, beyond)
+
+
+def test_answers_are_as_documented(server):
+    check(CHAT, server.post(CHAT, **REQUEST))
+    check(CHAT, server.post(CHAT, logprobs=True, top_logprobs=2, **REQUEST))
+    chunks, _ = server.stream(CHAT, stream_options={"include_usage": True}, timings_per_token=True, **REQUEST)
+    for chunk in chunks:
+        check(CHAT, chunk, kind="text/event-stream")
+    name = server.call("GET", "/v1/models")[1]["data"][0]["id"]
+    check("/v1/models/{id}", server.call("GET", "/v1/models/" + name)[1], "get")
+    check("/v1/responses", server.post("/v1/responses", input="The mill", max_output_tokens=3))
+    check(TEXTS, server.post(TEXTS, prompt="The mill", echo=True, logprobs=2, max_tokens=2))
+    for path in ("/health", "/v1/models", "/v1/stats", "/api/tags", "/api/ps", "/api/version"):
+        status, value = server.call("GET", path)
+        assert status == 200
+        check(path, value, "get")
+    for path in ("/api/show", "/api/pull"):
+        check(path, server.post(path, model=name))
+    check("/api/chat", server.post("/api/chat", model=name, stream=False, messages=REQUEST["messages"],
+                                   options={"num_predict": 3}))
+    check("/api/generate", server.post("/api/generate", model=name, stream=False, prompt="Flour",
+                                       options={"num_predict": 3}))
+
+
+def test_a_tools_call_is_as_documented(server):
+    grind = tool("grind", sacks={"enum": [1, 2]})
+    requested = {"messages": REQUEST["messages"], "tools": [grind], "tool_choice": "required"}
+    validator_of(SCHEMAS["ChatRequest"]).validate(requested)
+    whole = server.post(CHAT, **requested)
+    assert whole["choices"][0]["message"]["tool_calls"]
+    check(CHAT, whole)
+    check("/api/chat", server.post("/api/chat", stream=False, messages=REQUEST["messages"], tools=[grind]))
+
+
+HOSTILE = {"type": "string", "pattern": "^((.?){1000}){1000}x$"}
+# Without the bound of the work, so that the time alone ends a step.
+TIME_ALONE = """
+from merino_runtime.generation.constraints import automaton, tokens
+automaton.MOST_NODES = automaton.MOST_WORK = 10 ** 12
+tokens.STEP_S = 3.0
+from merino_runtime.serving import scheduler
+scheduler.STALLED_S = 0.5
+"""
+
+
+def asked(server, schema, **more):
+    body = dict(messages=[{"role": "user", "content": "x"}], temperature=0, max_tokens=40, **more)
+    body["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return server.call("POST", CHAT, body)
+
+
+@pytest.mark.slow
+def test_a_schema_that_is_too_large_ends_its_request_alone(bundle):
+    with Server(bundle) as server:
+        before = server.rss_kb()
+        status, answer = asked(server, HOSTILE)
+        assert status == 500 and re.search("the constraint is too large|takes too long", answer["error"]["message"])
+        assert server.rss_kb() < before + 250000
+        status, answer = asked(server, {"type": "boolean"})
+        assert status == 200 and answer["choices"][0]["message"]["content"] in ("true", "false")
+
+
+@pytest.mark.slow
+def test_a_long_step_keeps_the_requests_time_and_health_reports_it(bundle):
+    with Server(bundle, before=TIME_ALONE) as server:
+        status, answer = asked(server, HOSTILE, max_seconds=1)
+        assert status == 200 and answer["stop_reason"] == "time"
+        results = []
+        running = threading.Thread(target=lambda: results.append(asked(server, HOSTILE)))
+        running.start()
+        seen = set()
+        while running.is_alive():
+            seen.add(server.call("GET", "/health")[0])
+            time.sleep(0.05)
+        running.join()
+        assert 503 in seen and results[0][0] == 500 and "takes too long" in results[0][1]["error"]["message"]
+        assert server.call("GET", "/health") == (200, {"status": "ok"})

@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("torch")  # of the workstation, which makes the bundle
 
 from chat_bundle import make_bundle  # noqa: E402
-from local_programs import headless  # noqa: E402
+from processes import headless  # noqa: E402
 from served import SLOW, Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -303,13 +303,16 @@ PALE = """() => {
 SMALL = """[...document.querySelectorAll('button, select, input, textarea')].filter((node) => node.checkVisibility()
   && node.getBoundingClientRect().height < (node.closest('li') ? 30 : 44)).map((node) => node.id)"""
 UNNAMED = "[...document.querySelectorAll('select, input, textarea')].filter((one) => !one.labels.length).length"
+BY_DAY = [(320, "dark"), (1280, "light")]
 CONVERSATION = [{"role": "user", "content": "What is flour made of?"},
         {"role": "assistant", "model": "SmolLM2", "content": "Flour is made of grain. " * 12, "thinking": "Bread?"},
         {"role": "user", "content": "w" * 300}, {"role": "assistant", "content": "x" * 300, "note": "Stopped."}]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [
+    pytest.param(width, scheme, marks=() if (width, scheme) in BY_DAY else pytest.mark.nightly)
+    for width in (320, 390, 768, 1280) for scheme in ("light", "dark")
+])
 def test_it_fits_and_can_be_read(server, opened, width, scheme, tmp_path):
     page = opened(server, width, scheme, 760)
     page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", CONVERSATION)

@@ -95,6 +95,13 @@ def damaged(data, place, kind):
     return data[:at] if kind == "cut" else data[:at] + b"x" + data[at:]
 
 
+OLD, *NEWER = VERSIONS
+# Files are read alike for both versions.
+on_files = pytest.mark.parametrize(
+    "gpu", [OLD, *(pytest.param(version, marks=pytest.mark.nightly) for version in NEWER)], indirect=True)
+
+
+@on_files
 @pytest.mark.parametrize("place, kind", [
     pytest.param(place, kind, marks=() if kind == "flip" or place in ("header", "plan") else pytest.mark.nightly)
     for place in ("magic", "header", "end of the header", "padding", "first of the plan", "plan", "last")
@@ -286,6 +293,7 @@ def test_an_engine_in_the_release_of_the_running_application_is_loaded(bundle, g
     assert gpu.builds == 1 and not engines(cache)
 
 
+@on_files
 @pytest.mark.parametrize("place", ["file", "folder"])
 @pytest.mark.parametrize("change", ["owner", "mode", "group"])
 def test_an_engine_that_another_user_could_write_is_not_loaded(bundle, gpu, cache, monkeypatch, place, change):

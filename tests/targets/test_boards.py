@@ -8,6 +8,7 @@ and a quantized format on a CPU of each kind, `make test-nightly` every format o
 Processes that start others, as installing does, run on the CPU that was named too.
 """
 import functools
+import itertools
 import json
 import shutil
 import signal
@@ -37,21 +38,24 @@ from emulated_board import (
 )
 from served import ROOT, Server
 
+from merino_edge.benchmarking.random_bundle import write_random_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
 from merino_edge.prediction.formats import FIRST_FUSED
 from merino_edge.profiles.reading import load_profile
+from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io.board import ARM_FEATURES
+from tests.sample_models import QWEN35, small
 
 LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
 QUANTIZED = [("fused", "int4"), ("fused", "int8"), ("portable", "int8")]
-DAILY = ("fused", "int4")
+DAILY = ("fused", "int4")  # by day on a CPU without dotprod: one with it runs a hybrid, of DAILY_HYBRIDS
 
 pytestmark = [pytest.mark.slow, needs_board]
 
@@ -124,7 +128,8 @@ def chosen(quantized, assert_same_choices, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("quantized", "cpu"), [
-    pytest.param(kind, cpu, marks=() if kind == DAILY and cpu in BY_DEFAULT else BY_NIGHT, id="-".join((*kind, cpu)))
+    pytest.param(kind, cpu, id="-".join((*kind, cpu)),
+                 marks=() if kind == DAILY and cpu in BY_DEFAULT and cpu not in WITH_DOTPROD else BY_NIGHT)
     for kind in QUANTIZED for cpu in CPUS
 ], indirect=["quantized"], scope="module")  # fmt: skip
 def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
@@ -188,7 +193,11 @@ def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_pac
         assert server.close() == 0
 
 
-@pytest.mark.parametrize("cpu, device", ON_EACH)
+FIRST, *OTHERS = ON_EACH
+BY_DAY_THE_FIRST = [FIRST, *(pytest.param(*other.values, marks=BY_NIGHT) for other in OTHERS)]
+
+
+@pytest.mark.parametrize("cpu, device", BY_DAY_THE_FIRST)
 def test_info_finds_the_profiles_instructions(cpu, device, packaged):
     described = json.loads(output(on_board(cpu, "merino.pyz", "info", ".", "--json", cwd=packaged)))["board"]
     assert described["architecture"] == "aarch64" and described["pointer_bits"] == 64
@@ -223,7 +232,7 @@ def in_grandchild(cpu, *command, cwd):
     return on_board_with_children(cpu, "python3", "-c", GRANDCHILD, *command, cwd=cwd)
 
 
-@pytest.mark.parametrize("cpu, device", ON_EACH)
+@pytest.mark.parametrize("cpu, device", BY_DAY_THE_FIRST)
 def test_a_child_has_the_instructions_of_the_profile(cpu, device, tmp_path):
     write_board_app(tmp_path / "merino.pyz")
     script = "import os; from merino_runtime.io import board; print(os.uname().machine, *board.this_isa())"
@@ -248,3 +257,31 @@ def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_p
     (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "board.pth").write_text("/opt/site\n")
     done = in_grandchild(cpu, "env/bin/python3", "merino.pyz", "selftest", "bundle", cwd=tmp_path)
     assert output(done).startswith("ok: ")
+
+
+# Gated convolutions (LFM2) and recurrent states (Qwen3.5), also truncated.
+HYBRIDS = {"lfm2": small("lfm2", width=128, ffn_width=192, head_size=32), "qwen3.5": QWEN35}
+IDS = [7, 41, 3, 90, 12, 55, 8, 23, 77, 61]
+# A text, a part of it again behind another end, and the first one continued.
+STEPS = [["prompt", IDS[:6]], ["step", IDS[6]], ["step", IDS[7]], ["truncate", 4], ["step", 30], ["prompt", IDS[:9]]]
+DAILY_HYBRIDS = [("cortex-a53", "lfm2", "int4"), ("cortex-a76", "qwen3.5", "int4")]
+
+
+@pytest.mark.parametrize(("cpu", "family", "precision"), [
+    pytest.param(*case, marks=() if case in DAILY_HYBRIDS else pytest.mark.nightly, id="-".join(case))
+    for case in itertools.product(BY_DEFAULT, HYBRIDS, ["fp32", "int4"])
+])  # fmt: skip
+def test_a_board_computes_what_this_machine_does(cpu, family, precision, tmp_path):
+    write_random_bundle(HYBRIDS[family], precision, tmp_path / "bundle", family)
+    backend, expected = open_backend(load_bundle(str(tmp_path / "bundle"))), []
+    for place, length in ((None, 6), (6, None), (7, None)):
+        expected.append((backend.prefill(IDS[:length]) if place is None else backend.step(IDS[place])).copy())
+    backend.truncate(4)
+    expected.append(backend.step(30).copy())
+    backend.truncate(4)
+    expected.append(backend.prefill(IDS[4:9]).copy())
+    out, app = tmp_path / "logits.npy", tmp_path / "bundle" / "merino.pyz"
+    output(on_board(cpu, LOGITS, tmp_path / "bundle", json.dumps(STEPS), out, path=f"{SITE}:{app}"))
+    logits, expected = np.load(out), np.array(expected)
+    error = np.square(logits - expected).mean() / np.square(expected).mean()
+    assert error < (1e-9 if precision == "fp32" else 1e-2)

@@ -105,10 +105,12 @@ def check_release(root):
     assert not (folder / "wheels").exists() and releases.partials(str(root)) == []
 
 
-def check_on(python, folder, root, before=(), **environment):
+def check_on(python, folder, root, before=(), upgraded=True, **environment):
     command = [*before, python, folder / "merino.pyz", "install", "--allow-unsigned", "--root", root, "--json"]
     old = json.loads(run(*command, folder / "old.merino", **environment))
     check_release(root)
+    if not upgraded:
+        return
     new = json.loads(run(*command, folder / "new.merino", **environment))
     assert new["replaced"] == old["id"] and new["selftest"] == "ok"
     check_release(root)
@@ -119,8 +121,9 @@ def check_on(python, folder, root, before=(), **environment):
 
 @pytest.mark.parametrize("version", [
     "3.6", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("3.8", "3.10", "3.11"))])  # fmt: skip
-def test_a_python_without_packages(version, pack, tmp_path):
-    check_on(interpreter(version), pack(version), tmp_path / "root")
+def test_a_python_without_packages(version, pack, nightly, tmp_path):
+    """By day without an upgrade, which takes seconds: tests/runtime/test_install.py has upgrades without wheels."""
+    check_on(interpreter(version), pack(version), tmp_path / "root", upgraded=nightly)
 
 
 @pytest.mark.nightly
@@ -229,6 +232,7 @@ def check_a_bundle_runs(board, folder):
     assert (done.returncode, done.stdout) == (0, "ok: 16 greedy ids as expected\n"), done.stderr
 
 
+@pytest.mark.nightly
 def test_the_documented_commands_install_what_a_bundle_needs(board, embedded_bundles):
     done = board(documented("docs/board.md"))
     assert done.returncode == 0, done.stderr
