@@ -85,3 +85,9 @@ def tree(folder):
 
 
 __all__ = ["WheelSet", "app_bytes", "bundle_files", "changed_golden", "packed_bytes", "read", "renamed", "tree"]
+
+
+def partials(root):
+    """Names of what a command is making in ROOT, or was making when it was stopped."""
+    folder = os.path.join(str(root), "releases")
+    return sorted(name for name in os.listdir(folder) if name.endswith(".partial")) if os.path.isdir(folder) else []

@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 from install_faults import Driver
-from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, renamed, tree
+from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, partials, renamed, tree
 
 from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
@@ -170,14 +170,14 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
         board.check_complete(allowed)
         assert board.links_when_repaired(step) in whole, (at, result)
         board.check_keys(step, board.root)
-        state = (releases.links(board.root), tuple(releases.partials(board.root)))
+        state = (releases.links(board.root), tuple(partials(board.root)))
         if state not in seen or at % 9 == 0:  # the next install tests the release, which costs most of the time
             seen.add(state)
             repeated = board.install("new")
             assert repeated["code"] == 0, (at, result, repeated)
             board.check_complete({board.ids["new"]})
             left = set(os.listdir(board.root)) - EXPECTED
-            assert not left and releases.partials(board.root) == [], (at, left)
+            assert not left and partials(board.root) == [], (at, left)
 
 
 EXPECTED = {"current", "previous", "releases", "lock", "probation", "trusted", "withdrawn.json", "counter.json"}

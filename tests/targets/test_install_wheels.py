@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes, renamed, tree
+from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes, partials, renamed, tree
 
 from merino_edge.delivery.wheels import Target, wheels_for
 from merino_edge.profiles.profile import Software
@@ -102,7 +102,7 @@ def check_release(root):
     assert programs and all(name.startswith("python") for name in programs)
     where = run(folder / "env/bin/python", "-c", "import onnxruntime, tokenizers, numpy; print(numpy.__file__)")
     assert where.startswith(str(folder / "env"))
-    assert not (folder / "wheels").exists() and releases.partials(str(root)) == []
+    assert not (folder / "wheels").exists() and partials(str(root)) == []
 
 
 def check_on(python, folder, root, before=(), upgraded=True, **environment):
