@@ -16,7 +16,6 @@ from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes
 from processes import Hostile, check_modules, run_bounded
 
 from merino_bench.fresh_process import run_separately
-from merino_runtime.delivery import agent
 from merino_runtime.delivery.fit import this_machine
 
 pytestmark = [pytest.mark.slow,
@@ -164,13 +163,3 @@ def test_an_installation_that_makes_an_environment_does_not(pip, printed, hostil
         file.write(packed_bytes(app.read_bytes(), [bundle_files(hostile.folder)], wheels=[(wheels, members)]))
     call = ["install", "wheels.merino", "--allow-unsigned", "--root", tmp_path / "root"]
     assert printed in hostile.run([sys.executable, app, *call], code=1, PYTHONPATH="")
-
-
-def test_the_search_for_a_python_does_not(hostile, monkeypatch, capsys):
-    """By the agent, in the folder in which ssh begins."""
-    monkeypatch.chdir(hostile.folder)
-    assert agent.find_python([agent.PYTHON], ["no_such_module"]) == 0
-    assert capsys.readouterr().out == "null\n" and hostile.imported() == []
-    os.rename("torch.py", "of_the_folder.py")
-    assert agent.find_python([agent.PYTHON], ["of_the_folder"]) == 0
-    assert capsys.readouterr().out == "null\n"

@@ -32,7 +32,7 @@ from sample_roots import (
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery import ext4
 from merino_edge.delivery.image import finished_image, flash_image
-from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.units import PACKAGE
 from merino_runtime.errors import MerinoError
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=WHY)
@@ -80,12 +80,11 @@ def listed(image, folder):
 def check_flashed(image, packed, unsigned=True):
     """The image is clean and its first boot installs `packed`."""
     assert e2fsck(image) == 0
-    name = f"sample-{open_archive(str(packed)).id}.merino"
-    assert listed(image, INCOMING) == {name: ("100644", 0, 0), "merino.pyz": ("100644", 0, 0)}
-    assert ask_debugfs(image, f"cat {INCOMING}/{name}") == packed.read_bytes()
+    assert listed(image, INCOMING) == {PACKAGE: ("100644", 0, 0), "merino.pyz": ("100644", 0, 0)}
+    assert ask_debugfs(image, f"cat {INCOMING}/{PACKAGE}") == packed.read_bytes()
     assert ask_debugfs(image, f"cat {INCOMING}/merino.pyz") == board_app(), "the packed file holds another"
     unit = ask_debugfs(image, f"cat {UNIT}").decode()
-    assert f" install {INCOMING}/{name} --root /opt/merino --service" in unit
+    assert f" install {INCOMING}/{PACKAGE} --root /opt/merino --service" in unit
     assert ("--allow-unsigned" in unit) == unsigned
     assert listed(image, os.path.dirname(UNIT)) == {
         "merino-install.service": ("100644", 0, 0), "multi-user.target.wants": ("040755", 0, 0),
@@ -146,7 +145,7 @@ def test_a_bare_file_system_is_taken_as_well(packed, tmp_path):
     fill_ext4(image, make_root(tmp_path / "root"), 0, 24)
     flash_image(packed, image, allow_unsigned=True)
     assert e2fsck(image, 0) == 0
-    assert len(re.findall(r"sample-\w+\.merino", ask_debugfs(image, f"ls -p {INCOMING}", 0).decode())) == 1
+    assert f"/{PACKAGE}/" in ask_debugfs(image, f"ls -p {INCOMING}", 0).decode()
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(image, packed, tmp_path):

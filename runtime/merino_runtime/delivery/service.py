@@ -20,6 +20,7 @@ from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.packages import selftest
 from merino_runtime.delivery.units import MOST_STARTS, PYTHON, SERVE_UNIT, UNIT, USER
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import hold, is_root, raising_machine_faults
 from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
@@ -92,8 +93,8 @@ def _current(root: str) -> str:
 
 def keep_application(root: str, release_id: str) -> None:
     """Copy the application of this good release to ROOT/merino.pyz, if another one is there, after its signature, by
-    which a withdrawal finds it. It counts the starts, so it must be the file of the release's manifest, and not signed
-    by a withdrawn key. Raise MerinoError if it is not."""
+    which a withdrawal finds it. It counts the starts, so it must be the file of the release's manifest, able to report
+    what is installed, and not signed by a withdrawn key. Raise MerinoError if it is not."""
     folder = releases.release_folder(root, release_id)
     app, kept = os.path.join(folder, APP), os.path.join(root, APP)
     with raising_machine_faults(f"read {folder}"):
@@ -104,8 +105,14 @@ def keep_application(root: str, release_id: str) -> None:
             raise MerinoError(f"{app} is signed by a withdrawn key. Install another release.")
         if os.path.exists(kept) and sha256_of(kept) == expected and not probation.is_withdrawn(root, root):
             return
-        if sha256_of(app) != expected:
-            raise MerinoError(f"{app} is damaged. Install the release again.")
+        command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
+        reported = None
+        if sha256_of(app) == expected:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                reported = value_of(done.stdout.decode("utf-8", "replace"))["current"]["id"]
+        if reported != release_id:
+            raise MerinoError(f"{app} is damaged, or cannot report what is installed. Install the release again.")
         _keep(root, app)
 
 
