@@ -47,8 +47,13 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         text_ends = np.cumsum([0, *(len(shard.ids) for shard in texts)], dtype=np.int64)
         rows = np.arange(0, text_ends[-1] + 1, length)
         cuts = np.union1d(rows, text_ends[text_ends < rows[-1]])
-        of_text = np.searchsorted(text_ends, cuts[:-1], "right") - 1
-        of_documents = np.stack([of_text, cuts[:-1] - text_ends[of_text], cuts[1:] - text_ends[of_text]], 1)
+        of_documents = np.empty((len(cuts) - 1, 3), np.int64)  # filled in place: there are as many as rows
+        of_text, starts, stops = of_documents.T
+        of_text[:] = np.searchsorted(text_ends, cuts[:-1], "right")
+        of_text -= 1
+        starts[:], stops[:] = cuts[:-1], cuts[1:]
+        starts -= text_ends[of_text]
+        stops -= text_ends[of_text]
         # 2. Samples: a row takes the next ones as long as they fit. Those that are too long are cut, or refused.
         packed, firsts, filled, self.tokens = array("q"), array("q"), length, int(rows[-1])
         for number, shard in enumerate(self.samples, len(texts)):
@@ -73,7 +78,8 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
                 packed.extend((number, start, stop))
                 filled += stop - start
                 self.tokens += stop - start
-        self.slices = np.concatenate([of_documents, np.array(packed, np.int64).reshape(-1, 3)])
+        of_samples = np.array(packed, np.int64).reshape(-1, 3)
+        self.slices = np.concatenate([of_documents, of_samples]) if len(of_samples) else of_documents
         self.firsts = np.concatenate([np.searchsorted(cuts, rows[:-1]), np.array(firsts, np.int64), [len(self.slices)]])
         if (texts and len(rows) == 1) or (self.samples and not firsts):
             raise MerinoError(
