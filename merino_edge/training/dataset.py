@@ -29,10 +29,10 @@ PATTERN = 1000  # rows among which every weighted source has its share
 class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
     """Rows of `length` ids, packed from shards: first those of documents, then those of samples.
 
-    A slice is a sample, or a part of a document that ends with its row or its shard. `slices`: the shard of each one,
-    and its range there [slices, 3]. `firsts`: the first slice of each row, and the number of slices. `tokens`: number
-    of tokens in all rows, without padding. `cut`, `lost`: number of samples that were truncated, and that were left
-    out because no token with loss remained.
+    `text_rows`: number of rows of documents. `text_ends`: where the shards of documents begin and end in their
+    concatenation. `slices`: the shard of each sample, and its range there [samples, 3]. `firsts`: the first sample of
+    each row of samples, and the number of samples. `tokens`: number of tokens in all rows, without padding. `cut`,
+    `lost`: number of samples that were truncated, and that were left out because no token with loss remained.
     """
 
     def __init__(
@@ -43,19 +43,11 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         texts = [shard for shard in shards if shard.learned is None]
         self.samples = [shard for shard in shards if shard.learned is not None]
         self.shards, self.length, self.pad, self.cut, self.lost = [*texts, *self.samples], length, pad, 0, 0
-        # 1. Documents: their concatenation is cut at rows and shards.
-        text_ends = np.cumsum([0, *(len(shard.ids) for shard in texts)], dtype=np.int64)
-        rows = np.arange(0, text_ends[-1] + 1, length)
-        cuts = np.union1d(rows, text_ends[text_ends < rows[-1]])
-        of_documents = np.empty((len(cuts) - 1, 3), np.int64)  # filled in place: there are as many as rows
-        of_text, starts, stops = of_documents.T
-        of_text[:] = np.searchsorted(text_ends, cuts[:-1], "right")
-        of_text -= 1
-        starts[:], stops[:] = cuts[:-1], cuts[1:]
-        starts -= text_ends[of_text]
-        stops -= text_ends[of_text]
+        # 1. Documents: their concatenation is cut into rows, and its rest is left out.
+        self.text_ends = np.cumsum([0, *(len(shard.ids) for shard in texts)], dtype=np.int64)
+        self.text_rows = int(self.text_ends[-1]) // length
         # 2. Samples: a row takes the next ones as long as they fit. Those that are too long are cut, or refused.
-        packed, firsts, filled, self.tokens = array("q"), array("q"), length, int(rows[-1])
+        packed, firsts, filled, self.tokens = array("q"), array("q"), length, self.text_rows * length
         for number, shard in enumerate(self.samples, len(texts)):
             assert shard.learned is not None
             sizes = np.diff(shard.ends, prepend=0)
@@ -73,28 +65,40 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
                     continue
                 self.cut += stop < end
                 if filled + stop - start > length:
-                    firsts.append(len(of_documents) + len(packed) // 3)
+                    firsts.append(len(packed) // 3)
                     filled = 0
                 packed.extend((number, start, stop))
                 filled += stop - start
                 self.tokens += stop - start
-        of_samples = np.array(packed, np.int64).reshape(-1, 3)
-        self.slices = np.concatenate([of_documents, of_samples]) if len(of_samples) else of_documents
-        self.firsts = np.concatenate([np.searchsorted(cuts, rows[:-1]), np.array(firsts, np.int64), [len(self.slices)]])
-        if (texts and len(rows) == 1) or (self.samples and not firsts):
+        self.slices = np.array(packed, np.int64).reshape(-1, 3)
+        self.firsts = np.array([*firsts, len(self.slices)], np.int64)
+        if (texts and not self.text_rows) or (self.samples and not firsts):
             raise MerinoError(
                 f"{what} gives {sum(len(shard.ids) for shard in shards)} tokens, fewer than one sequence of {length}:"
                 f" {remedy}, or design with a shorter --context"
             )
 
     def __len__(self) -> int:
-        return len(self.firsts) - 1
+        return self.text_rows + len(self.firsts) - 1
+
+    def _slices(self, row: int) -> list[tuple[int, int, int]]:
+        """Return (shard, start, stop) of what the row holds."""
+        if row >= self.text_rows:
+            first, end = self.firsts[row - self.text_rows : row - self.text_rows + 2]
+            return [(number, start, stop) for number, start, stop in self.slices[first:end].tolist()]
+        ends, place, slices = self.text_ends, row * self.length, []
+        while place < (row + 1) * self.length:
+            number = int(np.searchsorted(ends, place, "right")) - 1
+            stop = min(int(ends[number + 1]), (row + 1) * self.length)
+            slices.append((number, place - int(ends[number]), stop - int(ends[number])))
+            place = stop
+        return slices
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, labels, positions), each [length]."""
         ids, labels = np.full(self.length, self.pad, np.int64), np.full(self.length, NO_LOSS, np.int64)
         positions, place = np.arange(self.length), 0
-        for number, start, stop in self.slices[self.firsts[row] : self.firsts[row + 1]]:
+        for number, start, stop in self._slices(row):
             shard = self.shards[number]
             here = slice(place, place + stop - start)
             ids[here] = labels[here] = shard.ids[start:stop]
