@@ -168,8 +168,9 @@ def wheels_into(folder, architecture):
     shutil.copytree(ROOT / "release" / "merino-runtime", source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
     build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, source]
     subprocess.run(build, check=True, capture_output=True)
-    platforms = [word for name in (PLATFORMS[architecture], PLATFORMS[architecture].replace("_28_", "_17_"))
-                 for word in ("--platform", name)]  # fmt: skip
+    names = [PLATFORMS[architecture].replace("manylinux_2_28", name)
+             for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]  # fmt: skip
+    platforms = [word for name in names for word in ("--platform", name)]
     call = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     call += ["--python-version", "3.13", "--implementation", "cp", *platforms, "--dest", folder, "--no-deps"]
     shutil.copy(REQUIREMENTS, folder)
