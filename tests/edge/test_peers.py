@@ -288,7 +288,7 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ["MERINO_USERS_CACHE"])
     if native_build() is None:
         pytest.skip("no llama.cpp built for this machine: make peers-native")
-    small = sample_gguf.random_model("llama", strength=5)
+    small = sample_gguf.random_model("llama", strength=6)
     path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "F32")
     bundle = export(load_source(str(path)), tmp_path / "bundle").bundle
     (peer,) = peers_of(["llama.cpp"], path)
