@@ -222,10 +222,11 @@ def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
             if not fast or not slow:
                 continue
             ratio = row_ratio(fast, slow)
+            other = [fact for fact in (slow.engine, slow.bundle, slow.precision) if fact != fast.bundle]
             yield {
                 "test": test, "cached": fast.depth, "prompt": fast.prompt_tokens, "model": fast.bundle,
                 "precision": fast.precision, "kv": fast.kv or "float32",
-                "tok_s": rounded(fast.tok_s), "other": f"{slow.engine} {slow.bundle} {slow.precision}",
+                "tok_s": rounded(fast.tok_s), "other": " ".join(other),
                 "other_tok_s": rounded(slow.tok_s), "ratio": rounded(ratio.value),
                 "interval": [rounded(ratio.low), rounded(ratio.high)], "peak_mb": rounded(fast.peak_rss_mb),
                 "other_peak_mb": rounded(slow.peak_rss_mb), "bar": bar.decode if fast.decodes else bar.prefill,
@@ -244,21 +245,27 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF to measure in place of these")
     parser.add_argument("-o", type=Path, dest="out", required=True)
     given = parser.parse_args()
-    cache: Path = given.cache.resolve()
+    cache: Path = given.cache.resolve() / (given.model.stem if given.model else "")
     cache.mkdir(parents=True, exist_ok=True)
-    # The record grows section by section.
-    record = json.loads(given.out.read_text()) if given.out.exists() else {"sections": {}}
+    # The record grows section by section; a section that is measured again replaces its rows.
+    record = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
-        sections = {f"{given.model.stem}-{form}": section_of_file(given.model, form, cache) for form in chosen}
+        sections = {form: section_of_file(given.model, form, cache) for form in chosen}
     else:
         sections = {name: SECTIONS[name] for name in chosen}
     claim = "Speed ratios to other engines and to OPT-350M"
+    command = (
+        f"python bench/experiments/bars.py --cache DIR --only {','.join(chosen)} -o bench/results/{given.out.name}"
+    )
+    if given.model:
+        claim = f"{given.model.name} beside a llama.cpp built for the machine, on the same weights"
+        command += f" --model {given.model.name}"
     for name, section in sections.items():
-        rows = list(ratios(section, measured(name, section, cache)))
-        record["sections"][name] = rows
-        write_record(given.out, record, claim, f"python bench/experiments/bars.py --cache DIR --only {given.only}")
-        print(name, *map(json.dumps, rows), sep="\n")
+        rows = [{"section": name, **row} for row in ratios(section, measured(name, section, cache))]
+        record["rows"] = [row for row in record["rows"] if row.get("section") != name] + rows
+        write_record(given.out, record, claim, command)
+        print(*map(json.dumps, rows), sep="\n")
 
 
 if __name__ == "__main__":
