@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import termios
 
 import pytest
@@ -145,3 +146,28 @@ HEADERS = ["-fsyntax-only", "-include", "stdio.h", "-x", "c", "/dev/null"]
 def has_headers(compiler):
     """Whether a compiler is here with the headers of its C library."""
     return bool(shutil.which(compiler)) and not subprocess.call([compiler] + HEADERS, stderr=subprocess.DEVNULL)
+
+
+def fetched(name, *command):
+    """A folder in the user's cache into which a command put other people's files, by its last argument. Skips where
+    it cannot: without network."""
+    folder = os.path.join(os.environ["MERINO_USERS_CACHE"], "merino_edge", "fetched", name)
+    if not os.path.isdir(folder):
+        part = folder + ".part"
+        shutil.rmtree(part, ignore_errors=True)
+        os.makedirs(os.path.dirname(part), exist_ok=True)
+        if subprocess.call([*command, part], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            pytest.skip("cannot be fetched here: " + name)
+        os.rename(part, folder)
+    return folder
+
+
+def sdist(package, into, inside):
+    """The folder of a package's sources, such as `jsonschema==4.26.0`, of which files whose paths have `inside` in them
+    are unpacked into a folder."""
+    folder = fetched(package.replace("==", "-"), sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                     "--no-binary", package.partition("==")[0], package, "--dest")
+    (name,) = os.listdir(folder)
+    with tarfile.open(os.path.join(folder, name)) as archive:
+        archive.extractall(str(into), [member for member in archive if inside in member.name], filter="data")
+    return into / name.replace(".tar.gz", "")

@@ -14,6 +14,7 @@ from few_examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from json_schemas import compact, tokenizers_of_both_kinds, walked
+from processes import fetched, sdist
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_schema
@@ -131,3 +132,54 @@ def test_an_answer_that_ends_parses_and_is_valid(case, kind, ours, seed):
     validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     if not isinstance(schema.get("items"), list) and schema.get("exclusiveMinimum") is not True:
         validator(schema, format_checker=validator.FORMAT_CHECKER).validate(value)
+
+
+def total_of(cases, engine, monkeypatch):
+    """The counts of `judged` over (name, schema, tests), with the schemas that an engine compiles."""
+    total, wrong = collections.Counter(), []
+    for name, schema, tests in cases:
+        total["schemas"] += 1
+        try:
+            grammar = compiled(schema, engine, monkeypatch)
+        except MerinoError:
+            continue
+        counts = judged(grammar, schema, tests)
+        total += collections.Counter(counts, compiled=1)
+        wrong += [name] * counts["wrong"]
+    print(engine, dict(total), wrong)
+    return total, wrong
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("engine, least", [("own", 0.85), ("both", 0.95)])
+def test_maskbench(engine, least, monkeypatch):
+    """Every tenth schema of guidance-ai/jsonschemabench."""
+    if engine == "both":
+        pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    clone = ["git", "clone", "--quiet", "--depth", "1", "https://github.com/guidance-ai/jsonschemabench"]
+    path = os.path.join(fetched("jsonschemabench", *clone), "maskbench", "data")
+    cases = []
+    for name in sorted(os.listdir(path))[::10]:
+        with open(os.path.join(path, name), encoding="utf-8") as file:
+            case = json.load(file)
+        cases.append((name, case["schema"], case["tests"]))
+    total, wrong = total_of(cases, engine, monkeypatch)
+    assert not wrong
+    assert total["compiled"] >= least * total["schemas"]
+    assert total["taken"] >= 0.99 * total["valid"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("engine", ["own", "both"])
+@pytest.mark.parametrize("draft", ["draft4", "draft6", "draft7", "draft2019-09", "draft2020-12"])
+def test_json_schema_test_suite(draft, engine, tmp_path, monkeypatch):
+    """The suite is in the sources of the package jsonschema."""
+    path = sdist("jsonschema==4.26.0", tmp_path, "/json/tests/draft") / "json" / "tests" / draft
+    cases = []
+    for file in sorted(path.glob("*.json")):
+        if file.name not in ("refRemote.json", "vocabulary.json"):
+            cases += [((file.name, case["description"]), case["schema"], case["tests"])
+                      for case in json.loads(file.read_text(encoding="utf-8"))]
+    total, wrong = total_of(cases, engine, monkeypatch)
+    assert not wrong
+    assert total["compiled"] > total["schemas"] / 2
