@@ -35,7 +35,7 @@ class Target(NamedTuple):
 
 def sampling_of(body: Body) -> Sampling:
     default = Sampling()
-    seed = fields.integer(body, "seed", None, -(2 ** 63), 2 ** 63)
+    seed = fields.integer(body, "seed", None, -(2 ** 63), 2 ** 63 - 1)
     numbers = {name: fields.number(body, name, getattr(default, name), low, high)
                for name, (low, high) in RANGES.items() if name != "logit_bias"}
     return default._replace(**dict(
