@@ -72,7 +72,7 @@ SAMPLING = {
     "top_p": number(*RANGES["top_p"], "1: off"),
     "min_p": number(*RANGES["min_p"], "0: off"),
     "repetition_penalty": number(*RANGES["repetition_penalty"], "1: off"),
-    "seed": integer(-(2**63), 2**63),
+    "seed": integer(-(2**63), 2**63 - 1),
     "presence_penalty": number(*RANGES["presence_penalty"]),
     "frequency_penalty": number(*RANGES["frequency_penalty"]),
     "dry_multiplier": number(*RANGES["dry_multiplier"], "0: off"),
