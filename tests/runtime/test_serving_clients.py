@@ -1,6 +1,7 @@
 """The official clients, unmodified, against a server on loopback."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ pytest.importorskip("uvicorn")
 openai = pytest.importorskip("openai")
 
 from chat_bundle import make_bundle  # noqa: E402
+from processes import fetched  # noqa: E402
 from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -218,6 +220,34 @@ def test_prometheus_reads_the_metrics_and_people_the_stats(server):
         assert family.type == "histogram" and values["bucket"] == values["count"] > 0 and values["sum"] > 0
     stats = server.call("GET", "/v1/stats")[1]
     assert stats["decode_tok_s"] > 0 and stats["models"][0]["slots"][0]["tokens"] > 0
+
+
+LITELLM = """
+import json, sys, litellm
+usual = {"model": "openai/" + sys.argv[1], "api_base": sys.argv[2] + "/v1", "api_key": "dummy", "num_retries": 0}
+messages, lamp, weather = json.loads(sys.argv[3])
+whole = litellm.completion(messages=messages, max_tokens=8, temperature=0, **usual).choices[0].message.content
+chunks = litellm.completion(messages=messages, max_tokens=8, temperature=0, stream=True, **usual)
+assert whole and "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+form = {"type": "json_schema", "json_schema": {"name": "lamp", "schema": lamp, "strict": True}}
+answer = litellm.completion(messages=messages, response_format=form, max_tokens=60, **usual)
+assert set(json.loads(answer.choices[0].message.content)) == {"lamp"}
+called = litellm.completion(messages=messages, tools=[weather], tool_choice="required", **usual)
+assert called.choices[0].message.tool_calls[0].function.name == "weather"
+assert litellm.text_completion(prompt="The mill", max_tokens=3, **usual).choices[0].text
+assert litellm.responses(input="How many?", max_output_tokens=8, temperature=0, **usual).output[0].content[0].text
+"""
+
+
+@pytest.mark.nightly
+def test_litellm(server):
+    packages = ["litellm==1.110.2", "tiktoken", "python-dotenv", "fastuuid"]  # the rest is ours too
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *packages, "--target"]
+    environment = dict(os.environ, PYTHONPATH=fetched("litellm", *install), LITELLM_LOCAL_MODEL_COST_MAP="True")
+    model = server.call("GET", "/v1/models")[1]["data"][0]["id"]
+    words = [sys.executable, "-c", LITELLM, model, server.url, json.dumps([MESSAGES, LAMP, WEATHER])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.nightly

@@ -23,7 +23,6 @@ class Model:
         self.prompts: Any = None  # Prompts
 
 
-
 def described(paths: Sequence[str]) -> Dict[str, Model]:
     """Read the bundles' descriptions -> models by name, in order. Raise MerinoError for a bundle that cannot be read,
     and for two with the same name."""
