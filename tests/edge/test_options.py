@@ -77,7 +77,7 @@ VALUES = {
     "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--board": "raspberry-pi-5", "-o": "other",
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
-    ("train", "--set"): "weight_decay=0.3",
+    ("train", "--set"): "weight_decay=0.3", "--set": "prefill_threads=3",
     "--text": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8",
     ("report", "-o"): "out.html",

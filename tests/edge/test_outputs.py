@@ -162,15 +162,12 @@ def test_a_file_never_replaces_its_input(run, tmp_path):
     assert run("report", "r.json", "-o", "r.html")[0] == 0
 
 
-def test_random_weights_replace_trained_ones_only_where_that_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
+def test_random_weights_do_not_replace_trained_ones(bundle_dirs, tiny_arch, tmp_path):
     out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
     before, random = content(out), random_source(tiny_arch, "tiny")
-    with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
+    with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*delete that folder"):
         export(random, out)
     assert content(out) == before
-    assert export(random, out, ExportRequest(overwrite=True)).bundle.weights == described(out)["weights"] == "random"
-    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
-    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
     (out / "bundle.json").write_text('{"weights": ')
     with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
         export(random, out)

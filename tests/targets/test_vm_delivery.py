@@ -139,7 +139,8 @@ cat answer*
 
 
 def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, tmp_path):
-    here = edge_ok(None, "generate", place / "first", PROMPT, "-n", 24, "--temperature", 0, "--ignore-eos", "--json")
+    greedy = ["-n", 24, "--temperature", 0, "--set=ignore_eos=true", "--json"]
+    here = edge_ok(None, "generate", place / "first", PROMPT, *greedy)
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines()).strip()
     with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
         out = edge_ok(machine, "flash", place / "first.merino", "--ssh", "board", "--trust", place / "fleet.pub",
