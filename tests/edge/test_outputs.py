@@ -19,7 +19,6 @@ from merino_edge.bundles.files import described
 from merino_edge.cli.tables import Column, Table, fitted, total
 from merino_edge.cli.terminal import console
 from merino_edge.export.export import export
-from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
 from merino_edge.profiles.reading import profile_ids, profile_text
 from merino_runtime.errors import MerinoError
