@@ -30,14 +30,15 @@ class BoardCommand(TyperCommand):
         return args
 
 
-def add_to(app: typer.Typer, name: str) -> None:
-    """Add one of NAMES to the workstation's commands."""
+def add_to(app: typer.Typer, name: str, panel: str) -> None:
+    """Add one of NAMES to the workstation's commands, in this group of the help."""
 
     def command(context: typer.Context) -> None:
         raise typer.Exit(called(name, context.args))
 
     text = VERBS[name].help
-    app.command(name, cls=BoardCommand, add_help_option=False, help=f"{text[0].upper()}{text[1:]}.")(command)
+    app.command(name, cls=BoardCommand, add_help_option=False, rich_help_panel=panel,
+                help=f"{text[0].upper()}{text[1:]}.")(command)
 
 
 def parser_of(verb: Verb) -> ArgumentParser:
