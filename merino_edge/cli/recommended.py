@@ -90,9 +90,9 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 COLUMNS = (
     Column("model", left=True, wraps=True, least=16), Column("use", left=True, wraps=True),
-    Column("format", left=True), Column("params M"), Column("decode ms"), Column("interval"), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
-    Column("score"), Column("formats that fit", left=True, wraps=True),
-    Column("verdict", left=True, wraps=True, least=16),
+    Column("format", left=True), Column("params M"), Column("decode ms"), Column("interval"),
+    Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE), Column("score"),
+    Column("formats that fit", left=True, wraps=True), Column("verdict", left=True, wraps=True, least=16),
 )  # fmt: skip
 
 
