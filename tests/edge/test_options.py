@@ -229,3 +229,18 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     read = vars(parser.parse_args([command, *words, *sent]))
     changed = {name for name in usual if read[name] != usual[name]}
     assert len(changed) == len(options) > 3, (changed, sent)
+
+
+@pytest.mark.parametrize("command", board_verbs.VERBS)
+def test_a_shell_completes_the_options_of_the_boards_commands_too(command):
+    context = COMMANDS[command].make_context(command, [])
+    completed = {item.value for item in COMMANDS[command].shell_complete(context, "-")}
+    assert {name for option in options_of(command) for name in option.opts} <= completed
+
+
+MOST = 15  # options of a command
+
+
+def test_no_command_has_more_options_than_a_reader_takes_in():
+    counts = {command: len(options_of(command)) for command in COMMANDS}
+    assert max(counts.values()) <= MOST, counts
