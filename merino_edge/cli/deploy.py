@@ -125,8 +125,7 @@ def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bo
     async def look(board: "Board") -> "tuple[Facts, bool]":
         return await described(board, root), await python_with(board, [PYTHON], MODULES) is not None
 
-    with working(f"asking {ssh} what it is"):
-        facts, ready = on_board(ssh, look, yes)
+    facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
     profile = named(board_name, say) if board_name else profile_of(ssh, facts)
     say(f"{ssh} is a {facts.model}: planned as {profile.name}")
     return Target(profile, facts, ready)

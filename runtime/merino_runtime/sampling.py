@@ -86,6 +86,10 @@ def check_sampling(sampling: Sampling) -> None:
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
 
+    pairs = sampling.logit_bias
+    if not (isinstance(pairs, (list, tuple)) and all(isinstance(pair, (list, tuple)) and len(pair) == 2
+                                                     for pair in pairs)):
+        raise MerinoError(f"logit_bias is {pairs!r:.80}, allowed: pairs of a token id and what is added to its logit.")
     wrong = []
     for name, value in sampling._asdict().items():
         low, high = RANGES.get(name) or INTEGERS[name]
