@@ -102,7 +102,10 @@ def deploy(
     if done.error:
         raise MerinoError(f"{ssh}: {done.error}")
     measured, predicted = speeds_ms(done)
-    speeds = [f"{what} {ms:,.1f} ms (predicted {predicted.get(what, 0):,.1f})" for what, ms in measured.items()]
+    speeds = [
+        f"{what} {ms:,.1f} ms" + (f" (predicted {predicted[what]:,.1f})" if what in predicted else "")
+        for what, ms in measured.items()
+    ]
     rate = f": {1e3 / measured['decode']:,.1f} tokens/s" if measured.get("decode") else ""
     put(f"{ssh} runs {done.bundle} in {done.precision}{rate}; {', '.join(speeds) or 'not measured'}")
     verb = "chat" if bundle.chat else "generate"
