@@ -101,7 +101,7 @@ def deploy(
         say(f"note: {note}")
     if done.error:
         raise MerinoError(f"{ssh}: {done.error}")
-    measured, predicted = speeds_ms(done)
+    measured, predicted = speeds_ms(done, target.profile)
     speeds = [
         f"{what} {ms:,.1f} ms" + (f" (predicted {predicted[what]:,.1f})" if what in predicted else "")
         for what, ms in measured.items()
