@@ -130,7 +130,7 @@ def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bo
 
     facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
     profile = named(board_name, say) if board_name else profile_of(ssh, facts)
-    say(f"{ssh} is a {facts.model}: planned as {profile.name}")
+    say(f"{ssh}: {facts.model}, planned as {profile.name}")
     return Target(profile, facts, ready)
 
 

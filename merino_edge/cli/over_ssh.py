@@ -59,7 +59,7 @@ def let_trust(ssh: str | None, facts: "Facts | None", public: Path, yes: bool) -
     if yes or not ssh:
         say(f"the board will trust the key {print_of} ({public})")
         return True
-    question = f"{ssh} does not trust your key {print_of} yet. Install it there, and what it signs?"
+    question = f"{ssh} does not trust your key {print_of} yet. Add it to the keys that the board trusts?"
     if not is_terminal():
         raise MerinoError(f"{question} This is no terminal, so nobody can answer: give --yes")
     if not typer.confirm(question, err=True):
