@@ -94,7 +94,7 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
             lost = done.divergence.answers - done.divergence.kept
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
                 f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
-    if bundle.kernels and (done.folder / "genai_config.json").is_file():
+    if bundle.kernels and not request.board and (done.folder / "genai_config.json").is_file():
         say("other programs load its operators from merino_runtime/bundle/native/kernels-MACHINE.so: onnxruntime-genai"
             " as kernels.so in the bundle, others by register_custom_ops_library")  # fmt: skip
     if bundle.chat:
