@@ -129,10 +129,12 @@ lint: .venv/ready
 		{ echo "merino_edge needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing merino_edge and what it needs into .venv: 5 to 10 minutes, once, 2 GB on disk"
 	$(PYTHON) -m venv .venv
+	@date +%s > .venv/began
 	@# Without an NVIDIA GPU, PyTorch's own CPU build: PyPI's for Linux brings 3 GB of CUDA.
 	command -v nvidia-smi || $(BIN)/pip install --progress-bar off --disable-pip-version-check \
 		--extra-index-url https://download.pytorch.org/whl/cpu --no-deps 'torch>=2.6'
 	$(BIN)/pip install --progress-bar off --disable-pip-version-check --editable $(RUNTIME) --editable '.[dev]'
+	@echo "installed in $$(( $$(date +%s) - $$(cat .venv/began) )) s"
 	touch $@
 
 # Other engines: `make demo` needs none, and their packages are large.

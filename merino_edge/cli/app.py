@@ -53,6 +53,10 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+# The groups of commands in the help.
+RUN, MAKE, MEASURE, DELIVER = "Run a model", "Make a model", "Measure", "Deliver step by step"
+
+
 def show_version(requested: bool) -> None:
     if requested:
         print(f"merino-edge {__version__}")
@@ -68,7 +72,7 @@ def root(
     """Design, train, export, run and measure small language models for edge boards."""
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="board id; default: list all boards")] = None,
     as_json: Json = False,
@@ -88,11 +92,12 @@ def devices(
 
 
 command: Callable[..., None]
-for command in (deploy, recommend, design):
-    app.command()(command)
+for command in (deploy, recommend):
+    app.command(rich_help_panel=RUN)(command)
+app.command(rich_help_panel=MAKE)(design)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def calibrate(
     board_name: Board,
     probe: Annotated[
@@ -126,18 +131,18 @@ def calibrate(
     show(residual_table(calibrated.residuals), interval_table(calibrated.errors))
 
 
-app.command()(train)
-app.command()(export)
+for command in (train, export):
+    app.command(rich_help_panel=MAKE)(command)
 for name in ("generate", "chat", "serve"):
-    add_to(app, name)
-app.command()(house)
-app.add_typer(job, name="job")
+    add_to(app, name, RUN)
+app.command(rich_help_panel=RUN)(house)
+app.add_typer(job, name="job", rich_help_panel=MAKE)
 
 
 AgainstOption = partial(typer.Option, rich_help_panel="Baseline and other engines")
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def bench(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE", help="bundle folders, or `embedded`")],
     baseline: Annotated[
@@ -206,15 +211,15 @@ def bench(
     raise typer.Exit(code)
 
 
-for command in (flash, check):
-    app.command()(command)
-app.command("eval")(evaluate)
-for command in (compare, report, keygen, pack):
-    app.command()(command)
-add_to(app, "info")
+app.command("eval", rich_help_panel=MEASURE)(evaluate)
+for command in (compare, report):
+    app.command(rich_help_panel=MEASURE)(command)
+for command in (keygen, pack, flash, check):
+    app.command(rich_help_panel=DELIVER)(command)
+add_to(app, "info", DELIVER)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def demo(
     out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
 ) -> None:

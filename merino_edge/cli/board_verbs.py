@@ -5,7 +5,7 @@ Here BUNDLE may also be `embedded`, and `generate` and `chat` take --ssh to run 
 """
 
 from argparse import ArgumentParser, Namespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand
@@ -22,22 +22,35 @@ LOCAL_OPTIONS = ("cache", "json_schema", "tools")  # files of this machine
 EPILOG = "A bundle may be `embedded`, the trained model that comes with merino-edge"
 
 
+class Completion(NamedTuple):
+    """What a shell's completion reads of click's CompletionItem, which typer does not export."""
+
+    value: str
+    type: str = "plain"
+    help: str | None = None
+
+
 class BoardCommand(TyperCommand):
     """A command that passes all its words, --help included, to the board's parser."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        options = [name for action in parser_of(VERBS[ctx.info_name])._actions for name in action.option_strings]
+        return [Completion(option) for option in options if incomplete and option.startswith(incomplete)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.args = list(args)
         return args
 
 
-def add_to(app: typer.Typer, name: str) -> None:
-    """Add one of NAMES to the workstation's commands."""
+def add_to(app: typer.Typer, name: str, panel: str) -> None:
+    """Add one of NAMES to the workstation's commands, in this group of the help."""
 
     def command(context: typer.Context) -> None:
         raise typer.Exit(called(name, context.args))
 
     text = VERBS[name].help
-    app.command(name, cls=BoardCommand, add_help_option=False, help=f"{text[0].upper()}{text[1:]}.")(command)
+    app.command(name, cls=BoardCommand, add_help_option=False, rich_help_panel=panel,
+                help=f"{text[0].upper()}{text[1:]}.")(command)
 
 
 def parser_of(verb: Verb) -> ArgumentParser:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from merino_bench.harness.cases import BenchRequest
@@ -14,7 +15,7 @@ from merino_edge.bundles.files import APP_FILE
 from merino_edge.cli.design_tables import print_design
 from merino_edge.cli.record_tables import bench_table
 from merino_edge.cli.tables import show
-from merino_edge.cli.terminal import bench_progress
+from merino_edge.cli.terminal import bench_progress, working
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.embedded import FOLDER
@@ -34,6 +35,7 @@ REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 def run_demo(out: Path) -> None:
     """Run the demo, which takes minutes on two cores. Writes design.json, a bundle and the records into `out`."""
+    began = time.monotonic()
     check_file(out / "design.json")
     # 1. Design.
     profile = load_profile(BOARD)
@@ -48,9 +50,12 @@ def run_demo(out: Path) -> None:
     heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
     say("exporting the design, and comparing it with torch at every step")
     bundle = out / "pi4-design"
-    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), bundle, last_use=True)
+    with working("exporting the design") as progress:
+        source = load_source(str(out / "design.json"))._replace(name="pi4-design")
+        done = export(source, bundle, last_use=True, progress=progress)
     print(f"{bundle}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
-    opt = baseline_bundle(model("opt-350m"), say)
+    with working("exporting OPT-350M"):
+        opt = baseline_bundle(model("opt-350m"), say)
     print(f"{opt}: OPT-350M")
     # 3. Generate.
     heading(3, "generate: the embedded model, trained on stories, by the file that a board runs")
@@ -68,7 +73,8 @@ def run_demo(out: Path) -> None:
         "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
         f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"
         f" {predicted.memory_mb:.0f} MB, from {predicted.provenance} figures; no board has confirmed it yet.\n"
-        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}"
+        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}\n"
+        f"The demo took {time.monotonic() - began:.0f} s, without the installation."
     )
 
 

@@ -101,8 +101,11 @@ def deploy(
         say(f"note: {note}")
     if done.error:
         raise MerinoError(f"{ssh}: {done.error}")
-    measured, predicted = speeds_ms(done)
-    speeds = [f"{what} {ms:,.1f} ms (predicted {predicted.get(what, 0):,.1f})" for what, ms in measured.items()]
+    measured, predicted = speeds_ms(done, target.profile)
+    speeds = [
+        f"{what} {ms:,.1f} ms" + (f" (predicted {predicted[what]:,.1f})" if what in predicted else "")
+        for what, ms in measured.items()
+    ]
     rate = f": {1e3 / measured['decode']:,.1f} tokens/s" if measured.get("decode") else ""
     put(f"{ssh} runs {done.bundle} in {done.precision}{rate}; {', '.join(speeds) or 'not measured'}")
     verb = "chat" if bundle.chat else "generate"
@@ -125,10 +128,9 @@ def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bo
     async def look(board: "Board") -> "tuple[Facts, bool]":
         return await described(board, root), await python_with(board, [PYTHON], MODULES) is not None
 
-    with working(f"asking {ssh} what it is"):
-        facts, ready = on_board(ssh, look, yes)
+    facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
     profile = named(board_name, say) if board_name else profile_of(ssh, facts)
-    say(f"{ssh} is a {facts.model}: planned as {profile.name}")
+    say(f"{ssh}: {facts.model}, planned as {profile.name}")
     return Target(profile, facts, ready)
 
 

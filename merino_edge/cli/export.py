@@ -63,9 +63,6 @@ def export(
         metavar="FILE", help="text for quantization: GPTQ, SmoothQuant and the scales of --kv"
     )] = None,
     no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
-    overwrite: Annotated[bool, typer.Option(
-        "--overwrite", help="allow random weights to replace trained ones"
-    )] = False,
 ) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
     from merino_edge.cli.over_ssh import board
@@ -76,7 +73,7 @@ def export(
     random = weights == Path("random")
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
-        context=context, calibration=text, chat=not no_chat, overwrite=overwrite,
+        context=context, calibration=text, chat=not no_chat,
         random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms, name=name,
     )  # fmt: skip
     with working(f"exporting {source}") as progress:
@@ -97,7 +94,7 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
             lost = done.divergence.answers - done.divergence.kept
             say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
                 f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
-    if bundle.kernels and (done.folder / "genai_config.json").is_file():
+    if bundle.kernels and not request.board and (done.folder / "genai_config.json").is_file():
         say("other programs load its operators from merino_runtime/bundle/native/kernels-MACHINE.so: onnxruntime-genai"
             " as kernels.so in the bundle, others by register_custom_ops_library")  # fmt: skip
     if bundle.chat:

@@ -5,7 +5,7 @@ import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,7 +59,7 @@ def let_trust(ssh: str | None, facts: "Facts | None", public: Path, yes: bool) -
     if yes or not ssh:
         say(f"the board will trust the key {print_of} ({public})")
         return True
-    question = f"{ssh} does not trust your key {print_of} yet. Install it there, and what it signs?"
+    question = f"{ssh} does not trust your key {print_of} yet. Add it to the keys that the board trusts?"
     if not is_terminal():
         raise MerinoError(f"{question} This is no terminal, so nobody can answer: give --yes")
     if not typer.confirm(question, err=True):
@@ -71,8 +71,12 @@ def is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def on_board(host: str, work: "Callable[[Board], Coroutine[Any, Any, Result]]", yes: bool = False) -> Result:
-    """Connect to a board and run `work`. yes: as in `ask_about`. Raise MerinoError if the connection fails."""
+def on_board(
+    host: str, work: "Callable[[Board], Coroutine[Any, Any, Result]]", doing: str = "", yes: bool = False
+) -> Result:
+    """Connect to a board and run `work`, with `doing` on the terminal meanwhile. yes: as in `ask_about`, whose question
+    comes first, because a spinner would hide it. Raise MerinoError if the connection fails."""
+    from merino_edge.cli.terminal import working
     from merino_edge.delivery.ssh.connect import connected, parse_address
 
     ask_about([host], yes)
@@ -81,7 +85,8 @@ def on_board(host: str, work: "Callable[[Board], Coroutine[Any, Any, Result]]", 
         async with connected(parse_address(host)) as board:
             return await work(board)
 
-    return asyncio.run(run())
+    with working(doing) if doing else nullcontext():
+        return asyncio.run(run())
 
 
 async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
@@ -170,7 +175,7 @@ def probe_there(host: str, profile: "DeviceProfile") -> "Probe":
     """Probe the profile's board with its backend. Raise MerinoError, for another machine before it is measured."""
     from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
-    from merino_edge.cli.terminal import say, working
+    from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.board import program
 
     async def work(board: "Board") -> str:
@@ -186,8 +191,7 @@ def probe_there(host: str, profile: "DeviceProfile") -> "Probe":
             raise MerinoError(f"{host}: cannot probe: {ran.last_words or f'it ended with code {ran.code}'}")
         return ran.out
 
-    with working(f"{host} measures itself"):
-        text = on_board(host, work)
+    text = on_board(host, work, f"{host} measures itself")
     return parse_probe(text, f"what {host} answered")
 
 
@@ -212,11 +216,9 @@ def board(name: str | Path, say: Callable[[str], None], backend: str | None = No
 
     if not is_address(name):
         return named(name, say, backend)
-    from merino_edge.cli.terminal import working
     from merino_edge.delivery.ssh.board import described, profile_of
 
-    with working(f"asking {name} what it is"):
-        facts = on_board(str(name), described)
+    facts = on_board(str(name), described, f"asking {name} what it is")
     profile = profile_of(str(name), facts)
     say(f"{name} is a {profile.name}: --board {profile.id}")
     return named(profile.id, say, backend)

@@ -61,6 +61,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "name": model.name,
         "hub": model.hub,
         "note": model.note,
+        "use": model.use,
         "shape": model.geometry.shape(),
         "vocab": model.geometry.vocab,
         "context": model.geometry.context,
@@ -88,10 +89,10 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 
 COLUMNS = (
-    Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
-    Column("decode ms"), Column("interval"), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
-    Column("score"), Column("formats that fit", left=True, wraps=True),
-    Column("verdict", left=True, wraps=True, least=16),
+    Column("model", left=True, wraps=True, least=16), Column("use", left=True, wraps=True),
+    Column("format", left=True), Column("params M"), Column("decode ms"), Column("interval"),
+    Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE), Column("score"),
+    Column("formats that fit", left=True, wraps=True), Column("verdict", left=True, wraps=True, least=16),
 )  # fmt: skip
 
 
@@ -112,17 +113,17 @@ def recommendation_table(recommendation: Recommendation, profile: DeviceProfile)
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
-        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE, "interval"],
+        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE, "interval", "use"],
         lines_after=[len(recommendation.designs) + rows - 1 for rows in (0, fitting, near)],
     )  # fmt: skip
 
 
 def design_cells(row: FormatDesign) -> list[str]:
     if row.design is None:
-        return ["our design", row.precision, *["-"] * 7, "none", row.reason]
+        return ["our design", "train it", row.precision, *["-"] * 7, "none", row.reason]
     cost = row.design.predicted
     score = f"{row.design.entropy / 1e6:,.1f}"
-    return ["our design", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
+    return ["our design", "train it", row.precision, *cost_columns(cost), score, "", row.precision, "fits"]
 
 
 def cost_columns(cost: Predicted) -> list[str]:
@@ -138,6 +139,7 @@ def candidate_cells(candidate: Candidate, recommendation: Recommendation) -> lis
     fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
     return [
         f"{model.name}, {model.note}" if model.note else model.name,
+        model.use or ("chat" if model.chat else "text"),
         verdict.precision,
         *cost_columns(cost),
         "-" if candidate.entropy is None else f"{candidate.entropy / 1e6:,.1f}",

@@ -12,6 +12,7 @@ from merino_runtime.io.visible import visible
 
 if TYPE_CHECKING:  # loads scipy, which `export` and its refusals do not need
     from merino_edge.delivery.ssh.flash import Flashed
+    from merino_edge.profiles.profile import DeviceProfile
     from merino_edge.records.compare import Comparison
     from merino_edge.records.evaluation import Evaluation
 
@@ -114,12 +115,15 @@ def flashed_json(board: "Flashed") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def speeds_ms(board: "Flashed") -> tuple[dict[str, float], dict[str, float]]:
-    """Return the measured medians of SPEEDS, and their predictions if a profile names the board."""
+def speeds_ms(
+    board: "Flashed", planned: "DeviceProfile | None" = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the measured medians of SPEEDS, and their predictions by the profile that names the board, or else by
+    `planned`."""
     from merino_edge.report.series import series_of
     from merino_edge.report.summary import predictions
 
-    profile = board.facts.profile if board.facts else None
+    profile = (board.facts and board.facts.profile) or planned
     for series in series_of(board.records)[:1]:
         rows = {"prefill": series.prefill, "decode": series.decode}
         measured = {what: row.ms_p50 for what, row in rows.items() if row is not None and row.ms_p50 is not None}

@@ -111,6 +111,8 @@ def train(
     from merino_edge.training.sources import read_sources
 
     # 1. Check paths and values.
+    if lora == 0:
+        raise MerinoError("--lora 0 must be 1 or more: leave it out to train all weights")
     designed = read_design_source(source)
     read_sources(data)
     read_sources(held_out or (), "--held-out")

@@ -82,7 +82,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
             f"{source.name} has recurrent states (gated DeltaNet), which are exported with --dialect fused in fp32,"
             " int8 and int4, without --kv and for ONNX Runtime alone"
         )
-    check_replaces(source, out, request.overwrite)
+    check_replaces(source, out)
     check_readable(source)
     template = for_texts(source.chat) if request.chat and source.chat else None
     trained, rounded = source.weights == "trained", form.precision in ROUNDED
@@ -170,14 +170,14 @@ def check_readable(source: Source) -> None:
         )
 
 
-def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
+def check_replaces(source: Source, out: Path) -> None:
     """Raises MerinoError if `out` may not be replaced: it is the source itself, or random weights would replace ones
     that may be trained."""
     check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
     there = described(out)
     kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")
-    if source.weights == "random" and is_bundle(out) and kind != "random" and not overwrite:
+    if source.weights == "random" and is_bundle(out) and kind != "random":
         raise MerinoError(
-            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
-            " --overwrite to replace them"
+            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or"
+            " delete that folder"
         )

@@ -44,7 +44,6 @@ class ExportRequest(NamedTuple):
             are fitted to a text that the model generates.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
-        overwrite: whether random weights may replace trained ones.
         random_weights: for a model of the zoo, random weights instead of the published ones.
         file_mb: for `mixed`, the largest size of all weights.
         name: of the bundle, which a server lists; by default the source's.
@@ -59,7 +58,6 @@ class ExportRequest(NamedTuple):
     context: int | None = None
     calibration: Path | None = None
     chat: bool = True
-    overwrite: bool = False
     random_weights: bool = False
     all_logits: bool = False
     file_mb: float | None = None

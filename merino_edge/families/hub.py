@@ -150,11 +150,11 @@ def fault(model: HubModel, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and getattr(error, "response", None) is None:
         return f"{model.name} cannot be kept: {one_line(error)}. Make room, or set HF_HOME to another folder"
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({one_line(error)[:120]})"
+    reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({one_line(error)[:60]})"
     folder = model.name.rpartition("/")[2]
     patterns = " ".join(f'--include "{pattern}"' for pattern in ("*.json", "*.jinja", WEIGHTS))
     return (
-        f"{model.name} is not whole in the cache, and {reason}. On a machine with network: `hf download {model.name}"
-        f" {patterns} --local-dir {folder}`; that is config.json, tokenizer.json, {WEIGHTS} and what is beside them."
-        f" Bring the folder here, and export ./{folder} in place of the name"
+        f"{model.name} is not complete in the cache, and {reason}. On a machine with network: `hf download {model.name}"
+        f" {patterns} --local-dir {folder}` (config.json, tokenizer.json, {WEIGHTS} and"
+        f" templates). Copy the folder here, and give ./{folder} instead of the name"
     )

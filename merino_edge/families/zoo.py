@@ -44,7 +44,8 @@ def geometry_of_family(raw: Any, info: ValidationInfo) -> Geometry:
 
 class Model(_Facts):
     """One published model. `source` is the geometry's; `note` is for people; `scores` is None if none is known. `chat`:
-    whether it was tuned to follow instructions; such models stand first."""
+    whether it was tuned to follow instructions; such models stand first. `use`: what its card says that it can do, and
+    in which languages."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
     name: str
@@ -55,6 +56,7 @@ class Model(_Facts):
     params: Parameters
     note: str = ""
     chat: bool = False
+    use: str = ""
     scores: Scores | None = None
 
     def ranking_score(self) -> float | None:

@@ -125,7 +125,7 @@ def read_json_lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # Excel writes a BOM
             except UnicodeDecodeError as error:
                 place = f"byte {error.start} of the line"
                 raise MerinoError(f"{where}, is not UTF-8 text ({place}): convert it first") from error

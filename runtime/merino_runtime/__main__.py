@@ -11,13 +11,13 @@ if __name__ == "__main__":  # `python -m` puts the current folder on the path, w
     leave_current_folder()
 
 import argparse
-from typing import Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 from merino_runtime import __version__, commands
 from merino_runtime.backends.choice import add_opening
 from merino_runtime.delivery import verbs
 from merino_runtime.io.streams import Verb, exit_code
-from merino_runtime.sampling import OPTIONS, Sampling
+from merino_runtime.sampling import CHAT_SETTINGS, GENERATE_SETTINGS, Sampling
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
@@ -56,15 +56,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                         help="prompt; `-`, or none after a pipe: read from stdin")
     parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
                         help="maximum number of new tokens (default %(default)s)")
-    _add_sampling(parser)
+    _add_sampling(parser, GENERATE_SETTINGS)
     parser.add_argument("--stop", action="append", default=[], metavar="S",
                         help="stop string, not printed; repeat for more")
     parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
                         help="when the context is full: stop; error refuses a request that does not fit; shift drops "
                              "the oldest tokens and continues (default %(default)s)")
-    parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
-    parser.add_argument("--no-lookup", action="store_true",
-                        help="do not guess tokens from repetitions in the text; the answer is the same")
     parser.add_argument("--json", action="store_true", help="print one JSON line per token, the measurements last")
     _add_schema(parser)
     parser.add_argument("--tools", metavar="FILE",
@@ -81,7 +78,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-think", action="store_true", help="disable thinking, where the chat template supports it")
     parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
                         help="maximum number of tokens per answer; default: what the context holds")
-    _add_sampling(parser)
+    _add_sampling(parser, CHAT_SETTINGS)
     parser.add_argument("--overflow", choices=("error", "shift"), default="error",
                         help="when the context is full: error refuses the message; shift drops the oldest turns and "
                              "prints a note (default %(default)s)")
@@ -97,13 +94,13 @@ def _add_schema(parser: argparse.ArgumentParser) -> None:
                         help="constrain the text to JSON that is valid for the schema in this file")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    for name, kind, text in OPTIONS:
-        default = getattr(Sampling(), name)
-        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default, metavar="N",
-                            help=text if default is None else text + " (default %(default)s)")
-    parser.add_argument("--dry", type=float, default=0.0, metavar="N",
-                        help="penalty on repeating sequences of the text (DRY), such as 0.8; 0: off (default 0)")
+def _add_sampling(parser: argparse.ArgumentParser, settings: Dict[str, Tuple[type, str]]) -> None:
+    parser.add_argument("--temperature", type=float, default=Sampling().temperature, metavar="N",
+                        help="sampling temperature; 0: greedy (default %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed; default: a random one")
+    listed = "; ".join(f"{name} ({text})" for name, (_, text) in settings.items())
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                        help="another setting, repeat for more: " + listed)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

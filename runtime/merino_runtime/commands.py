@@ -8,7 +8,8 @@ import os
 import re
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends.choice import TENSORRT, choose_backend
@@ -23,7 +24,14 @@ from merino_runtime.io.json_file import read_json
 from merino_runtime.io.outputs import check_output
 from merino_runtime.io.streams import as_text, say, say_note, stdout_is_terminal, write_lines, write_out
 from merino_runtime.io.visible import harmless
-from merino_runtime.sampling import GenerateOptions, Sampling
+from merino_runtime.sampling import (
+    CHAT_SETTINGS,
+    GENERATE_SETTINGS,
+    SAMPLING_SETTINGS,
+    GenerateOptions,
+    Sampling,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from merino_runtime.chat.conversation import ChatOptions
@@ -35,19 +43,18 @@ PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native c
 # starts sooner.
 
 
-def sampling_of(arguments: Namespace) -> Sampling:
-    return Sampling(
-        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty, seed=arguments.seed,
-        dry_multiplier=arguments.dry)
+def sampling_of(arguments: Namespace, settings: Dict[str, Any]) -> Sampling:
+    return Sampling(temperature=arguments.temperature, seed=arguments.seed,
+                    **{name: value for name, value in settings.items() if name in SAMPLING_SETTINGS})
 
 
 def generate_options(arguments: Namespace) -> GenerateOptions:
     """Return the options of the verb `generate`. Raise MerinoError for one that is out of range."""
+    settings = read_settings(arguments.settings, GENERATE_SETTINGS)
     return GenerateOptions(
-        arguments.max_new_tokens, sampling_of(arguments), stops=[as_text(stop) for stop in arguments.stop],
-        ignore_eos=arguments.ignore_eos, overflow=arguments.overflow,
-        lookup=not arguments.no_lookup,
+        arguments.max_new_tokens, sampling_of(arguments, settings), stops=[as_text(stop) for stop in arguments.stop],
+        ignore_eos=settings.get("ignore_eos", False), overflow=arguments.overflow,
+        lookup=settings.get("lookup", True),
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
         tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
 
@@ -62,7 +69,7 @@ def run_generate(arguments: Namespace) -> int:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
     # 2. Generate. `LanguageModel.generate` encodes the prompt and returns a `Generation`.
-    with open_bundle(arguments) as model:
+    with open_bundle(arguments, read_settings(arguments.settings, GENERATE_SETTINGS)) as model:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
@@ -83,10 +90,10 @@ def run_generate(arguments: Namespace) -> int:
     return 0
 
 
-def open_bundle(arguments: Namespace) -> LanguageModel:
-    """Open the bundle of the arguments with their threads, backend and checks."""
-    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
-                      verify=not arguments.no_verify, backend=arguments.backend, say=say_note)
+def open_bundle(arguments: Namespace, settings: Mapping[str, Any] = MappingProxyType({})) -> LanguageModel:
+    """Open the bundle of the arguments with their threads and backend. settings: of `--set`."""
+    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=settings.get("prefill_threads"),
+                      backend=arguments.backend, say=say_note)
 
 
 def json_at(path: Optional[str], remedy: str) -> Any:
@@ -111,15 +118,16 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
     """Return the options of the verb `chat`. Raise MerinoError for one that is out of range."""
     from merino_runtime.chat.conversation import ChatOptions
 
+    settings = read_settings(arguments.settings, CHAT_SETTINGS)
     return ChatOptions(
         system=None if arguments.system is None else as_text(arguments.system),
-        max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments), no_think=arguments.no_think,
+        max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments, settings), no_think=arguments.no_think,
         overflow=arguments.overflow, json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
 
 
 def run_chat(arguments: Namespace) -> int:
     options = chat_options(arguments)
-    with open_bundle(arguments) as model:
+    with open_bundle(arguments, read_settings(arguments.settings, CHAT_SETTINGS)) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
         conversation = model.chat(**options._asdict())

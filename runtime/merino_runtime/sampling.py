@@ -2,7 +2,7 @@
 
 Standard library only. `generation` applies them.
 """
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -30,15 +30,22 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "logit_bias": (-100, 100),
     "dry_multiplier": (0, 100), "dry_base": (1, 100), "dry_allowed_length": (1, 2 ** 20)}
 INTEGERS = {"top_k": (0, 2 ** 31), "dry_allowed_length": (1, 2 ** 20), "seed": (0, 2 ** 32 - 1)}
-# What the command line declares: name, type, help.
-OPTIONS: Tuple[Tuple[str, type, str], ...] = (
-    ("temperature", float, "sampling temperature; 0: greedy"),
-    ("top_k", int, "sample from the k most likely tokens; 0: off"),
-    ("top_p", float, "nucleus sampling: cumulative probability; 1: off"),
-    ("min_p", float, "minimum probability, relative to the most likely token; 0: off"),
-    ("repetition_penalty", float, "penalty on tokens that occurred; 1: off"),
-    ("seed", int, "random seed; default: a random one"),
-)
+# What `--set NAME=VALUE` of a command takes: type, help. A bool is `true` or `false`.
+SAMPLING_SETTINGS: Dict[str, Tuple[type, str]] = {
+    "top_k": (int, "sample from this many most likely tokens; 0: off; default 40"),
+    "top_p": (float, "nucleus sampling, 1: off; default 0.95"),
+    "min_p": (float, "least probability relative to the most likely token; default 0.05"),
+    "repetition_penalty": (float, "1: off"),
+    "presence_penalty": (float, "0: off"),
+    "frequency_penalty": (float, "0: off"),
+    "dry_multiplier": (float, "penalty on repeated sequences, such as 0.8; 0: off"),
+    "dry_base": (float, "default 1.75"),
+    "dry_allowed_length": (int, "default 2"),
+}
+CHAT_SETTINGS = dict(SAMPLING_SETTINGS, prefill_threads=(int, "default: as -t, or the bundle's setting"))
+GENERATE_SETTINGS = dict(
+    CHAT_SETTINGS, ignore_eos=(bool, "continue after the end-of-text token"),
+    lookup=(bool, "guess tokens from repetitions in the text, with the same answer; default true"))
 
 
 class _GenerateOptions(NamedTuple):
@@ -69,8 +76,8 @@ class GenerateOptions(_GenerateOptions):
         if self.json_schema is not None and self.tools is not None:
             raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
         if self.ignore_eos and (self.json_schema is not None or self.tools is not None):
-            raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, "
-                              "or --json-schema and --tools.")
+            raise MerinoError("ignore_eos is set, and the text must end where its JSON does. Leave out ignore_eos, or "
+                              "--json-schema and --tools.")
         return self
 
 
@@ -79,6 +86,10 @@ def check_sampling(sampling: Sampling) -> None:
     if not isinstance(sampling, Sampling):
         raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
 
+    pairs = sampling.logit_bias
+    if not (isinstance(pairs, (list, tuple)) and all(isinstance(pair, (list, tuple)) and len(pair) == 2
+                                                     for pair in pairs)):
+        raise MerinoError(f"logit_bias is {pairs!r:.80}, allowed: pairs of a token id and what is added to its logit.")
     wrong = []
     for name, value in sampling._asdict().items():
         low, high = RANGES.get(name) or INTEGERS[name]
@@ -93,6 +104,24 @@ def check_sampling(sampling: Sampling) -> None:
         wrong.append(f"logit_bias is {sampling.logit_bias!r:.80}, allowed: token ids of 0 or more")
     if wrong:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
+
+
+def read_settings(words: Sequence[str], known: Mapping[str, Tuple[type, str]]) -> Dict[str, Any]:
+    """["top_k=3", "ignore_eos=true"] -> {"top_k": 3, "ignore_eos": True}. Raise MerinoError for an unknown name or a
+    value of another type."""
+    settings: Dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise MerinoError(f"--set {word:.80} is not known: give NAME=VALUE, with one of "
+                              f"{', '.join(sorted(known))}.")
+        kind = known[name][0]
+        try:
+            settings[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            allowed = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+            raise MerinoError(f"--set {word:.80}: {name} is {value!r:.80}, allowed: {allowed}.") from None
+    return settings
 
 
 def _is_integer(value: object) -> bool:

@@ -152,7 +152,7 @@ REFUSED_WITHOUT_TORCH = [
     (["bench", "embedded", "--peers", "all", "--peers-file", "x"], "--peers-file x is no file"),
     (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
     (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
-    (["generate", "embedded", "Once", "--top-p", "3"], "top_p is 3.0, allowed: above 0, up to 1"),
+    (["generate", "embedded", "Once", "--set=top_p=3"], "top_p is 3.0, allowed: above 0, up to 1"),
     (["chat", "embedded", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["chat", "embedded", "--seed", "-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer, 0"),
     (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),

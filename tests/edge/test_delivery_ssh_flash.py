@@ -276,7 +276,7 @@ def test_a_refusal_there_is_the_exit_code_here(board):
 
 def test_a_closed_pipe_ends_it_quietly_here_and_there(board):
     words = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "--ssh", board.address,
-             "embedded", "Once", "-n", "100000", "--overflow", "shift", "--ignore-eos", "--json"]  # fmt: skip
+             "embedded", "Once", "-n", "100000", "--overflow", "shift", "--set=ignore_eos=true", "--json"]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("{")
     process.stdout.close()

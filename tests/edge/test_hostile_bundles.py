@@ -142,7 +142,6 @@ def test_no_verb_reads_weights_that_are_not_listed_as_they_are(attack, folder, h
         assert here("selftest", folder)[0] == 0
     attack(folder)
     verbs = [("selftest", folder), ("generate", folder, "hello"), ("bench", folder), ("info", "--check", folder)]
-    verbs += [("generate", folder, "hello", "--no-verify")] if attack is not changed else []
     for words in verbs:
         code, output = here(*words)
         assert code == 1 and ATTACKS[attack] in output, (words, output)
@@ -350,7 +349,7 @@ def test_the_library_runs_where_it_is_loaded(library, mark):
 
 CALLS = [
     (BOARD, "selftest"), (WORKSTATION, "generate", "Once", "-n", "2"),
-    (BOARD, "generate", "Once", "-n", "2", "--no-verify"), (BOARD, "bench", "-p", "8", "-n", "2", "-r", "1"),
+    (BOARD, "bench", "-p", "8", "-n", "2", "-r", "1"),
     (WORKSTATION, "eval", "--perplexity", "text.txt"),
 ]  # fmt: skip
 

@@ -212,7 +212,7 @@ def test_models_that_cannot_be_had_are_refused_each_in_its_words(files, tmp_path
             "Org/Gated": "Org/Gated is gated: accept its terms at https://huggingface.co/Org/Gated",
             "Org/Pickle": "Org/Pickle has no model*.safetensors on the hub. Weights as pickle (.bin) are not read",
             "Org/None": "'Org/None' is no folder here, and the hub has no such model that may be seen",
-            NAME: "is not whole in the cache",
+            NAME: "is not complete in the cache",
         }
         for source, message in expected.items():
             code, out, err = exported(source, tmp_path / "bundle", tmp_path / "home", address)

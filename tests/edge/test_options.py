@@ -77,7 +77,7 @@ VALUES = {
     "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--board": "raspberry-pi-5", "-o": "other",
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
-    ("train", "--set"): "weight_decay=0.3",
+    ("train", "--set"): "weight_decay=0.3", "--set": "prefill_threads=3",
     "--text": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8",
     ("report", "-o"): "out.html",
@@ -229,3 +229,18 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     read = vars(parser.parse_args([command, *words, *sent]))
     changed = {name for name in usual if read[name] != usual[name]}
     assert len(changed) == len(options) > 3, (changed, sent)
+
+
+@pytest.mark.parametrize("command", board_verbs.VERBS)
+def test_a_shell_completes_the_options_of_the_boards_commands_too(command):
+    context = COMMANDS[command].make_context(command, [])
+    completed = {item.value for item in COMMANDS[command].shell_complete(context, "-")}
+    assert {name for option in options_of(command) for name in option.opts} <= completed
+
+
+MOST = 15  # options of a command
+
+
+def test_no_command_has_more_options_than_a_reader_takes_in():
+    counts = {command: len(options_of(command)) for command in COMMANDS}
+    assert max(counts.values()) <= MOST, counts

@@ -223,6 +223,15 @@ def test_the_list_of_boards_and_recommend_agree_on_what_a_board_holds(board):
 
 
 @of_each_page
+def test_the_speed_that_a_page_expects_is_that_of_the_list_of_boards(page):
+    expected = page.read_text(encoding="utf-8").split("## Expected speed")[1].split("##")[0]
+    row = next(line for line in BOARDS.read_text(encoding="utf-8").splitlines() if f"]({page.name})" in line)
+    listed = {cell.strip().split()[0] for cell in row.split("|")[4:-2]}
+    shown = set(re.findall(r"\b[\d.]+\d\b(?= (?:tokens per second )?for)", expected))
+    assert shown and shown <= listed
+
+
+@of_each_page
 def test_each_command_for_the_board_is_one_of_the_application(page):
     results = [match[1] for _, command in marked_commands(page) if (match := APPLICATION.fullmatch(command))]
     parser = _parser([*VERBS, *BENCH_VERBS, *DELIVERY_VERBS])

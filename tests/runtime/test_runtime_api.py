@@ -247,7 +247,8 @@ def test_a_damaged_file_is_refused_and_leaves_an_empty_cache(model, saved, damag
 
 def test_the_command_line_computes_a_prompt_once(folder, tmp_path):
     def generated(prompt):
-        arguments = [folder, prompt, "-n", "4", "--temperature", "0", "--ignore-eos", "--json", "--cache", path]
+        arguments = [folder, prompt, "-n", "4", "--temperature", "0", "--set=ignore_eos=true", "--json",
+                     "--cache", path]
         out = subprocess.check_output([*CALL, *arguments], env=dict(os.environ, PYTHONPATH=ROOT))
         *tokens, last = [json.loads(line) for line in out.decode().splitlines()]
         return [token["id"] for token in tokens], last["prefill_tokens"]

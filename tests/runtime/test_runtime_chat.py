@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 CALL = [sys.executable, "-m", "merino_runtime", "chat"]
-WILD = ("--temperature", "100", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "5", "-n", "20")
+WILD = ("--temperature", "100", "--set=top_k=0", "--set=top_p=1", "--set=min_p=0", "--seed", "5", "-n", "20")
 
 
 def run(folder, *options, typed):

@@ -39,14 +39,14 @@ def lines(out):
 
 
 def test_generate_writes_text_to_stdout_and_figures_to_stderr(folder):
-    code, out, err = run("generate", folder, "the", "-n", "5", "--seed", "1", "--ignore-eos")
+    code, out, err = run("generate", folder, "the", "-n", "5", "--seed", "1", "--set=ignore_eos=true")
     assert code == 0 and out.endswith("\n")
     assert "5 tokens" in err and "tok/s" in err and "peak RSS" in err and err.count("\n") == 1
-    assert run("generate", folder, "the", "-n", "5", "--seed", "1", "--ignore-eos")[1] == out
+    assert run("generate", folder, "the", "-n", "5", "--seed", "1", "--set=ignore_eos=true")[1] == out
 
 
 def test_generate_json_is_a_line_per_token_and_the_figures(folder):
-    arguments = ("generate", folder, "the", "-n", "6", "--temperature", "0", "--ignore-eos")
+    arguments = ("generate", folder, "the", "-n", "6", "--temperature", "0", "--set=ignore_eos=true")
     code, out, _ = run(*arguments, "--json")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 6 and all(set(token) == {"id", "text"} for token in tokens)
@@ -56,7 +56,7 @@ def test_generate_json_is_a_line_per_token_and_the_figures(folder):
     assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
 
 
-GREEDY = ("-n", "6", "--temperature", "0", "--ignore-eos")
+GREEDY = ("-n", "6", "--temperature", "0", "--set=ignore_eos=true")
 
 
 def piped(text, *arguments, **environment):
@@ -96,9 +96,11 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
+    (["-n", "0"], "0 new tokens"), (["--set=top_p=7", "--set=min_p=-1"], "top_p is 7.0"),
+    (["--set=top-p=1"], "--set top-p=1 is not known: give NAME=VALUE, with one of dry_"),
+    (["--set=top_k=1.5"], "top_k is '1.5', allowed: an integer"), (["--set=lookup=yes"], "allowed: true or false"),
     (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
-    (["--prefill-threads", "0"], "prefill_threads is 0"), (["-t", "100000"], "threads is 100000, allowed: 1 to"),
+    (["--set=prefill_threads=0"], "prefill_threads is 0"), (["-t", "100000"], "threads is 100000, allowed: 1 to"),
     (["--temperature", "nan"], "temperature")])
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)
@@ -106,16 +108,17 @@ def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, 
 
 
 def test_overflow_is_the_users_choice(folder):
-    arguments = ("generate", folder, "the", "-n", "150", "--temperature", "0", "--ignore-eos", "--json")
+    arguments = ("generate", folder, "the", "-n", "150", "--temperature", "0", "--set=ignore_eos=true", "--json")
     context = json.loads(run("info", folder, "--json")[1])["context"]
     assert lines(run(*arguments)[1])[-1]["stop_reason"] == "context"
     code, out, err = run(*arguments, "--overflow", "error")
     assert code == 1 and out == "" and "150 new tokens" in err and f"the context is {context}" in err
-    code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--prefill-threads", "2")
+    code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--set=prefill_threads=2")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 150 and last["stop_reason"] == "length" and last["shifts"] > 1
     assert f"older half of the context was dropped {last['shifts']} times" in err
-    code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--ignore-eos", "--json")
+    code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--set=ignore_eos=true",
+                         "--json")
     assert code == 0 and len(lines(out)) == 4
     assert err.startswith("merino: note: the prompt has") and "are left out" in err
 
@@ -161,7 +164,6 @@ def test_damage_is_found_by_every_verb_that_runs_the_model(copy):
     for verb in (["info", "--check", copy], ["selftest", copy], ["generate", copy, "x"]):
         code, out, err = run(*verb)
         assert code == 1 and out == "" and "model.onnx.data has sha256" in err
-    assert run("generate", copy, "x", "-n", "2", "--no-verify")[0] == 0
 
 
 def test_a_failed_selftest_says_where_and_is_exit_1(copy):
@@ -231,7 +233,7 @@ def test_extra_verbs_run_and_ctrl_c_is_exit_130():
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_in_generate_prints_what_was_measured(folder, as_json):
-    arguments = ["generate", folder, "the", "-n", "10000000", "--overflow", "shift", "--ignore-eos"]
+    arguments = ["generate", folder, "the", "-n", "10000000", "--overflow", "shift", "--set=ignore_eos=true"]
     process = subprocess.Popen(
         [*CALL, *arguments, *(["--json"] if as_json else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=dict(os.environ, PYTHONPATH=ROOT), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -265,7 +267,7 @@ def test_it_runs_as_one_zip_file(folder, tmp_path):
     archive = str(tmp_path / "merino.pyz")
     zipapp.create_archive(str(source), archive)
     call = [sys.executable, archive]
-    code, out, err = run("generate", ".", "the", "-n", "3", "--ignore-eos", call=call, cwd=folder)
+    code, out, err = run("generate", ".", "the", "-n", "3", "--set=ignore_eos=true", call=call, cwd=folder)
     assert code == 0 and out.endswith("\n") and "3 tokens" in err
     assert run("selftest", ".", call=call, cwd=folder)[0] == 0
     assert run("info", "--check", "nowhere", call=call)[0] == 1

@@ -449,7 +449,7 @@ def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, t
         (["--json-schema", str(tmp_path / "none.json")], "No such file"),
         (["--json-schema", file("not.json", '{"contains": {}}')], "#/contains: this keyword"),
         (["--json-schema", schema, "--tools", tools], "Leave one out"),
-        (["--json-schema", schema, "--ignore-eos"], "Leave out --ignore-eos"),
+        (["--json-schema", schema, "--set=ignore_eos=true"], "Leave out ignore_eos"),
         (["--tools", schema], "tools are an object"),
     ):
         code, out, err = run(*words)

@@ -52,7 +52,7 @@ from tests.sample_models import QWEN35, small
 
 LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
-GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
+GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--set=ignore_eos=true", "--json"]
 BY_NIGHT = pytest.mark.nightly
 QUANTIZED = [("fused", "int4"), ("fused", "int8"), ("portable", "int8")]
 DAILY = ("fused", "int4")  # by day on a CPU without dotprod: one with it runs a hybrid, of DAILY_HYBRIDS

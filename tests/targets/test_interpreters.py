@@ -67,7 +67,7 @@ def run(*call, cwd=None):
 
 
 def greedy_ids(python, bundle):
-    arguments = ["Once upon a time", "-n", "24", "--temperature", "0", "--ignore-eos", "--json"]
+    arguments = ["Once upon a time", "-n", "24", "--temperature", "0", "--set=ignore_eos=true", "--json"]
     done = run(python, "merino.pyz", "generate", ".", *arguments, cwd=bundle)
     assert done.returncode == 0, done.stderr
     *tokens, last = [json.loads(line) for line in done.stdout.splitlines()]

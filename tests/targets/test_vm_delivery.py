@@ -139,7 +139,8 @@ cat answer*
 
 
 def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, tmp_path):
-    here = edge_ok(None, "generate", place / "first", PROMPT, "-n", 24, "--temperature", 0, "--ignore-eos", "--json")
+    greedy = ["-n", 24, "--temperature", 0, "--set=ignore_eos=true", "--json"]
+    here = edge_ok(None, "generate", place / "first", PROMPT, *greedy)
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines()).strip()
     with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
         out = edge_ok(machine, "flash", place / "first.merino", "--ssh", "board", "--trust", place / "fleet.pub",
@@ -225,6 +226,7 @@ def test_a_power_cut_keeps_what_was_synced_and_the_next_start_has_it(image, tmp_
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, OLDEST_CPU, HOST = ROOT / "docs" / "boards" / "raspberry-pi-4.md", "cortex-a72", "pi4.local"
 LEFT_OUT = {
+    "merino-edge deploy": "fetches a model from the hub: test_deploy.py",
     "--image": "onto a card's image: test_vm_delivery.py",
     "--baseline opt-350m": "copies 1.3 GB, which the emulated machine's memory does not hold",
     "merino probe": "calibrate --ssh, further down the page, probes too",

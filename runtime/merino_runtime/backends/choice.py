@@ -76,11 +76,8 @@ def is_installed(backend: str) -> bool:
 
 
 def add_opening(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of opening a bundle: those of `api.open_model`."""
-    parser.add_argument("--no-verify", action="store_true", help="skip the hash check of the bundle's files")
+    """Declare the options of opening a bundle: those of `api.open_model` that are not in `--set`."""
     parser.add_argument("--backend", choices=BACKENDS,
                         help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
     parser.add_argument("-t", "--threads", type=int, metavar="N",
                         help="number of threads; default: the bundle's setting")
-    parser.add_argument("--prefill-threads", type=int, metavar="N",
-                        help="number of threads for prefill; default: as -t, or the bundle's setting")

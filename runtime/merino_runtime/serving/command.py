@@ -66,8 +66,7 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
 
     known = models.described(arguments.bundles)
     count = models.slots_of([model.bundle for model in known.values()], arguments.slots, arguments.memory_mb)
-    options = {"threads": arguments.threads, "prefill_threads": arguments.prefill_threads,
-               "verify": not arguments.no_verify, "backend": arguments.backend}
+    options = {"threads": arguments.threads, "backend": arguments.backend}
     application = Application(known, Settings(
         keys=keys, origins=origins, local=arguments.host in LOCAL_HOSTS, most_waiting=arguments.queue,
         limit_s=arguments.max_seconds, ceiling_c=arguments.max_temperature), sensors or Sensors(), page())
