@@ -35,9 +35,8 @@ LAW = (
 )
 
 
-def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
-    """The budgets, the table, the design and how it was found. `named`: how the user named the profile, if not by its
-    id."""
+def print_design(design: Design, profile: DeviceProfile) -> None:
+    """Print the budgets, the table, the design and how it was found."""
     costs = costs_of(design, profile)
     put(design_budgets(design, profile))
     put(interval_line([costs]))
@@ -53,17 +52,6 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     put(training_line(design.training))
     arch = design.architecture
     put(f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}; {solver_line(design)}")
-    if hint := export_line(profile, named or profile.id):
-        put(hint)
-
-
-def export_line(profile: DeviceProfile, named: str) -> str:
-    """The options that `export` requires, where without them it would write another graph than the costs are of; else
-    empty."""
-    options = graph_options(profile, named) if profile.backend == "onnxruntime" else ""
-    return options and (
-        f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
-    )
 
 
 def graph_options(profile: DeviceProfile, named: str) -> str:

@@ -21,7 +21,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import check_cache, check_format, fast_formats, formats_of, has_cache
+from merino_edge.prediction.formats import check_cache, check_format, dialect_on, fast_formats, formats_of, has_cache
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, check_lengths
 from merino_edge.profiles.profile import DeviceProfile
@@ -116,9 +116,9 @@ def design_of(
         hours=training and training.hours,
     )  # fmt: skip
     return Design(
-        device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), entropy=score, scoring=scoring,
-        predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
+        device=profile.id, backend=profile.backend, dialect=dialect_on(profile), architecture=arch,
+        precision=shape.precision, kv=shape.kv, prompt=shape.prompt, budget=dict(limits), entropy=score,
+        scoring=scoring, predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
 

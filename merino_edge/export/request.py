@@ -37,7 +37,7 @@ class ExportRequest(NamedTuple):
         precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
             bits for the matrices in which they reduce divergence most. By default the design's; without a design fp32.
         board: the graph is written for its runtime.
-        dialect: by default that of the board and of the design's backend, else `fused`.
+        dialect: by default that of the board, else of the design, else `fused`.
         kv: format of the KV cache; by default the design's, else int8 if this project's kernels compute the attention
             and the model's answers do not change, else that of the activations.
         context: KV slots, in tokens; by default the model's context.
@@ -157,9 +157,11 @@ def in_one_format(request: ExportRequest) -> ExportRequest:
 def graph_format(request: ExportRequest, design: Design | None, context: int) -> GraphFormat:
     """Resolve the format of the graph. Raises MerinoError for a combination that is not possible."""
     board, precision = request.board, request.precision
-    # TensorRT builds engines from portable graphs only.
-    portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
-    dialect = request.dialect if request.dialect is not None else "portable" if portable else "fused"
+    dialect = request.dialect
+    if dialect is None and board and not (design and design.backend == "tensorrt"):
+        dialect = dialect_of(board)
+    if dialect is None:
+        dialect = design.dialect if design else "fused"
     if dialect not in DIALECTS:
         raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(DIALECTS)}")
     if precision is None:

@@ -75,6 +75,11 @@ def dialect_of(profile: DeviceProfile) -> Dialect:
     return "fused" if version_tuple(profile.software.onnxruntime) >= version_tuple(FIRST_FUSED) else "portable"
 
 
+def dialect_on(profile: DeviceProfile) -> Dialect:
+    """Return the dialect for the profile's backend. TensorRT builds engines from portable graphs only."""
+    return "portable" if profile.backend == "tensorrt" else dialect_of(profile)
+
+
 def uses_kernels(profile: DeviceProfile, precision: str) -> bool:
     """Return whether graphs of this format for the board use this project's kernels."""
     return runs_on_kernels(dialect_of(profile), precision) or precision == "int4"

@@ -52,7 +52,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         path.write_text(result.to_json())
         assert load_design(path) == result
         content = json.loads(result.to_json())
-        assert content["schema"] == 5
+        assert content["schema"] == 6
         assert set(content) == {
             "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget",
             "predicted", "loss_ratio", "entropy", "scoring", "training", "considered", "solver",

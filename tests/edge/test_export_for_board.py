@@ -1,7 +1,6 @@
 """Exports for a board: the graph for its runtime and kind of core, and the fastest format that reads a text well."""
 
 import json
-import re
 import shutil
 
 import pytest
@@ -48,15 +47,13 @@ def test_without_a_board_the_bundle_is_that_of_every_board_with_the_dialect(tmp_
     assert "raspberry-pi-zero-2w" in described(tmp_path / "any")["boards"]
 
 
-def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
-    for board, kv, expected in (("raspberry-pi-4", "int8", []), ("jetson-nano", "fp32", ["--board jetson-nano"])):
+def test_a_design_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
+    for board, kv in (("raspberry-pi-4", "int8"), ("jetson-nano", "fp32")):
         calls = ["--decode-ms", "4", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", kv]
         place = str(tmp_path / f"{board}.json")
         done = CliRunner().invoke(app, ["design", "--board", board, "--backend", "onnxruntime", *calls, "-o", place])
         assert done.exit_code == 0, (done.output, done.exception)
-        options = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
-        assert options == expected
-        exported(place, *" ".join(options).split(), "-o", tmp_path / board)
+        exported(place, "-o", tmp_path / board)
         made = load_bundle(str(tmp_path / board))
         assert (made.precision, quantized_cache(made) or "fp32", board in made.boards) == ("int8", kv, True)
 
