@@ -33,6 +33,7 @@ from merino_edge.export.parity import GOLDEN_STEPS, check_parity, decode_golden,
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.calibration import (
     LONGEST_ROW,
+    ROW,
     calibrated_cache,
     filled_layers,
     hessians_on,
@@ -233,7 +234,8 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
         long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
         progress("fitting the KV cache")
         if plan.cache_by_default:
-            scales = scales_of(filled_layers(source.model, long_rows), BITS[form.kv])
+            enough = long_rows if source.weights == "trained" else long_rows[:1, :ROW]  # random ids are all alike
+            scales = scales_of(filled_layers(source.model, enough), BITS[form.kv])
         else:
             scales, rise = calibrated_cache(source, form.kv, long_rows, text)
     progress("answering questions in float32")
