@@ -167,7 +167,7 @@ def bundle_of(side: Side, context: int, cache: Path) -> str:
 
 
 def export_model(side: Side, context: int, folder: Path, cache: Path) -> None:
-    request = ExportRequest(side.precision, board("host"), context=context, kv=side.kv)
+    request = ExportRequest(side.precision, board("host"), context=context, kv=side.kv or "fp32")
     export(source_of(side.model, cache), folder, request)
 
 

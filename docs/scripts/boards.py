@@ -6,7 +6,7 @@ from pathlib import Path
 
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import formats_of, refused_words
+from merino_edge.prediction.formats import cache_on, formats_of, refused_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import load_profile, profile_ids
@@ -43,9 +43,10 @@ def fastest(profile: DeviceProfile, name: str) -> str:
 
 def speeds_of(profile: DeviceProfile, name: str) -> dict[str, float]:
     """{format: tokens per second}, where the runtime takes the format and the free memory holds the model."""
-    ms = {}
+    ms, geometry = {}, model(name).geometry
     for precision in formats_of(profile):
-        costs = cost_model(profile, InferenceShape(precision, CONTEXT, PROMPT)).predict(model(name).geometry.operators)
+        shape = InferenceShape(precision, CONTEXT, PROMPT, cache_on(profile, geometry, precision, None))
+        costs = cost_model(profile, shape).predict(geometry.operators)
         if costs.memory_mb <= profile.memory.free_mb.value and not refused_words(profile, precision):
             ms[precision] = 1e3 / costs.decode_ms
     return ms

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imports asyncssh
 
 MOST_BYTES = 64 << 20  # of a board's records
 MOST_S = 24 * 3600.0  # of all rows on a board; each has its own limit there
-FLOAT32 = ExportRequest("fp32", dialect="fused")
+FLOAT32 = ExportRequest("fp32", dialect="fused", kv="fp32")
 
 
 def bundles_of(names: Sequence[str], baseline: str | None, say: Callable[[str], None]) -> tuple[list[str], list[str]]:
@@ -77,10 +77,11 @@ def baseline_bundles(
     for folder in measured:
         with suppress(MerinoError):  # it gets a failed row
             bundle = load_bundle(folder, verify=False)
-            requests[ExportRequest(bundle.precision, dialect=bundle.dialect, kv=quantized_cache(bundle))] = None
+            kv = quantized_cache(bundle) or "fp32"
+            requests[ExportRequest(bundle.precision, dialect=bundle.dialect, kv=kv)] = None
     chosen = list(requests) or [FLOAT32]
     if precision is not None:
-        chosen = [chosen[0]._replace(precision=precision, kv=None)]
+        chosen = [chosen[0]._replace(precision=precision, kv="fp32")]
     return [baseline_bundle(resolved, say, request) for request in chosen]
 
 

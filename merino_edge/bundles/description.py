@@ -26,15 +26,13 @@ from merino_edge.families.operators import (
     weight_bytes,
 )
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import formats_of, has_cache, missing_isa, uses_kernels
+from merino_edge.prediction.formats import formats_of, missing_isa, uses_kernels
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.backends.threads import prefill_choice, sessions_of
 from merino_runtime.bundle import (
-    FIRST_QUANTIZED_CACHE,
-    QUANTIZED_CACHES,
     BackendNeed,
     Bundle,
     BundleFile,
@@ -106,9 +104,7 @@ class GraphFormat(NamedTuple):
 
     @property
     def min_version(self) -> str:
-        """The oldest ONNX Runtime, by what is in the graph."""
-        if self.kv in QUANTIZED_CACHES:
-            return FIRST_QUANTIZED_CACHE
+        """The oldest ONNX Runtime for any graph of this form; options of its operators may need a newer one."""
         if self.dialect == "portable":
             return "1.10"
         return FP16_ATTENTION_VERSION if self.precision == "fp16" else FUSED_ATTENTION_VERSION
@@ -149,7 +145,7 @@ def describe(
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision, form.kv),
         boards=fitting_boards(
-            operators, form.precision, form.context, threads, [need.name for need in backends], kv=form.kv
+            operators, form.precision, form.context, threads, backends, kv=form.kv
         ),
         backends=backends,
         threads=threads,
@@ -172,17 +168,17 @@ def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -
 
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
-    backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, kv: str | None = None,
+    backends: Sequence[BackendNeed], profiles: Sequence[DeviceProfile] | None = None, kv: str | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
-    those that run the bundle's graph. `kv`: the format of the cache; None: the activations'.
+    those that run the bundle's graph, and their versions. `kv`: the format of the cache; None: the activations'.
     """
     shape, weights = InferenceShape(precision, context, default_prompt(context), kv), weight_bytes(operators, precision)
 
     def fits(profile: DeviceProfile) -> bool:
-        if precision not in formats_of(profile) or missing_isa(profile, precision) or not has_cache(profile, kv):
+        if precision not in formats_of(profile) or missing_isa(profile, precision):
             return False
         sessions = sessions_of_board(threads, profile, precision, weights)
         needed_mb = cost_model(profile, shape).memory_mb(operators, sessions)
@@ -191,7 +187,10 @@ def fitting_boards(
     return tuple(
         profile.id
         for profile in (list_profiles() if profiles is None else profiles)
-        if any(fits(profile.with_backend(name)) for name in profile.backends if name in backends)
+        if any(
+            fits(profile.with_backend(need.name)) for need in backends if need.name in profile.backends
+            and version_tuple(getattr(profile.software, need.name)) >= version_tuple(need.min_version)
+        )
     )
 
 

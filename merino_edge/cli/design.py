@@ -44,7 +44,7 @@ def design(
     """Design the decoder of highest score within the given budgets, by default the board's own."""
     from merino_edge.calibration.this_machine import training_flops_per_s
     from merino_edge.cli.design_tables import print_design
-    from merino_edge.cli.over_ssh import board, is_address
+    from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.axes.tokens import count
     from merino_edge.design.axes.vocabulary import VOCABS
@@ -113,4 +113,4 @@ def design(
     if as_json and stdout_is_free:
         print(best.to_json(), end="")
     elif stdout_is_free:
-        print_design(best, profile, None if is_address(board_name) else board_name)
+        print_design(best, profile)

@@ -17,10 +17,10 @@ from merino_edge.cli.tables import (
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Training
-from merino_edge.design.recommend import Recommendation
+from merino_edge.design.recommend import Recommendation, Verdict
 from merino_edge.design.score import MeasuredScoring, existing_score
 from merino_edge.families.zoo import model
-from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
+from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.formats import dialect_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
@@ -35,9 +35,8 @@ LAW = (
 )
 
 
-def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
-    """The budgets, the table, the design and how it was found. `named`: how the user named the profile, if not by its
-    id."""
+def print_design(design: Design, profile: DeviceProfile) -> None:
+    """Print the budgets, the table, the design and how it was found."""
     costs = costs_of(design, profile)
     put(design_budgets(design, profile))
     put(interval_line([costs]))
@@ -53,17 +52,6 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     put(training_line(design.training))
     arch = design.architecture
     put(f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}; {solver_line(design)}")
-    if hint := export_line(profile, named or profile.id):
-        put(hint)
-
-
-def export_line(profile: DeviceProfile, named: str) -> str:
-    """The options that `export` requires, where without them it would write another graph than the costs are of; else
-    empty."""
-    options = graph_options(profile, named) if profile.backend == "onnxruntime" else ""
-    return options and (
-        f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
-    )
 
 
 def graph_options(profile: DeviceProfile, named: str) -> str:
@@ -176,10 +164,10 @@ def solver_line(design: Design) -> str:
     return f"{found}not proved, at most {below:.2%} below the optimum"
 
 
-def intervals_of(
-    profile: DeviceProfile, result: Recommendation, predicted: Sequence[tuple[str, Predicted]]
-) -> str:
-    """predicted: one prediction in each format."""
-    confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
-    shapes = [InferenceShape(precision, result.context, result.prompt, result.kv) for precision, _ in predicted]
+def intervals_of(profile: DeviceProfile, result: Recommendation, verdicts: Sequence[Verdict]) -> str:
+    """`verdicts`: one in each format."""
+    confidence = next(
+        (verdict.predicted.confidence for verdict in verdicts if verdict.predicted.confidence), DEFAULT_CONFIDENCE
+    )
+    shapes = [InferenceShape(verdict.precision, result.context, result.prompt, verdict.kv) for verdict in verdicts]
     return interval_line([cost_model(profile, shape, confidence) for shape in shapes])

@@ -134,13 +134,22 @@ def matrices_line(matrices: "Sequence[MatrixError]") -> str:
 
 def print_calibration(done: "Exported", request: "ExportRequest") -> None:
     """Print the effects of GPTQ, SmoothQuant and the KV cache's scales, and what was copied from a GGUF."""
+    from merino_edge.export.divergence import divergence_words
     from merino_edge.export.request import ROUNDED
-    from merino_runtime.bundle import cache_formats
+    from merino_runtime.bundle import cache_formats, quantized_cache
 
     text = request.calibration
     on = text or "text that the model generated"
     if done.cache_rise is not None:
         put(f"the KV cache in {cache_formats(done.bundle)} changes the perplexity on {on} by {done.cache_rise:+.2%}")
+    if done.cache_alone:
+        words = divergence_words(done.cache_alone)
+        if quantized_cache(done.bundle):
+            put(f"by the KV cache in int8 alone: {words}")
+        else:
+            say(f"the KV cache is float32. In int8, that alone changes the answers: {words}. --kv int8 takes it anyway")
+    if done.bundle.dialect == "fused" and quantized_cache(done.bundle):
+        say("for onnxruntime-genai export with --kv fp32")
     for kind, exact, requantized in done.stored:
         say(f"{kind}: {exact} matrices taken over exactly, {requantized} requantized")
     if done.note:

@@ -51,7 +51,7 @@ def recommend(
 
     limits = options.limits_of(decode_ms, memory_mb, budget)
     check_lengths(context, prompt)
-    cache = quantized_kv(kv)
+    quantized_kv(kv)  # refuses an unknown one before any work
     if sources and limits:
         raise MerinoError("budgets are for the list of published models, not for SOURCE: leave one of them out")
     if not sources and board_name is None:
@@ -59,14 +59,14 @@ def recommend(
     decoders = [describe(source) for source in sources or ()]
     profile = board(board_name, say, backend) if board_name else None
     if sources or profile is None:
-        print_scores(sources or (), decoders, profile, context, prompt, cache, as_json=as_json)
+        print_scores(sources or (), decoders, profile, context, prompt, kv, as_json=as_json)
         return
     address = board_name if is_address(board_name or "") else None
     named = profile.id if address else board_name or ""
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=cache
+            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=kv
         )
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, named), indent=2))
@@ -113,9 +113,12 @@ def costs_of(
     profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
     kv: str | None = None,
 ) -> "dict[str, Predicted]":  # fmt: skip
-    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
+    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter.
+
+    `kv`: the value of --kv.
+    """
     from merino_edge.prediction.cost_model import cost_model
-    from merino_edge.prediction.formats import formats_of
+    from merino_edge.prediction.formats import cache_on, formats_of
     from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
 
     if context is not None and context > decoder.context:
@@ -123,12 +126,11 @@ def costs_of(
     longest, _ = default_lengths(profile, context, None)
     longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
     check_lengths(longest, tokens)
-    return {
-        precision: cost_model(profile, InferenceShape(precision, longest, tokens, kv)).predict(
-            decoder.operators
-        )
+    shapes = [
+        InferenceShape(precision, longest, tokens, cache_on(profile, decoder, precision, kv))
         for precision in formats_of(profile)
-    }
+    ]
+    return {shape.precision: cost_model(profile, shape).predict(decoder.operators) for shape in shapes}
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Table":

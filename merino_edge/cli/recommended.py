@@ -77,6 +77,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "formats": [
             {
                 "precision": verdict.precision,
+                "kv": verdict.kv,
                 "fits": verdict.fits and candidate.long_enough,
                 "borderline": verdict.borderline and candidate.long_enough,
                 "over": verdict.over,
@@ -171,5 +172,5 @@ def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:
     board = f"{on_backend(profile, recommendation.device)}{other_backends(profile)}"
     return (
         f"budgets for {board}: {options_line(recommendation.budget)}; {tokens}\n"
-        + intervals_of(profile, recommendation, [(each.precision, each.predicted) for each in verdicts])
+        + intervals_of(profile, recommendation, verdicts)
     )

@@ -279,7 +279,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
         return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
     if not fitting_boards(
-        operators, bundle.precision, bundle.context, bundle.threads, backends=[profile.backend], profiles=[profile],
+        operators, bundle.precision, bundle.context, bundle.threads, backends=[need], profiles=[profile],
         kv=quantized_cache(bundle),
     ):  # fmt: skip
         return "needs more memory than it has free"

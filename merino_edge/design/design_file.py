@@ -8,13 +8,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import Predicted
+from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list, refuse_other_schema
 from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json, read_json_and_text
 
-SCHEMA = 5
+SCHEMA = 6
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 
@@ -83,6 +84,7 @@ class Design(Strict):
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
     backend: Backend  # of the predicted costs
+    dialect: Dialect  # of the graph that they are of
     architecture: Architecture
     precision: str
     kv: QuantizedCache | None = None  # the cache's format; None: that of the activations

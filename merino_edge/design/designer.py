@@ -21,7 +21,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import check_cache, check_format, fast_formats, formats_of, has_cache
+from merino_edge.prediction.formats import check_cache, check_format, dialect_on, fast_formats, formats_of, has_cache
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, check_lengths
 from merino_edge.profiles.profile import DeviceProfile
@@ -61,7 +61,7 @@ def design(
         scoring = scoring.having(alpha=texts.alpha(tokens))
     vocabs = sorted(set(vocabs or vocabularies(most_weights, most_vocab)))
     precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
-    precisions, kvs = list(dict.fromkeys(precisions)), caches_of(profile) if kvs is None else kvs
+    precisions = list(dict.fromkeys(precisions))
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
     if len(vocabs) * len(models) > MOST_COMBINATIONS:
         raise MerinoError(
@@ -72,7 +72,9 @@ def design(
     score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
     return design_of(
         choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens, training=training,
-        considered=Considered(vocab=vocabs, precision=precisions, kv=list(kvs)),
+        considered=Considered(
+            vocab=vocabs, precision=precisions, kv=list(dict.fromkeys(costs.shape.kv for costs in models))
+        ),
         solver=Solver(
             name="enumeration", gap=0.0, bound=score, seconds=round(seconds, 3), seed=0, members=choice.members
         ),
@@ -114,9 +116,9 @@ def design_of(
         hours=training and training.hours,
     )  # fmt: skip
     return Design(
-        device=profile.id, backend=profile.backend, architecture=arch, precision=shape.precision, kv=shape.kv,
-        prompt=shape.prompt, budget=dict(limits), entropy=score, scoring=scoring,
-        predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
+        device=profile.id, backend=profile.backend, dialect=dialect_on(profile), architecture=arch,
+        precision=shape.precision, kv=shape.kv, prompt=shape.prompt, budget=dict(limits), entropy=score,
+        scoring=scoring, predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
 
@@ -141,26 +143,28 @@ def loss_ratio(arch: Architecture, costs: CostModel, scoring: MeasuredScoring) -
 
 
 def cost_models(
-    profile: DeviceProfile, precisions: Sequence[str], kvs: Sequence[str | None], context: int, prompt: int,
+    profile: DeviceProfile, precisions: Sequence[str], kvs: Sequence[str | None] | None, context: int, prompt: int,
     vocabs: Sequence[int], confidence: float,
 ) -> list[CostModel]:  # fmt: skip
-    """Return a cost model for each pair of formats. Raise MerinoError for a request that cannot be met."""
+    """Return a cost model for each pair of formats of weights and cache. `kvs`: None: all that the board's runtime has.
+    Raise MerinoError for a request that cannot be met."""
     for precision in precisions:
         check_format(profile, precision)
-    for kv in kvs:
-        check_cache(profile, kv)
+        for kv in kvs or ():
+            check_cache(profile, kv, precision)
     for vocab in vocabs:
         vocabulary.check(vocab)
     check_lengths(context, prompt)
     return [
         cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence)
-        for precision in precisions for kv in kvs
+        for precision in precisions for kv in (caches_of(profile, precision) if kvs is None else kvs)
     ]  # fmt: skip
 
 
-def caches_of(profile: DeviceProfile) -> list[str | None]:
-    """Return the KV cache formats that the board's runtime supports; None is the format of the activations."""
-    return [None, *(kv for kv in QUANTIZED_CACHES if has_cache(profile, kv))]
+def caches_of(profile: DeviceProfile, precision: str) -> list[str | None]:
+    """Return the KV cache formats that the board's runtime supports beside weights in `precision`; None is the format
+    of the activations."""
+    return [None, *(kv for kv in QUANTIZED_CACHES if has_cache(profile, kv, precision))]
 
 
 def vocabularies(most_weights: float | None, most_vocab: int | None = None) -> tuple[int, ...]:

@@ -4,17 +4,17 @@ All predictions assume this project's exporter and runtime, for the same inferen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME, predictable, shares_over, surely_over
 from merino_edge.design.design_file import Design
-from merino_edge.design.designer import caches_of, design
+from merino_edge.design.designer import design
 from merino_edge.design.score import MEASURED, existing_score
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import check_cache, formats_of, refused_words
+from merino_edge.prediction.formats import cache_on, check_cache, formats_of, quantized_kv, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.limits import positive
 from merino_edge.prediction.shape import InferenceShape, check_lengths
@@ -27,6 +27,7 @@ class Verdict:
     """One model in one weight format."""
 
     precision: str
+    kv: str | None  # the cache's format
     predicted: Predicted
     over: dict[str, float]  # predicted value over limit, for each budget that it may exceed
     surely: bool  # whether it exceeds one even if the prediction is too high by its error
@@ -54,7 +55,6 @@ class Candidate:
     model: Model
     long_enough: bool  # whether its context reaches the requested one
     verdicts: tuple[Verdict, ...]
-    kv: str | None  # the cache's format
 
     @property
     def fits(self) -> bool:
@@ -73,7 +73,7 @@ class Candidate:
     @property
     def entropy(self) -> float | None:
         """The search's score, in the chosen format."""
-        return existing_score(self.model.geometry, MEASURED, self.chosen.precision, self.kv)
+        return existing_score(self.model.geometry, MEASURED, self.chosen.precision, self.chosen.kv)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Recommendation:
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     designs: tuple[FormatDesign, ...]
-    kv: str | None = None  # the cache's format; None: that of the activations
+    kv: str | None = None  # the value of --kv
 
 
 def recommend(
@@ -105,20 +105,21 @@ def recommend(
     within the same limits.
 
     A model fits if the upper bounds of its prediction intervals at `confidence` keep the limits, and is refused if a
-    lower bound breaks one; between them it is borderline. A design keeps the upper bounds. `kv`: the format of the
-    cache; by default that of the activations for models, and the best one for designs.
+    lower bound breaks one; between them it is borderline. A design keeps the upper bounds. `kv`: the value of --kv; by
+    default `export`'s for models, and the best one for designs.
     """
     formats = formats_of(profile)
-    check_cache(profile, kv)
+    for precision in formats:
+        check_cache(profile, quantized_kv(kv), precision)
     check_lengths(context, prompt)
     limits = predictable(limits, profile)
     if bad := [BUDGETS_BY_NAME[name].given(limit) for name, limit in limits.items() if not positive(limit)]:
         raise MerinoError(
             f"a budget must be a positive number, not {', '.join(bad)}: give a larger value or leave it out"
         )
-    costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
-    candidates = [judge(model, costs, limits) for model in load_models()]
-    kvs = caches_of(profile) if kv is None else [kv]
+    costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
+    candidates = [judge(model, costs, limits, kv) for model in load_models()]
+    kvs = None if kv is None else [quantized_kv(kv)]
     designs = [design_at(model, limits, space, kvs) for model in costs]
     return Recommendation(
         device=profile.id, backend=profile.backend, context=context, prompt=prompt, budget=limits,
@@ -126,19 +127,27 @@ def recommend(
     )  # fmt: skip
 
 
-def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float]) -> Candidate:
-    """costs: one cost model per format."""
+def judge(
+    model: Model, costs: Sequence[CostModel], limits: Mapping[str, float], kv: str | None = None
+) -> Candidate:
+    """Predict the model in each format.
+
+    `costs`: one cost model per weight format, with a float cache. `kv`: the value of --kv.
+    """
     verdicts = []
-    for each in costs:
-        predicted, precision = each.predict(model.geometry.operators), each.shape.precision
-        over = shares_over(limits, predicted)
-        surely, refused = surely_over(limits, predicted), refused_words(each.profile, precision)
-        verdicts.append(Verdict(precision, predicted, over, surely, refused))
+    for floats in costs:
+        profile, precision = floats.profile, floats.shape.precision
+        shape = replace(floats.shape, kv=cache_on(profile, model.geometry, precision, kv))
+        predicted = cost_model(profile, shape, floats.confidence).predict(model.geometry.operators)
+        over, surely = shares_over(limits, predicted), surely_over(limits, predicted)
+        verdicts.append(Verdict(precision, shape.kv, predicted, over, surely, refused_words(profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    return Candidate(model, long_enough, tuple(verdicts), costs[0].shape.kv)
+    return Candidate(model, long_enough, tuple(verdicts))
 
 
-def design_at(costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None]) -> FormatDesign:
+def design_at(
+    costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None] | None
+) -> FormatDesign:
     shape, precision = costs.shape, costs.shape.precision
     if refused := refused_words(costs.profile, precision):
         return FormatDesign(precision, None, refused)

@@ -4,16 +4,22 @@ The model answers short questions greedily in torch, in float32, with the weight
 prefills each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer is
 kept if the bundle would have written the same tokens. It counts as kept too if the first token that differs is
 nearly tied in float32: there the argmax depends on more than the format.
+
+A quantized KV cache is judged alone too, before anything is written: by the float32 model over a rounded cache, in
+torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from merino_edge.export.parity import RoundedCache
+from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.export.source import Source, not_finite, tokenizer_of
 from merino_edge.text.scoring import logits_behind
 from merino_runtime.backends import open_backend
@@ -25,6 +31,8 @@ TOP = 512  # likeliest tokens of a distribution that are compared one by one; al
 TIE = 0.1  # nats: float32 gives both tokens nearly the same probability
 BATCH = 16
 MOST_LOST = 0.05  # of the answers
+CACHE_EVERY = 4  # of so many answers one judges a cache alone
+MOST_CACHE_KL = 0.001  # nats by a cache alone: a third of what int8 weights lose (docs/decisions/quantization.md)
 QUESTIONS = (
     *(f"What is the capital of {country}?" for country in (
         "France", "Spain", "Brazil", "Kenya", "Sweden", "Chile", "Turkey", "Ireland", "Mexico", "Germany",
@@ -133,19 +141,44 @@ def batch_answers(source: Source, prompts: Sequence[Sequence[int]]) -> list[Answ
 
 def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
     """Return the divergence of the bundle from float32 on these answers."""
-    all_steps: list[tuple[float, bool, bool]] = []
-    kept = 0
     with closing(open_backend(bundle)) as backend:
-        for answer in answers:
-            ids = [*answer.prompt, *answer.ids[:-1]]
-            logits = chain.from_iterable(logits_behind(backend, ids, len(answer.prompt) - 1))  # [vocab] of each step
-            steps = [compare_step(row, answer, index) for index, row in enumerate(logits)]
-            kept += next((near for _, same, near in steps if not same), True)  # at the first token that differs
-            all_steps += steps
+        return compared(
+            (answer, chain.from_iterable(logits_behind(backend, ids_of(answer), len(answer.prompt) - 1)))
+            for answer in answers
+        )
+
+
+@torch.no_grad()
+def cache_divergence(model: PreTrainedModel, answers: Sequence[Answer], scales: CacheScales) -> Divergence:
+    """Return the divergence of the float32 model over a quantized cache from its own over a float32 cache, on one of
+    CACHE_EVERY answers."""
+    return compared(
+        (answer, model(
+            input_ids=torch.tensor([ids_of(answer)]), cache=RoundedCache(scales), use_cache=True,
+            logits_to_keep=len(answer.ids),
+        ).logits[0].float().numpy())
+        for answer in answers[::CACHE_EVERY]
+    )  # fmt: skip
+
+
+def ids_of(answer: Answer) -> list[int]:
+    """Return the ids whose last logits are those of the answer's steps."""
+    return [*answer.prompt, *answer.ids[:-1]]
+
+
+def compared(answers: Iterable[tuple[Answer, Iterable[np.ndarray]]]) -> Divergence:
+    """Return the divergence of logits [vocab] of each step of each answer."""
+    all_steps: list[tuple[float, bool, bool]] = []
+    kept = count = 0
+    for answer, logits in answers:
+        steps = [compare_step(row, answer, index) for index, row in enumerate(logits)]
+        kept += next((near for _, same, near in steps if not same), True)  # at the first token that differs
+        count += 1
+        all_steps += steps
     kl, same_top, _ = zip(*all_steps, strict=True)
     return Divergence(
         kl_mean=float(np.mean(kl)), kl_p99=float(np.quantile(kl, 0.99)),
-        top1=sum(same_top) / len(kl), kept=kept, answers=len(answers), tokens=len(kl),
+        top1=sum(same_top) / len(kl), kept=kept, answers=count, tokens=len(kl),
     )  # fmt: skip
 
 

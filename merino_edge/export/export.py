@@ -18,20 +18,31 @@ from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
 from merino_edge.export.dialects.build import build_graph
-from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence, divergence_words, keeps
+from merino_edge.export.divergence import (
+    MOST_CACHE_KL,
+    Answer,
+    Divergence,
+    answers_of,
+    cache_divergence,
+    divergence,
+    divergence_words,
+    keeps,
+)
 from merino_edge.export.mixed import mixed_plan
 from merino_edge.export.parity import GOLDEN_STEPS, check_parity, decode_golden, dequantized_model
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
 from merino_edge.export.quantize.calibration import (
     LONGEST_ROW,
+    ROW,
     calibrated_cache,
+    filled_layers,
     hessians_on,
     input_hessians,
     norm_input_sizes,
     rows_to_read,
 )
 from merino_edge.export.quantize.gptq import Hessians
-from merino_edge.export.quantize.kv_cache import CacheScales
+from merino_edge.export.quantize.kv_cache import BITS, CacheScales, scales_of
 from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
@@ -61,8 +72,10 @@ class Exported(NamedTuple):
             its matrices are floats, or nothing is quantized.
         why_jinja: why the board needs jinja2 for the chat template; empty if it does not.
         calibrated: number of matrices that GPTQ rounded.
-        cache_rise: relative rise of the perplexity by a quantized KV cache, in torch, on the text that its scales are
-            fitted to; None without such a cache, or for random weights.
+        cache_rise: relative rise of the perplexity by a quantized KV cache that the user asked for, in torch, on the
+            text that its scales are fitted to; None without such a cache, or for random weights.
+        cache_alone: the divergence by the default KV cache alone, which is float if that is measurable; None if the
+            user chose the cache, or nothing is compared.
         note: the graph's metadata, in words: whether SmoothQuant or outlier groups changed it.
         divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
             and if nothing is quantized.
@@ -78,6 +91,7 @@ class Exported(NamedTuple):
     why_jinja: str = ""
     calibrated: int = 0
     cache_rise: float | None = None
+    cache_alone: Divergence | None = None
     note: str = ""
     divergence: Divergence | None = None
 
@@ -89,8 +103,8 @@ class Calibration(NamedTuple):
         rows: a function that returns the text's ids [rows, T], for SmoothQuant, outliers, and GPTQ without a text from
             the user.
         hessians: a function that returns the Hessians of the matrices' inputs; None if GPTQ rounds no weight.
-        scales: scales of a quantized KV cache; None if it is not quantized.
-        cache_rise: see `Exported`.
+        scales: scales of a quantized KV cache; None if it is not quantized, or the default one would change answers.
+        cache_rise, cache_alone: see `Exported`.
         answers: answers of the float32 model, to compare the bundle with; empty if nothing is compared.
     """
 
@@ -98,6 +112,7 @@ class Calibration(NamedTuple):
     hessians: Callable[[], Hessians] | None
     scales: CacheScales | None
     cache_rise: float | None
+    cache_alone: Divergence | None
     answers: list[Answer]
 
 
@@ -121,6 +136,8 @@ def export(
 
     # 2. Calibrate: run the float32 model on a text, and let it answer questions. `auto` calibrates once for all plans.
     calibration = calibrate(source, plans[0], progress)
+    if calibration.scales is None:
+        plans = [plan._replace(form=plan.form._replace(kv=None)) for plan in plans]
     if request.precision == "mixed":
         plans = [mixed_plan(plans[0], source, request, calibration.answers, say)]
 
@@ -135,7 +152,8 @@ def export_planned(
     progress: Say = lambda _: None,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
-    form, scales, hessians, note = plan.form, calibration.scales, calibration.hessians, ""
+    form, hessians, note = plan.form, calibration.hessians, ""
+    scales = calibration.scales if form.kv else None
 
     progress(f"quantizing to {form.precision}")
     # 3. SmoothQuant: move outlier channels of activations into the weights.
@@ -197,7 +215,7 @@ def export_planned(
     return Exported(
         out, bundle._replace(folder=str(out)), error, steps=len(golden.logits) - 1, unrounded=unrounded,
         matrices=errors, stored=stored, why_jinja=plan.chat.why_jinja if plan.chat else "", calibrated=calibrated,
-        cache_rise=calibration.cache_rise, note=note, divergence=diverges,
+        cache_rise=calibration.cache_rise, cache_alone=calibration.cache_alone, note=note, divergence=diverges,
     )  # fmt: skip
 
 
@@ -211,13 +229,21 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
     hessians = None
     if plan.gptq:
         hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
-    scales = rise = None
+    scales = rise = alone = None
     if form.kv:
         long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
         progress("fitting the KV cache")
-        scales, rise = calibrated_cache(source, form.kv, long_rows, text)
+        if plan.cache_by_default:
+            enough = long_rows if source.weights == "trained" else long_rows[:1, :ROW]  # random ids are all alike
+            scales = scales_of(filled_layers(source.model, enough), BITS[form.kv])
+        else:
+            scales, rise = calibrated_cache(source, form.kv, long_rows, text)
     progress("answering questions in float32")
-    return Calibration(rows, hessians, scales, rise, answers_of(source, form.context) if plan.compared else [])
+    answers = answers_of(source, form.context) if plan.compared else []
+    if scales and plan.cache_by_default and answers:
+        alone = cache_divergence(source.model, answers, scales)
+        scales = None if alone.kl_mean > MOST_CACHE_KL else scales
+    return Calibration(rows, hessians, scales, rise, alone, answers)
 
 
 def export_fastest(

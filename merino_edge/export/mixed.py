@@ -55,7 +55,7 @@ def mixed_plan(
         )
     form, most_ms, ms = plan.form, request.decode_ms, {"int4": 0.0, "int8": 0.0}
     if request.board and most_ms is not None:
-        ms = predicted_ms(source.arch, request.board, ("int4", "int8"), form.context, form.kv)
+        ms = predicted_ms(source.arch, request.board, [form._replace(precision=name) for name in ms])
     candidates, least = promotions(source, form, answers, ms["int8"] - ms["int4"])
     most_bytes = None if request.file_mb is None else request.file_mb * MB
     if most_bytes is None and most_ms is None:

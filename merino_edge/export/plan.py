@@ -15,7 +15,6 @@ from merino_edge.bundles.chat import BundleChat, chat_of, for_texts
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.request import (
-    PRECISIONS,
     ROUNDED,
     ExportRequest,
     check_calibration,
@@ -27,6 +26,7 @@ from merino_edge.export.source import Source, check_memory
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import default_cache
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import check_keeps
@@ -51,6 +51,8 @@ class ExportPlan(NamedTuple):
         smoothquant: whether outlier channels of activations are moved into the weights.
         outliers: whether groups with outlier channels are stored twice.
         compared: whether the bundle's answers are compared with those of float32.
+        cache_by_default: whether the user did not ask for the KV cache's format, so that it is float if the model's
+            answers change.
         eight_bits: names of the matrices of an int4 export that get 8 bits.
         predicted: the decode latency on a board, for people; empty without `--precision auto`.
     """
@@ -64,6 +66,7 @@ class ExportPlan(NamedTuple):
     smoothquant: bool
     outliers: bool
     compared: bool
+    cache_by_default: bool
     eight_bits: frozenset[str] = frozenset()
     predicted: str = ""
 
@@ -71,7 +74,7 @@ class ExportPlan(NamedTuple):
 def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPlan:
     """Resolve a request of one precision, or none. Raises MerinoError for a request that is not possible."""
     check_context(request.context, source.arch.context)
-    form = graph_format(request, source.design, request.context or source.arch.context)
+    form = format_of(request, source)
     if form.kv and caches_inputs(source.arch.operators):
         raise MerinoError(
             f"a cache in {form.kv} is not possible for {source.name}: it holds inputs of convolutions or token ids"
@@ -104,9 +107,25 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         smoothquant=has_outliers and form.precision == "int8",
         outliers=has_outliers and form.precision == "int4",
         compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
+        cache_by_default=form.kv is not None and cache_is_open(request, source),
     )
     check_memory(source.arch, source.name, form.precision, calibrated=plan.gptq, is_loaded=True)
     return plan
+
+
+def format_of(request: ExportRequest, source: Source) -> GraphFormat:
+    """Return the graph's format, with the default KV cache. Raises MerinoError as `graph_format` does."""
+    form = graph_format(request, source.design, request.context or source.arch.context)
+    kv = default_cache(source.arch, form.precision, form.dialect) if cache_is_open(request, source) else form.kv
+    return form._replace(kv=kv)
+
+
+def cache_is_open(request: ExportRequest, source: Source) -> bool:
+    """Return whether neither the user nor the design names the KV cache's format. A design names that of its own weight
+    format."""
+    design = source.design
+    other = design is None or (design.kv is None and request.precision not in (None, design.precision))
+    return request.kv is None and other
 
 
 def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[ExportPlan]:
@@ -117,7 +136,9 @@ def fastest_plans(request: ExportRequest, source: Source, out: Path) -> list[Exp
     """
     board, form = request.board, resolve_plan(in_one_format(request), source, out).form
     assert board is not None, "in_one_format refuses a request without one"
-    times = predicted_ms(source.arch, board, PRECISIONS, form.context, form.kv)
+    unread = request._replace(calibration=None)
+    forms = [format_of(unread._replace(precision=precision), source) for precision in CPU_FORMATS]
+    times = predicted_ms(source.arch, board, forms)
     order = sorted(times, key=lambda precision: times[precision])
     order = order[: order.index("fp32") + 1]
     if order == ["fp32"]:
@@ -142,13 +163,12 @@ def gptq_pays(source: Source) -> bool:
     return source.weights == "trained" and source.blocks is None and columns <= MOST_COLUMNS
 
 
-def predicted_ms(
-    arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int, kv: str | None = None
-) -> dict[str, float]:
-    """Predict the latency of a decode step with a full cache, in each format that CPUs have kernels for. `kv`: format
-    of the cache."""
+def predicted_ms(arch: Geometry, board: DeviceProfile, forms: Sequence[GraphFormat]) -> dict[str, float]:
+    """Predict the latency of a decode step with a full cache by weight format."""
     on_cpu = board.with_backend("onnxruntime")
-    shapes = [InferenceShape(name, context, default_prompt(context), kv) for name in formats if name in CPU_FORMATS]
+    shapes = [
+        InferenceShape(form.precision, form.context, default_prompt(form.context), form.kv) for form in forms
+    ]
     return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
 
 

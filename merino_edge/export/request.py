@@ -37,8 +37,9 @@ class ExportRequest(NamedTuple):
         precision: weight format; `auto`: the fastest on `board` that keeps the model's answers; `mixed`: int4, with 8
             bits for the matrices in which they reduce divergence most. By default the design's; without a design fp32.
         board: the graph is written for its runtime.
-        dialect: by default that of the board and of the design's backend, else `fused`.
-        kv: format of the KV cache; by default the design's, else that of the activations.
+        dialect: by default that of the board, else of the design, else `fused`.
+        kv: format of the KV cache; by default the design's, else int8 if this project's kernels compute the attention
+            and the model's answers do not change, else that of the activations.
         context: KV slots, in tokens; by default the model's context.
         calibration: text for GPTQ and for the scales of a quantized cache. Without it there is no GPTQ, and the scales
             are fitted to a text that the model generates.
@@ -154,9 +155,11 @@ def in_one_format(request: ExportRequest) -> ExportRequest:
 def graph_format(request: ExportRequest, design: Design | None, context: int) -> GraphFormat:
     """Resolve the format of the graph. Raises MerinoError for a combination that is not possible."""
     board, precision = request.board, request.precision
-    # TensorRT builds engines from portable graphs only.
-    portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
-    dialect = request.dialect if request.dialect is not None else "portable" if portable else "fused"
+    dialect = request.dialect
+    if dialect is None and board and not (design and design.backend == "tensorrt"):
+        dialect = dialect_of(board)
+    if dialect is None:
+        dialect = design.dialect if design else "fused"
     if dialect not in DIALECTS:
         raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(DIALECTS)}")
     if precision is None:
@@ -176,7 +179,8 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
 def cache_format(
     kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
 ) -> str | None:
-    """Return the format of a quantized cache, by default the design's; None: the cache has the type of the activations.
+    """Return the format of the quantized cache that --kv or a design names; None: the cache has the type of the
+    activations.
 
     Raises MerinoError if the dialect, the weight format or the board's runtime does not support it.
     """
@@ -184,9 +188,9 @@ def cache_format(
     if chosen is None:
         return None
     origin = f"--kv {kv}" if kv else f"the design's cache, {chosen},"
-    if board and not has_cache(board.with_backend("onnxruntime"), chosen):
-        has = board.software.onnxruntime
-        raise MerinoError(f"{origin} needs {cache_needs()}, and a {board.name} has {has}: give --kv fp32")
+    if board and not has_cache(board.with_backend("onnxruntime"), chosen, precision):
+        needs, has = cache_needs(chosen, precision), board.software.onnxruntime
+        raise MerinoError(f"{origin} needs {needs}, and a {board.name} has {has}: give --kv fp32")
     if dialect != "fused":
         raise MerinoError(
             f"{origin} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"

@@ -69,6 +69,11 @@ class Attention:
     slopes: tuple[float, ...] | None = None
     gated: bool = False
 
+    @property
+    def in_kernels(self) -> bool:
+        """Return whether this project's operators compute it in quantized graphs; else ONNX Runtime's does."""
+        return self.softcap is None and self.slopes is None and not self.shared
+
 
 @dataclass(frozen=True)
 class Delta:

@@ -1,6 +1,7 @@
 """Choose graphs for a board: the dialect of its runtime, and its backend's fast weight formats."""
 
-from merino_edge.families.operators import CPU_FORMATS, runs_on_kernels
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states, runs_on_kernels
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
@@ -8,7 +9,7 @@ from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import KERNELS_NEED, X86_MACHINES
 
-FIRST_FUSED = (1, 18)  # of ONNX Runtime
+FIRST_FUSED = "1.18"  # of ONNX Runtime
 EMPTY = "''"  # an empty word in a shell
 KV_FORMATS = ("fp32", *QUANTIZED_CACHES)  # values of --kv
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
@@ -25,12 +26,35 @@ def fast_formats(profile: DeviceProfile) -> list[str]:
     return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
 
 
-def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
-    """Return whether the profile's backend takes a cache of this format (None: that of the activations)."""
+def has_cache(profile: DeviceProfile, kv: str | None, precision: str) -> bool:
+    """Return whether the profile's backend takes a cache of this format (None: that of the activations) in a graph of
+    this weight format."""
     if kv not in QUANTIZED_CACHES:
         return True
     has = version_tuple(profile.software.onnxruntime)
-    return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTIZED_CACHE)
+    return profile.backend == "onnxruntime" and has >= version_tuple(first_with_cache(kv, precision))
+
+
+def first_with_cache(kv: str, precision: str) -> str:
+    """Return the first ONNX Runtime that runs a fused graph over a cache in `kv`. This project's kernels need no newer
+    one than other fused graphs."""
+    return FIRST_FUSED if kv == "int8" and runs_on_kernels("fused", precision) else FIRST_QUANTIZED_CACHE
+
+
+def default_cache(arch: Geometry, precision: str, dialect: str) -> str | None:
+    """Return the default format of the KV cache: int8 if this project's kernels compute the attention, else None, the
+    format of the activations."""
+    if not runs_on_kernels(dialect, precision) or caches_inputs(arch.operators) or has_states(arch.operators):
+        return None
+    attention_of = getattr(arch, "attention_of", None)  # designs have one kind of attention
+    in_kernels = attention_of is None or all(attention_of(layer).in_kernels for layer in range(len(arch.layer_shapes)))
+    return "int8" if in_kernels else None
+
+
+def cache_on(profile: DeviceProfile, arch: Geometry, precision: str, kv: str | None) -> str | None:
+    """Return the quantized format of the cache that `export` writes for the board. `kv`: the value of --kv; None: not
+    given."""
+    return quantized_kv(kv) if kv is not None else default_cache(arch, precision, dialect_of(profile))
 
 
 def quantized_kv(kv: str | None) -> str | None:
@@ -41,14 +65,19 @@ def quantized_kv(kv: str | None) -> str | None:
     return kv if kv in QUANTIZED_CACHES else None
 
 
-def cache_needs() -> str:
+def cache_needs(kv: str, precision: str) -> str:
     """Return the requirement of a quantized cache, for messages."""
-    return f"onnxruntime {FIRST_QUANTIZED_CACHE} or later"
+    return f"onnxruntime {first_with_cache(kv, precision)} or later"
 
 
 def dialect_of(profile: DeviceProfile) -> Dialect:
     """Return `fused` if the board's ONNX Runtime has its operators, else `portable`."""
-    return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
+    return "fused" if version_tuple(profile.software.onnxruntime) >= version_tuple(FIRST_FUSED) else "portable"
+
+
+def dialect_on(profile: DeviceProfile) -> Dialect:
+    """Return the dialect for the profile's backend. TensorRT builds engines from portable graphs only."""
+    return "portable" if profile.backend == "tensorrt" else dialect_of(profile)
 
 
 def uses_kernels(profile: DeviceProfile, precision: str) -> bool:
@@ -83,10 +112,10 @@ def check_format(profile: DeviceProfile, precision: str) -> None:
         )
 
 
-def check_cache(profile: DeviceProfile, kv: str | None) -> None:
+def check_cache(profile: DeviceProfile, kv: str | None, precision: str) -> None:
     """Raise MerinoError for a cache that the profile's backend does not take."""
-    if not has_cache(profile, kv):
+    if kv is not None and not has_cache(profile, kv, precision):
         raise MerinoError(
-            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
-            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
+            f"--kv {kv} cannot be designed for in {precision} on this board: it needs {cache_needs(kv, precision)},"
+            f" and a {profile.name} has {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
         )

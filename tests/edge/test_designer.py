@@ -52,7 +52,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         path.write_text(result.to_json())
         assert load_design(path) == result
         content = json.loads(result.to_json())
-        assert content["schema"] == 5
+        assert content["schema"] == 6
         assert set(content) == {
             "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget",
             "predicted", "loss_ratio", "entropy", "scoring", "training", "considered", "solver",
@@ -152,9 +152,10 @@ SPACES = 2000 if PROFILE >= ALL else 2 * PROFILE
 def test_the_totals_of_arrays_are_the_predictions(data):
     """40 decoders of the whole space at each pair of thread counts, on any board in any format."""
     board = BOARDS[data.draw(st.sampled_from(sorted(BOARDS)))]
+    precision = data.draw(st.sampled_from(formats_of(board)))
     shape = InferenceShape(
-        data.draw(st.sampled_from(formats_of(board))), data.draw(st.sampled_from([32, 1024])),
-        data.draw(st.sampled_from([1, 16])), data.draw(st.sampled_from(caches_of(board))),
+        precision, data.draw(st.sampled_from([32, 1024])), data.draw(st.sampled_from([1, 16])),
+        data.draw(st.sampled_from(caches_of(board, precision))),
     )  # fmt: skip
     model, vocab = cost_model(board, shape), data.draw(st.sampled_from([512, 50257]))
     kinds = enumeration.kinds_of(SPACE)
@@ -202,11 +203,11 @@ def problems(draw):
     keys = {
         "space": space, "context": 64, "prompt": draw(st.sampled_from([8, 64])),
         "vocabs": some([257, 2000, 50257], 1, 2), "precisions": some(formats_of(board), 1, 2),
-        "kvs": draw(st.sampled_from([[None], caches_of(board)])),
+        "kvs": draw(st.sampled_from([[None], None])),
     }
     models = [
         cost_model(board, InferenceShape(form, 64, keys["prompt"], kv))
-        for form in keys["precisions"] for kv in keys["kvs"]
+        for form in keys["precisions"] for kv in keys["kvs"] or caches_of(board, form)
     ]
     layers = [
         Layer(width, heads, ratio, gated)
@@ -266,7 +267,7 @@ def test_a_boards_own_budgets(board):
     designed = design(profile, limits, context=profile.budget.context, prompt=256)
     assert designed.considered.vocab == list(vocabulary.VOCABS)
     assert designed.considered.precision == fast_formats(profile)
-    assert designed.considered.kv == caches_of(profile)
+    assert designed.considered.kv == caches_of(profile, fast_formats(profile)[-1])
     assert "the best of all" in solver_line(designed)
     used = [amount(BUDGETS_BY_NAME[name], designed.predicted) / limit for name, limit in limits.items()]
     assert 0.97 < max(used) <= 1

@@ -187,7 +187,8 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     assert graph_format(ExportRequest(), None, 64) == GraphFormat("fp32", "fused", 64)
     cpu = NANO.with_backend("onnxruntime")
     on_cpu = design(cpu, {"decode_ms": 20}, space=SMALL, context=64, prompt=32, kvs=[None])
-    assert graph_format(ExportRequest(), on_cpu, 64).dialect == "fused"
+    assert graph_format(ExportRequest(), on_cpu, 64).dialect == on_cpu.dialect == "portable"
+    assert graph_format(ExportRequest(board=load_profile("raspberry-pi-4")), on_cpu, 64).dialect == "fused"
 
 
 def raw_profile(board="jetson-nano"):

@@ -83,7 +83,7 @@ def bundles(checkpoints, tmp_path_factory):
     return {
         (name, precision): load_bundle(str(export(
             load_source(str(folder))._replace(weights="random"), root / f"{name}-{precision}",
-            ExportRequest(precision=precision),
+            ExportRequest(precision=precision, kv="fp32"),
         ).folder))
         for name, folder in checkpoints.items() for precision in ("fp32", "int4")
     }  # fmt: skip

@@ -106,7 +106,7 @@ PRINTS = [(closed_pipe, 141), pytest.param(nowhere, 1, marks=FULL)]
 def test_a_design_is_kept_where_printing_fails(stdout, expected, more, tmp_path):
     with stdout() as unwritable:
         code, _, err = apart(*DESIGN, *more, "-o", "design.json", cwd=tmp_path, stdout=unwritable)
-    assert code == expected and json.loads((tmp_path / "design.json").read_text())["schema"] == 5
+    assert code == expected and json.loads((tmp_path / "design.json").read_text())["schema"] == 6
     full = "merino-edge: cannot write to stdout: No space left on device. Free space on that disk, or name a path on"
     assert err.startswith("wrote design.json\n" + (full if expected == 1 else "")) and err.count("\n") <= 2
 

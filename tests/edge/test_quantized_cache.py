@@ -28,7 +28,7 @@ from merino_edge.export.request import ExportRequest, cache_format
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
-from merino_edge.prediction.formats import check_cache
+from merino_edge.prediction.formats import cache_on, check_cache, default_cache
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.api import selftest
 from merino_runtime.backends import onnx_session, open_backend
@@ -238,6 +238,39 @@ def test_what_takes_no_such_cache_is_refused(options, message):
         cache_format(**{"dialect": "fused", "precision": "fp32", **options})
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_by_default_it_is_int8_and_float_if_that_changes_answers(precision, tiny_checkpoint, tmp_path, monkeypatch):
+    def exported(*words):
+        call = ["export", str(tiny_checkpoint), "--precision", precision, *words, "-o", str(tmp_path / "bundle")]
+        return CliRunner().invoke(app, call).output, load_bundle(str(tmp_path / "bundle"))
+
+    output, bundle = exported()
+    assert quantized_cache(bundle) == "int8" and {"GroupAttention8"} < set(bundle.kernels)
+    assert "by the KV cache in int8 alone: KL" in output and "export with --kv fp32" in output
+    assert bundle.backends[0].min_version == "1.18" and "jetson-orin-nano" in bundle.boards
+    backend = open_backend(bundle)
+    assert selftest(bundle, backend) is None
+    backend.close()
+    assert quantized_cache(exported("--kv", "fp32")[1]) is None
+    monkeypatch.setattr("merino_edge.export.export.MOST_CACHE_KL", -1.0)
+    output, bundle = exported()
+    assert quantized_cache(bundle) is None and "KV cache is float32. In int8, that alone changes the answers" in output
+    assert quantized_cache(exported("--kv", "int8")[1]) == "int8"
+
+
+@pytest.mark.parametrize(("family", "precision", "dialect", "expected"), [
+    ("llama", "int4", "fused", "int8"), ("gemma3_text", "int8", "fused", "int8"), ("gpt2", "int8", "fused", "int8"),
+    ("llama", "fp32", "fused", None), ("llama", "fp16", "fused", None), ("llama", "int8", "portable", None),
+    ("bloom", "int4", "fused", None), ("gemma2", "int4", "fused", None), ("lfm2", "int4", "fused", None),
+    ("gemma3n_text", "int4", "fused", None),
+])  # fmt: skip
+def test_the_default_is_float_where_no_kernel_computes_the_attention(family, precision, dialect, expected):
+    assert default_cache(small(family), precision, dialect) == expected
+    board = load_profile("raspberry-pi-4" if dialect == "fused" else "jetson-nano")
+    assert cache_on(board, small(family), precision, None) == expected
+    assert cache_on(board, small(family), precision, "fp32") is None
+
+
 def test_a_wish_goes_before_the_designs_cache():
     planned = SimpleNamespace(kv="int8")
     assert cache_format("fp32", "fused", "fp32", design=planned) is None
@@ -247,7 +280,7 @@ def test_a_wish_goes_before_the_designs_cache():
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
 def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
     with pytest.raises(MerinoError, match="onnxruntime 1.27 or later, and a .* Leave --kv out"):
-        check_cache(ORIN.with_backend(backend), "int8")
+        check_cache(ORIN.with_backend(backend), "int8", "fp32")
 
 
 def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):

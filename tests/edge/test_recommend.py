@@ -175,7 +175,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in printed["designs"]] == [5, 5, 5]
+    assert [our["design"]["schema"] for our in printed["designs"]] == [6, 6, 6]
 
 
 @pytest.mark.usefixtures("small_space")

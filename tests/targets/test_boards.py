@@ -146,7 +146,7 @@ def test_quantized_weights_choose_as_on_this_machine(cpu, quantized, chosen):
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_greedy_ids_are_the_same_under_earlier_versions(cpu, version, precision, embedded_bundles):
     """Up to 1.16 an operator gets no threads of ONNX Runtime: there the kernels have a pool of their own."""
-    dialect = "portable" if version_tuple(version) < FIRST_FUSED else "fused"
+    dialect = "portable" if version_tuple(version) < version_tuple(FIRST_FUSED) else "fused"
     folder = embedded_bundles[dialect, precision]
     here = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
     assert greedy_ids(output(on_board(cpu, *GENERATE, "--threads", 2, cwd=folder, **under(version)))) == here

@@ -17,6 +17,7 @@ from merino_edge.export.dialects.matmuls import CONTRIB, table_rows
 from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, Delta, KvLayer, Norm
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES, by_groups, runs_on_kernels
+from merino_runtime.bundle import FIRST_QUANTIZED_CACHE
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
@@ -93,8 +94,7 @@ class Fused(Operations):
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
         check_heads(layer, attention)
         bits = self.cache_scales.bits if self.cache_scales else 32
-        plain = attention.softcap is None and attention.slopes is None and not attention.shared
-        own = self.by_kernels and plain and by_groups(attention.heads, layer.heads, bits)
+        own = self.by_kernels and attention.in_kernels and by_groups(attention.heads, layer.heads, bits)
         write = group_attention if own else group_query_attention
         if not attention.gated:
             return write(self, qkv, layer, attention)
@@ -318,6 +318,7 @@ def group_query_attention(graph: Fused, qkv: str, layer: KvLayer, attention: Att
         more = [*(more or ["", ""]), "", *cache_scales(graph, layer)]  # head_sink
         options |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         options["kv_cache_bit_width"] = graph.cache_scales.bits
+        graph.oldest = max(graph.oldest, FIRST_QUANTIZED_CACHE, key=version_tuple)
     graph.node_into(
         "GroupQueryAttention",
         [*parts, *pasts, graph.last_index, graph.total_length, *tables, *more],

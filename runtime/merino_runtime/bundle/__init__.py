@@ -190,7 +190,7 @@ def returns_all_logits(bundle: Bundle) -> bool:
 
 def older_graph(bundle: Bundle) -> str:
     """Return the option of `export` that makes a graph of the same model for older versions of onnxruntime."""
-    return "--kv fp32" if quantized_cache(bundle) else "--dialect portable"
+    return "--kv fp32" if quantized_cache(bundle) and "GroupAttention8" not in bundle.kernels else "--dialect portable"
 
 
 def without_kernels(bundle: Bundle) -> str:
