@@ -1,6 +1,8 @@
 """config.json of 60 popular small models: each is judged as expected, and those that export do so in tiny.
 
 `published_configs.jsonl` has the facts of each config.json, without long lists that do not matter, and the verdict.
+`checked` names the public code or page that has the same sizes, rotary base and eps. Entries without it were written
+from memory.
 
 Decoders of text within models of text and images are read without the other weights, and exported.
 """
