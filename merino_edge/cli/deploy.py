@@ -157,7 +157,8 @@ def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: i
     model = published(found)
     path = fetch(model, say) if model else found
     assert isinstance(path, Path)
-    decoder = describe(str(path))
+    with working(f"reading {source}"):
+        decoder = describe(str(path))
     name = found.id if isinstance(found, Model) else source.rpartition("/")[2] if model else decoder.name
     # 2. What fits the board.
     slots = min(default_lengths(profile, None, None)[0], decoder.geometry.context) if context is None else context
