@@ -238,6 +238,9 @@ def test_with_own_kernels_rows_are_steps_to_the_bit(family, precision, kv, threa
         rows, steps, caches = rows_and_steps(backend, twin, count, count)
         assert (rows == steps).all()
         assert all((one == other).all() for one, other in caches)
+    ids = np.random.default_rng(1).integers(0, backend.vocab, 30).tolist()
+    scored = np.concatenate([logits.copy() for logits in backend.logits_from(9, ids)])
+    assert (scored == [twin.prefill(ids[:10]).copy(), *(twin.step(token).copy() for token in ids[10:])]).all()
     guessed = 0
     for seed in range(6):
         prompt_ids = [*np.random.default_rng(seed).integers(1, 200, 6).tolist()] * 3

@@ -16,7 +16,7 @@ import torch
 import merino_edge.export.parity as proving
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
-from merino_edge.export.parity import PARITY_STEPS, dequantized_model, torch_greedy, unrounded_error
+from merino_edge.export.parity import PARITY_STEPS, bundle_error, dequantized_model, torch_greedy, unrounded_error
 from merino_edge.export.quantize.calibration import rows_to_read
 from merino_edge.export.quantize.smoothquant import smoothed
 from merino_edge.export.request import ExportRequest
@@ -348,3 +348,14 @@ def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkey
     export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     monkeypatch.undo()
     export(source._replace(model=right), tmp_path / "bundle", ExportRequest(precision="int8"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_one_step_that_is_not_a_number_makes_the_error_not_a_number(precision, decoder, tmp_path):
+    model = decoder(small("llama", context=48), 3)
+    source = Source("llama", small("llama", context=48), model, "random", "drawn", (), None)
+    bundle = export(source, tmp_path / "bundle", ExportRequest(precision=precision)).bundle
+    golden = torch_greedy(model, [1, 2, 3], 5)
+    assert bundle_error(bundle, golden) < 0.1
+    golden.logits[3, 7] = np.nan
+    assert np.isnan(bundle_error(bundle, golden))

@@ -5,6 +5,8 @@ import numpy as np
 
 from merino_runtime.errors import MerinoError
 
+VERIFIED_IDS = 8  # ids per run when a text is scored: each is a row of logits, which are kept for each length
+
 
 class Backend:
     """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` makes more backends.
@@ -47,12 +49,16 @@ class Backend:
 
     def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """Add ids [n] to the cache. Yield the logits [m, vocab] after each of them from ids[first] on, as a view: one
-        per decode step, or m at once if the graph returns the logits of all positions."""
+        or several per run of the graph."""
         check_whole("the first position", first)
         check_prefill(self, ids)
         yield self.prefill(ids[:first + 1])[None]
-        for token_id in ids[first + 1:]:
-            yield self.step(token_id)[None]
+        if not self.verifies:
+            for token_id in ids[first + 1:]:
+                yield self.step(token_id)[None]
+            return
+        for start in range(first + 1, len(ids), VERIFIED_IDS):
+            yield self.verify(ids[start:start + VERIFIED_IDS])
 
     def verify(self, ids: Sequence[int]) -> np.ndarray:
         """Decode several ids [n] in one run: add them to the cache. Return the logits [n, vocab] after each of them."""
