@@ -175,8 +175,8 @@ def train(
 def read_design_source(source: str) -> InitialModel | None:
     """Return the model that a design or an architecture describes; None for a source that has weights. Loads no torch.
     Raises MerinoError if it is neither."""
+    from merino_edge.bundles.source_name import DesignFile, find_source
     from merino_edge.design.design_file import read_plan
-    from merino_edge.export.request import DesignFile, find_source
 
     path = Path(source)
     found = DesignFile(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
@@ -200,11 +200,11 @@ def load_pretrained(source: str) -> InitialModel:
 
 def load_teacher(what: str) -> "Teacher":
     """Hash a teacher's files; its weights are not read yet. Raises MerinoError for a design, which has none."""
-    from merino_edge.export.digest import content_digest
-    from merino_edge.export.request import DesignFile, find_source, published
+    from merino_edge.bundles.source_name import DesignFile, find_source, published
     from merino_edge.export.source import load_source
     from merino_edge.families.hub import fetch
     from merino_edge.families.hugging_face import Checkpoint
+    from merino_edge.storage.digest import content_digest
     from merino_edge.training.distill import Teacher
 
     resolved = find_source(what)

@@ -17,7 +17,7 @@ import torch
 from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.divergence import (
     MOST_CACHE_KL,
     Answer,
@@ -43,10 +43,9 @@ from merino_edge.export.quantize.calibration import (
 )
 from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales, scales_of
-from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
-from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
+from merino_edge.export.quantize.weights import Matrices, MatrixError, Rounding, matrix_errors, quantized_matrices
 from merino_edge.export.request import ExportRequest, in_one_format
 from merino_edge.export.source import Source, graph_weights, not_finite
 from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
@@ -124,9 +123,8 @@ def export(
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     `say` gets a line for each format that `auto` tries, and one on what `mixed` chose. `progress` gets the name of each
-    step. Raises MerinoError for a request
-    that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
-    differs from torch; then nothing is written.
+    step. Raises MerinoError for a request that is not possible, for a chat template that raises, for weights that give
+    no finite logits, and if the graph differs from torch; then nothing is written.
     """
     # 1. Resolve the plan. `auto` has several, the fastest first: the first that keeps the model's answers is used.
     if request.precision == "auto":
@@ -144,7 +142,7 @@ def export(
     # 3 to 8. Quantize, build the graph, write the bundle, prove it.
     if len(plans) == 1:
         return export_planned(source, out, plans[0], calibration, last_use, progress=progress)
-    return export_fastest(source, out, plans, calibration, (say, progress))
+    return export_fastest(source, out, plans, calibration, say=say, progress=progress)
 
 
 def export_planned(
@@ -247,14 +245,13 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
 
 
 def export_fastest(
-    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, reports: tuple[Say, Say]
+    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, *, say: Say, progress: Say
 ) -> Exported:
     """Write the bundle `out` by the first plan that loses no more than MOST_LOST of the model's answers.
 
     The answers of random weights mean nothing, so for these the first format that can be written is used. The last of
     `plans` is float32, which is not compared.
     """
-    say, progress = reports
     with parents_made(out), scratch_folder(out) as scratch:
         for plan in plans:
             line = f"{plan.form.precision}: {plan.predicted}"

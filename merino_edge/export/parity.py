@@ -18,8 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.bundles.description import write_description
-from merino_edge.export.dialects.float_activations import with_float_activations
-from merino_edge.export.dialects.graph import replaced_model
+from merino_edge.export.dialects.float_activations import float_activations
 from merino_edge.export.quantize.kv_cache import CacheScales, largest_code
 from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
 from merino_edge.families.weights import Layout, model_weights
@@ -184,7 +183,7 @@ def check_parity(
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
     """Return the maximum logit error of any step of a quantized graph with float activations, which replaces the one in
     the bundle's folder during the measurement."""
-    with replaced_model(Path(bundle.folder), with_float_activations):
+    with float_activations(Path(bundle.folder)):
         return bundle_error(bundle, golden, max_logit_error)
 
 

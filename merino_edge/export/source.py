@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.source_name import DesignFile, find_source
 from merino_edge.design.design_file import DESIGN, Design, load_design
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
-from merino_edge.export.request import DesignFile, find_source
 from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
