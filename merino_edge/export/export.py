@@ -50,8 +50,7 @@ from merino_edge.export.request import ExportRequest, in_one_format
 from merino_edge.export.source import Source, graph_weights, not_finite
 from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
-from merino_runtime.bundle import Bundle, load_bundle
-from merino_runtime.bundle import Golden as GoldenIds
+from merino_runtime.bundle import Bundle, Golden, load_bundle
 from merino_runtime.errors import MerinoError
 
 DEFAULTS = ExportRequest()
@@ -152,8 +151,8 @@ def export_planned(
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
     form, hessians, note = plan.form, calibration.hessians, ""
     scales = calibration.scales if form.kv else None
-
     progress(f"quantizing to {form.precision}")
+
     # 3. SmoothQuant: move outlier channels of activations into the weights.
     if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
         source, last_use, note = rescaled, True, NOTE
@@ -161,8 +160,7 @@ def export_planned(
 
     # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
-    how = Rounding(source.blocks, hessians, plan.eight_bits)
-    matrices = quantized_matrices(source.arch, weights, form, how)
+    matrices = quantized_matrices(source.arch, weights, form, Rounding(source.blocks, hessians, plan.eight_bits))
     if plan.outliers:
         matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
         note = TWICE if any(matrix.outliers for matrix in matrices.values()) else note
@@ -174,15 +172,15 @@ def export_planned(
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
-    progress("decoding in torch")
     # 6. Decode golden ids in torch, with the dequantized weights.
+    progress("decoding in torch")
     dequantized = dequantized_model(source.model, matrices, source.arch.layout, in_place=last_use)
     golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
 
-    progress("writing the bundle")
     # 7. Write the bundle.
+    progress("writing the bundle")
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
         chat=plan.chat.chat if plan.chat else None,
@@ -195,7 +193,7 @@ def export_planned(
     ) if others else {}  # fmt: skip
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         write_bundle(
-            folder, model, graph, form, GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
+            folder, model, graph, form, Golden(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=plan.threads, tokenizer=source.tokenizer, template=plan.template, beside=beside,
         )  # fmt: skip
         del weights, matrices

@@ -39,7 +39,7 @@ GOLDEN_PROMPTS = 8  # maximum number of prompts to try
 CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 
-class Golden(NamedTuple):
+class Decoded(NamedTuple):
     """Greedy decoding by torch: the ids, and the logits that each was the largest of."""
 
     prompt_ids: list[int]
@@ -67,9 +67,9 @@ class RoundedCache(DynamicCache):
         return super().update(kept[0], kept[1], layer_idx, *args, **kwargs)
 
 
-def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
+def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Decoded:
     """Decode `steps` greedy ids after the prompt, with torch's own KV cache."""
-    return golden_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
+    return decoded_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
 
 
 def greedy_rows(
@@ -89,11 +89,11 @@ def greedy_rows(
         inputs = torch.tensor([[int(row.argmax())]])
 
 
-def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
-    return Golden(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
+def decoded_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Decoded:
+    return Decoded(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
 
 
-def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
+def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Decoded:
     """Return the first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one,
     the best.
 
@@ -115,7 +115,7 @@ def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: Cach
         if not best_lead < CLEAR_LEAD:
             break
     steps = min(PARITY_STEPS, context - len(best))
-    return golden_of(best, [*rows, *islice(rest, steps - len(rows))])
+    return decoded_of(best, [*rows, *islice(rest, steps - len(rows))])
 
 
 def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
@@ -152,7 +152,7 @@ def dequantized_model(
 
 
 def check_parity(
-    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None
+    bundle: Bundle, golden: Decoded, quantized: bool, kv: str | None
 ) -> tuple[Bundle, float, float | None]:
     """Return the bundle, its error, and its error with float activations (None if not `quantized`).
 
@@ -180,7 +180,7 @@ def check_parity(
     return bundle, error, unrounded
 
 
-def unrounded_error(bundle: Bundle, golden: Golden) -> float:
+def unrounded_error(bundle: Bundle, golden: Decoded) -> float:
     """Return the maximum logit error of any step of a quantized graph with float activations, which replaces the one in
     the bundle's folder during the measurement."""
     with float_activations(Path(bundle.folder)):
@@ -188,7 +188,7 @@ def unrounded_error(bundle: Bundle, golden: Golden) -> float:
 
 
 def bundle_error(
-    bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float] | None = None
+    bundle: Bundle, golden: Decoded, error: Callable[[np.ndarray, np.ndarray], float] | None = None
 ) -> float:
     """Return the largest `error(logits, expected logits)` of the prefill and of each decode step: by default the
     maximum logit error in fp32, and the RMS error in other formats."""

@@ -24,8 +24,7 @@ END = np.iinfo(np.int64).max
 
 class Portable(Operations):
     opsets = {"": 13}
-    # Set by begin_decoder.
-    positions = cached_mask = new_mask = ""
+    positions = cached_mask = new_mask = ""  # set by begin_decoder
     query_positions = key_positions = ""  # [1, T, 1] and [1, 1, T]
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
