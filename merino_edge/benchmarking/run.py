@@ -23,7 +23,7 @@ from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.delivery.releases import INSTALLED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.visible import cleaned, visible
+from merino_runtime.io.streams import cleaned, visible
 
 if TYPE_CHECKING:  # imports asyncssh
     from merino_edge.delivery.ssh.board import Copied, Program

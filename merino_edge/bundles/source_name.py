@@ -9,9 +9,8 @@ from merino_edge.design.design_file import DESIGN, Design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.gguf.named import is_gguf
 from merino_edge.families.hub import HubModel, fetch, hub_name, is_cached
-from merino_edge.families.names import resolve
+from merino_edge.families.names import is_gguf, resolve
 from merino_edge.families.registry import read_geometry
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.faults import near_names

@@ -22,8 +22,7 @@ from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import Run
 from merino_edge.training.dataset import RowDataset
 from merino_edge.training.shards import TYPES, Say, check_owner
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 
 FORMAT = 3
 TOP = 16
