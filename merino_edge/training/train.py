@@ -200,7 +200,7 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
     if state:
         say(f"resuming from {state.name}")
     set_seed(recipe.seed)
-    model = given or build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    model: Any = given or build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
     if given is None:
         model.initialize_matrices()
     if rank := recipe.lora:
