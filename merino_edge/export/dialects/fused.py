@@ -27,7 +27,6 @@ UNIT_EPS = 1e-6  # added to the square of a query's or a key's length in gated D
 
 class Fused(Operations):
     opsets = {"": 17, CONTRIB: 1}
-    last_index = total_length = ""  # int32 [B] and int32; set by begin_decoder
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs, its outputs except the logits, and the nodes that count the filled positions in the

@@ -5,27 +5,23 @@ Both operators write new keys and values in place: past and present of a layer a
 to both, so that the cache is never copied.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.dialects.graph import KERNELS_DOMAIN, ports
 from merino_edge.export.dialects.matmuls import CONTRIB
+from merino_edge.export.dialects.operations import Operations
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_runtime.bundle import FIRST_QUANTIZED_CACHE
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
-if TYPE_CHECKING:
-    from merino_edge.export.dialects.fused import Fused
-
 # The oldest ONNX Runtime whose attention has an option. Before 1.24 it keeps a position more than the window has.
 SOFTCAP_VERSION, BIAS_VERSION, WINDOW_VERSION, SHARED_VERSION = "1.21", "1.22", "1.24", "1.26"
 
 
-def group_query_attention(graph: "Fused", qkv: str, layer: KvLayer, attention: Attention) -> str:
+def group_query_attention(graph: Operations, qkv: str, layer: KvLayer, attention: Attention) -> str:
     """Write attention by ONNX Runtime's operator."""
     parts = normed_parts(graph, qkv, layer, attention) or [qkv, "", ""]
     pasts, presents = ports("past_key_values", layer), ports("present", layer)
@@ -60,7 +56,7 @@ def group_query_attention(graph: "Fused", qkv: str, layer: KvLayer, attention: A
     return mixed
 
 
-def biases(graph: "Fused", slopes: tuple[float, ...]) -> str:
+def biases(graph: Operations, slopes: tuple[float, ...]) -> str:
     """Return what ALiBi adds to the scores, [1, heads, T, total]: of each head its slope times the key's position."""
 
     def make() -> str:
@@ -76,7 +72,7 @@ def biases(graph: "Fused", slopes: tuple[float, ...]) -> str:
     return graph.once(("biases", slopes), make)
 
 
-def group_attention(graph: "Fused", qkv: str, layer: KvLayer, attention: Attention) -> str:
+def group_attention(graph: Operations, qkv: str, layer: KvLayer, attention: Attention) -> str:
     """Write attention by this project's operator."""
     parts = normed_parts(graph, qkv, layer, attention)
     if parts:
@@ -95,12 +91,12 @@ def group_attention(graph: "Fused", qkv: str, layer: KvLayer, attention: Attenti
     return mixed
 
 
-def window_of(graph: "Fused", attention: Attention) -> int:
+def window_of(graph: Operations, attention: Attention) -> int:
     """Return the length of the attention window; 0 if there is none, or if the cache is no longer than the window."""
     return attention.window if attention.window and attention.window < graph.context else 0
 
 
-def cache_scales(graph: "Fused", layer: KvLayer) -> list[str]:
+def cache_scales(graph: Operations, layer: KvLayer) -> list[str]:
     """Store the scales of keys and values [1, heads, 1, head_size]; return no names for a cache of floats."""
     if graph.cache_scales is None:
         return []
@@ -109,7 +105,7 @@ def cache_scales(graph: "Fused", layer: KvLayer) -> list[str]:
     return [graph.constant(name, one[None, :, None]) for name, one in zip(names, scales, strict=True)]
 
 
-def normed_parts(graph: "Fused", qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
+def normed_parts(graph: Operations, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
     """Split packed queries, keys and values, and normalize each head of the first two. Return queries [B, T, heads *
     head_size], and keys and values [B, T, layer.heads * head_size]; an empty list if the model has no such norms."""
     if not attention.query_norm or not attention.key_norm:
@@ -138,7 +134,7 @@ def normed_parts(graph: "Fused", qkv: str, layer: KvLayer, attention: Attention)
     ]
 
 
-def new_positions(graph: "Fused") -> str:
+def new_positions(graph: Operations) -> str:
     """Return the positions of the new tokens, int64 [B, T]."""
 
     def make() -> str:
