@@ -185,12 +185,12 @@ def export_planned(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
         chat=plan.chat.chat if plan.chat else None,
     )  # fmt: skip
-    # Other programs allocate float caches.
-    others = form.dialect == "fused" and form.kv is None
-    beside = files_for_others(
-        model, [port.name for port in graph.inputs], form.context, source.tokenizer, plan.template,
-        library=bool(graph.own_kernels),
-    ) if others else {}  # fmt: skip
+    beside = {}
+    if form.dialect == "fused" and form.kv is None:  # other programs allocate float caches
+        inputs = [port.name for port in graph.inputs]
+        beside = files_for_others(
+            model, inputs, form.context, source.tokenizer, plan.template, library=bool(graph.own_kernels)
+        )
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         write_bundle(
             folder, model, graph, form, Golden(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),

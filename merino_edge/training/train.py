@@ -91,7 +91,7 @@ def train(
     with resources.joined():
         # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
         sources, held_out_sources, run = resources.on_first_process(
-            lambda: check(request, read_sources(data), read_sources(held_out, "--held-out"))
+            lambda: check_and_describe(request, read_sources(data), read_sources(held_out, "--held-out"))
         )
         if is_finished(out):
             resources.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
@@ -119,7 +119,7 @@ def train(
             return record
 
 
-def check(
+def check_and_describe(
     request: Request, sources: list[DataSource], held_out: list[DataSource]
 ) -> tuple[list[DataSource], list[DataSource], Run]:
     """Return the sources, hashed, and the description of the run, with a tokenizer only if one is given. Raises
