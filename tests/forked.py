@@ -36,7 +36,7 @@ ALL = ("merino_edge.cli.app", "merino_edge.cli.tables", "merino_runtime.api", "n
 DESIGN = ("merino_edge.cli.design_tables", "merino_edge.design.recommend", "scipy.optimize")
 SSH = ("merino_edge.cli.over_ssh", "merino_edge.delivery.ssh.flash", "merino_edge.delivery.ssh.remote_chat")
 RUN = ("merino_runtime.backends.onnx", "merino_runtime.chat.session", "onnxruntime", "tokenizers")
-TORCH = ("merino_edge.export.named", "merino_edge.export.export", "merino_edge.export.source")
+TORCH = ("merino_edge.export.export", "merino_edge.export.source")
 BY_COMMAND = {
     "design": DESIGN, "recommend": DESIGN, "flash": SSH, "calibrate": (*SSH, *DESIGN),
     "generate": (*RUN, *SSH), "chat": (*RUN, *SSH), "bench": (*RUN, *SSH, *TORCH),

@@ -19,7 +19,7 @@ from merino_edge.text.rows import packed_rows
 from merino_edge.text.scoring import log_likelihood
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.backends import open_backend
-from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads, load_bundle
+from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Threads, load_bundle
 from probe_graphs.build import decoder_graph, model_without_weights
 
 SHAPE = {"width": 64, "layers": 2, "heads": 4, "ffn_width": 96, "vocab": 96, "context": 16, "norm_eps": 1e-3}
@@ -163,8 +163,8 @@ def graph_bundle(folder, arch, dialect="portable", precision="fp32", context=Non
         folder=str(folder), schema=2, name=folder.name, family=family_of(arch).name, architecture={},
         precision=precision, dialect=dialect, weights="random", weights_source="holes", context=context,
         vocab=arch.vocab, stop_ids=(), kv_layers=tuple(KvLayer(*layer) for layer in arch.kv_layers),
-        inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
-        outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
+        inputs=tuple(graph.inputs),
+        outputs=tuple(graph.outputs),
         params=0, flops_per_token=0, head_flops=0, weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes, kv_bytes=0, boards=(),
         backends=(BackendNeed("onnxruntime", "1.10", ()),),

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from write_record import table, write_record
 
+from merino_edge.families.checkpoint import RECORD
 from merino_edge.families.designed import Architecture, Block, Ngrams
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
@@ -40,7 +41,7 @@ from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.documents import read_texts
 from merino_edge.text.tokenizer import train_tokenizer
-from merino_edge.training.checkpoint import RECORD, STATE, is_finished, saved_states
+from merino_edge.training.checkpoint import STATE, is_finished, saved_states
 from merino_edge.training.recipe import new_recipe
 from merino_edge.training.train import train
 

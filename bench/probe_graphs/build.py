@@ -29,8 +29,9 @@ from merino_bench.probe.tasks import Task
 from merino_edge.benchmarking.random_bundle import timing_matrices, timing_matrix
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.dialects.build import DIALECTS, Decoder, build_graph
+from merino_edge.export.dialects import DIALECTS, Decoder, build_graph
 from merino_edge.export.dialects.external_data import INLINE_BYTES, DataFile
+from merino_edge.export.dialects.fused import Fused
 from merino_edge.export.quantize.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, attention_operators, ffn_operators
@@ -40,7 +41,6 @@ from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_edge.families.weights import GraphWeights
-from merino_runtime.bundle import Port
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import graphs_to_ship
 
@@ -161,7 +161,14 @@ def attentions(dialect: str, task: Task) -> Decoder:
     scales = CacheScales(CACHE_BITS[task.kv], ((one, one),) * task.count) if task.kv in CACHE_BITS else None
     graph = operator_graph({}, form_of(dialect, task, plan.ATTENTION_CONTEXT), scales=scales)
     x = graph.input("x", "float32", [1, "sequence", task.columns + 2 * kv_heads * head_size])
-    graph.begin_attention(layers)
+    # Lengths and masks are inputs: in a decoder nodes derive them, once for all layers.
+    if isinstance(graph, Fused):
+        graph.last_index, graph.total_length = graph.input("last", "int32", [1]), graph.input("total", "int32", ())
+    else:
+        graph.positions = graph.input("position_ids", "int64", [1, "sequence"])
+        graph.cached_mask = graph.input("cached_mask", graph.real, [1, 1, 1, graph.context])
+        graph.new_mask = graph.input("new_mask", graph.real, [1, 1, "sequence", "sequence"])
+    graph.cache_ports(layers, graph.context if isinstance(graph, Fused) else "sequence")
     for layer in layers:
         attention = Attention(task.heads, head_size**-0.5, Rotary(THETA, head_size))
         graph.output(graph.attention(x, layer, attention), "float32", [1, "sequence", task.columns])
@@ -199,7 +206,7 @@ def build(dialect: str, task: Task) -> tuple[Kernel, ModelProto]:
     fields = {name: value for name, value in task._asdict().items() if name not in ("threads", "runs")}
     return Kernel(
         file="-".join(map(str, [dialect, *fields.values()])) + ".onnx", dialects=(dialect,), **fields,
-        inputs=tuple(Port(*port) for port in graph.inputs), outputs=tuple(Port(*port) for port in graph.outputs),
+        inputs=tuple(graph.inputs), outputs=tuple(graph.outputs),
         weight_bytes=weight_bytes, layer_bytes=round(layer_bytes), own_kernels=bool(graph.own_kernels),
         in_place=dialect != "portable",
     ), model  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.design.design_file import Design
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales
 from merino_edge.export.quantize.matrix import QuantizedMatrix
 from merino_edge.export.quantize.weights import matrix_bits, matrix_layout

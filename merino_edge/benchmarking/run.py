@@ -14,16 +14,16 @@ from merino_bench.harness.render import append, appends, check_can_save
 from merino_bench.harness.run import Progress, bench_command, deliver
 from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
-from merino_edge.export.digest import DIGEST_DIGITS, exporter_digest
 from merino_edge.export.request import PRECISIONS, ExportRequest, graph_format
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
+from merino_edge.storage.digest import DIGEST_DIGITS, exporter_digest
 from merino_runtime.bundle import load_bundle, quantized_cache
 from merino_runtime.delivery.releases import INSTALLED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.visible import cleaned, visible
+from merino_runtime.io.streams import cleaned, visible
 
 if TYPE_CHECKING:  # imports asyncssh
     from merino_edge.delivery.ssh.board import Copied, Program

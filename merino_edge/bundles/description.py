@@ -57,13 +57,12 @@ RUNTIME_CHOOSES = Threads(None, None)
 class Graph(Protocol):
     """A graph that writes itself, with its weights, into a folder. Bytes count weights as the graph stores them.
 
-    `inputs`, `outputs`: each with a name, a dtype and a shape, whose axes are lengths or names. `oldest`: the
-    first ONNX Runtime with all options of its operators. `own_kernels`: the names of those from this project's library,
-    sorted.
+    `oldest`: the first ONNX Runtime with all options of its operators. `own_kernels`: the names of those from this
+    project's library, sorted.
     """
 
-    inputs: list[Any]
-    outputs: list[Any]
+    inputs: list[Port]
+    outputs: list[Port]
     decode_weight_bytes: int
     oldest: str
 
@@ -136,8 +135,8 @@ def describe(
         vocab=geometry.vocab,
         stop_ids=model.stop_ids,
         kv_layers=tuple(KvLayer(*layer, kv_format(form.precision, form.kv)) for layer in geometry.kv_layers),
-        inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
-        outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
+        inputs=tuple(graph.inputs),
+        outputs=tuple(graph.outputs),
         params=params(operators),
         flops_per_token=decode_flops(operators),
         head_flops=head_flops(operators),

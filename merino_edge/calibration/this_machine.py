@@ -1,4 +1,4 @@
-"""Read the facts of this machine from the system, without measurements: the part of `host` that needs no probe.
+"""The facts of this machine that need no probe: those that the system knows, and how fast it trains.
 
 Works without /proc and /sys (macOS, Windows), with fewer facts.
 """
@@ -6,12 +6,14 @@ Works without /proc and /sys (macOS, Windows), with fewer facts.
 import importlib.metadata
 import platform
 import time
+import timeit
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from merino_edge.families.geometry import Geometry
 from merino_runtime.io import board
 from merino_runtime.io.board import last_level_cache_bytes
 
@@ -19,6 +21,9 @@ HOST = "host"
 CPUINFO = Path("/proc/cpuinfo")
 LARGEST_BUDGET_MB = 4096
 TRAINING_SHARE = 0.2  # assumed for small decoders in torch; `train` measures its own steps
+BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
+TIMED_STEPS = 2  # after a first one, which is slower
+OTHER_SHARE = 0.15  # of a run, for the optimizer, evaluations and saved states
 ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 
 
@@ -72,6 +77,41 @@ def training_flops_per_s() -> float:
         matrix @ matrix
         times.append(time.perf_counter() - start)
     return TRAINING_SHARE * 2 * len(matrix) ** 3 / min(times)
+
+
+def bf16_is_faster() -> bool:
+    """Return whether the GPU multiplies in bfloat16; on a CPU, whether it also takes less time than in float32:
+    Sapphire Rapids without AMX takes twice as long."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(512, 512, dtype=dtype)
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=10))
+
+    return bool(board.this_isa() & BF16) and seconds(torch.bfloat16) < seconds(torch.float32)
+
+
+def training_steps(hours: float, arch: Geometry, *, batch: int, length: int, parts: int, bf16: bool) -> int:
+    """Return the number of steps that a training run of so many hours takes. A step has `batch` rows of `length`
+    tokens, computed in `parts`."""
+    import torch
+
+    from merino_edge.families.hugging_face import build_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = build_model(arch).to(device)  # type: ignore[arg-type]
+    ids = torch.randint(arch.vocab, (max(1, batch // parts), length), device=device)
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        start = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        seconds.append(time.perf_counter() - start)
+    return max(1, round(3600 * hours * (1 - OTHER_SHARE) / (min(seconds[1:]) * parts)))
 
 
 def core_name() -> str:

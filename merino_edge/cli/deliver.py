@@ -190,7 +190,7 @@ def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
     """Print the summary to stdout, the boards' notes and errors to stderr."""
     from merino_edge.cli.record_tables import flashed_json, flashed_table
     from merino_edge.cli.tables import show
-    from merino_runtime.io.visible import visible
+    from merino_runtime.io.streams import visible
 
     if as_json:
         print(json.dumps([flashed_json(board) for board in done]))

@@ -138,14 +138,14 @@ def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: i
     """Return the bundle of `source` for a board: itself if it is a quantized one, else an export, kept in the cache by
     the source's content. Raise MerinoError as `export` does, and if no format fits into the memory."""
     from merino_edge.bundles.files import is_bundle
+    from merino_edge.bundles.source_name import DesignFile, describe, find_source, published
     from merino_edge.cli.export import print_export
-    from merino_edge.export.digest import content_digest, exporter_digest
-    from merino_edge.export.named import describe
-    from merino_edge.export.request import DesignFile, ExportRequest, find_source, published
+    from merino_edge.export.request import ExportRequest
     from merino_edge.families.hub import fetch
     from merino_edge.families.zoo import Model
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import cache_folder
+    from merino_edge.storage.digest import content_digest, exporter_digest
     from merino_runtime.bundle import load_bundle
 
     # 1. The source, fetched once if it is on the hub.

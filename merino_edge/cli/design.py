@@ -1,15 +1,20 @@
 """The command `merino-edge design`: check the options, call the designer, write and print the design."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:
+    from merino_edge.training.sources import DataSource
+
+SMALL_BYTES = 20_000_000  # a larger text fills any usual vocabulary, and a BPE of all of it takes a minute
 TRAINING = {
     "tokens": "tokens of your training text",
     "train_hours": "training time on this machine's CPU, which `train` keeps to",
@@ -57,7 +62,7 @@ def design(
     from merino_edge.prediction.shape import check_lengths, default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
     from merino_edge.text.tokenizer import too_large
-    from merino_edge.training.sources import read_sources, text_size
+    from merino_edge.training.sources import read_sources
 
     # 1. Check the options, before the board `host` is measured.
     limits = options.limits_of(decode_ms, memory_mb, budget, TRAINING)
@@ -114,3 +119,17 @@ def design(
         print(best.to_json(), end="")
     elif stdout_is_free:
         print_design(best, profile)
+
+
+def text_size(sources: "Sequence[DataSource]", vocab: int) -> tuple[int, int]:
+    """Return the bytes of the sources' text, and how many of `vocab` entries a BPE of it has. A large text is not read:
+    its bytes are those of its files, and it fills all entries."""
+    from merino_edge.text.tokenizer import largest_tokenizer
+    from merino_edge.training.sources import CHATML_MARKS, chat_template, text_of
+
+    size, chat = sum(source.file.bytes for source in sources), chat_template(sources)
+    if size > SMALL_BYTES:
+        return size, vocab
+    texts = list(text_of(sources, chat))
+    tokenizer, _ = largest_tokenizer(texts, vocab, special=CHATML_MARKS if chat else ())
+    return sum(len(text.encode()) for text in texts), tokenizer.get_vocab_size()

@@ -1,5 +1,6 @@
 """The command `export`: from any source to a bundle in one dialect and format."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,16 @@ import typer
 
 from merino_edge.cli.options import KV
 from merino_edge.cli.terminal import put, say
+from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
+    from merino_edge.bundles.source_name import FoundSource
     from merino_edge.export.export import Exported
-    from merino_edge.export.quantize.matrix import MatrixError
+    from merino_edge.export.quantize.weights import MatrixError
     from merino_edge.export.request import ExportRequest
+    from merino_edge.families.geometry import Geometry
 
-
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 FormatOption, MixedOption, ModelOption = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Format", "With --precision mixed", "Model")
 )
@@ -65,20 +69,83 @@ def export(
     no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
 ) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
+    from merino_edge.bundles.source_name import find_source, published
     from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import working
-    from merino_edge.export.named import export_named
     from merino_edge.export.request import ExportRequest
+    from merino_edge.families.hub import fetch
 
+    # 1. Check all that needs neither torch nor weights.
+    if name is not None and not NAME.fullmatch(name):
+        raise MerinoError(f"--name {name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
     random = weights == Path("random")
+    folder = None if random else weights
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=text, chat=not no_chat,
-        random_weights=random, all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms, name=name,
+        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
     )  # fmt: skip
+    check_files_of(source, folder, request, out)
+    named = find_source(source, folder, random=random)
+    check_against(named, folder, request)
     with working(f"exporting {source}") as progress:
-        done = export_named(source, out, request, None if random else weights, say, progress)
+        # 2. Download a model of the hub, once its geometry is known to fit the memory.
+        hub_model = None if random else published(named, folder)
+        if hub_model:
+
+            def judge(geometry: "Geometry") -> None:
+                from merino_edge.export.source import check_memory  # imports torch
+
+                check_memory(geometry, hub_model.name)
+
+            fetch(hub_model, say, judge)
+        # 3. Load and export it.
+        from merino_edge.export.export import export as export_source
+        from merino_edge.export.source import load_source
+
+        loaded = load_source(source, folder, say, random=random)
+        loaded = loaded if name is None else loaded._replace(name=name)
+        done = export_source(loaded, out, request, last_use=True, say=say, progress=progress)
     print_export(done, request)
+
+
+def check_files_of(what: str, weights: Path | None, request: "ExportRequest", out: Path) -> None:
+    """Raise MerinoError for a calibration text that cannot be read, and for an output that would replace an input or
+    another file."""
+    from merino_edge.bundles.files import is_bundle_alone
+    from merino_edge.families.names import resolve
+    from merino_edge.storage.atomic import check_folder, check_keeps
+    from merino_edge.text.documents import check_files, read_texts
+
+    text = request.calibration
+    if text:
+        check_files([text], "--text")
+        read_texts([text], "--text")
+    inputs = (weights, text, resolve(what))
+    check_keeps(out, [Path(path) for path in inputs if isinstance(path, str | Path)])
+    check_folder(out, is_bundle_alone)
+
+
+def check_against(source: "FoundSource", weights: Path | None, request: "ExportRequest") -> None:
+    """Raise MerinoError for a checkpoint's folder that is not exported, and for a request that the model excludes."""
+    from merino_edge.bundles.files import is_bundle
+    from merino_edge.bundles.source_name import DesignFile
+    from merino_edge.design.design_file import DESIGN, load_design
+    from merino_edge.export.request import LEAST_CONTEXT, check_context, graph_format, in_one_format
+    from merino_edge.families.checkpoint import check_tokenizer
+    from merino_edge.families.config_json import judged_config
+    from merino_edge.families.zoo import Model
+
+    folder = source if isinstance(source, Path) else weights if isinstance(source, Model) else None
+    if folder and folder.is_dir() and not is_bundle(folder):
+        check_tokenizer(folder)
+        judged_config(folder)
+    geometry = source.geometry if isinstance(source, DesignFile | Model) else None
+    check_context(request.context, geometry.context if geometry else None)
+    design = source.design if isinstance(source, DesignFile) else None
+    if isinstance(source, Path) and (source / DESIGN).is_file():  # the design that a checkpoint was trained from
+        design = load_design(source / DESIGN)
+    graph_format(in_one_format(request), design, request.context or LEAST_CONTEXT)
 
 
 def print_export(done: "Exported", request: "ExportRequest") -> None:

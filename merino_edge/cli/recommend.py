@@ -10,8 +10,8 @@ from merino_edge.cli import options
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
+    from merino_edge.bundles.source_name import Described
     from merino_edge.cli.tables import Table
-    from merino_edge.export.named import Described
     from merino_edge.families.geometry import Geometry
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
@@ -39,13 +39,13 @@ def recommend(
     as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """List the published models and formats that meet a board's budgets; or score SOURCEs, and predict their costs."""
+    from merino_edge.bundles.source_name import describe
     from merino_edge.cli.over_ssh import board, is_address
     from merino_edge.cli.recommended import budgets_line, first_command, recommendation_json, recommendation_table
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.export.named import describe
     from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import check_lengths, default_lengths
 

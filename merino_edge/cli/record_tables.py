@@ -8,7 +8,7 @@ from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
 from merino_runtime.io.board import MB as BYTES_PER_MB
-from merino_runtime.io.visible import visible
+from merino_runtime.io.streams import visible
 
 if TYPE_CHECKING:  # loads scipy, which `export` and its refusals do not need
     from merino_edge.delivery.ssh.flash import Flashed

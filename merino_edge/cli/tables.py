@@ -11,7 +11,7 @@ from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, facto
 from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
 from merino_edge.profiles.reading import collected_probes
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import visible_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

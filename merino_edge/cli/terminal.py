@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from merino_edge.storage.atomic import write_text
 from merino_runtime.io.outputs import is_stdout
-from merino_runtime.io.streams import say_line, wrapped
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import say_line, visible_text, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console

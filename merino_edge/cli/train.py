@@ -1,7 +1,9 @@
 """The command `merino-edge train`. A wrong path or value is reported before torch is loaded."""
 
 import tomllib
+from collections.abc import Sequence
 from functools import partial
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -19,6 +21,7 @@ DataOption, RecipeOption, TuningOption, RunOption = (
     partial(typer.Option, rich_help_panel=panel)
     for panel in ("Data", "Recipe", "Fine-tuning and distillation", "Run")
 )
+MOST_PASSES = 40  # over the text of a design with a training time: more lower the loss of no decoder
 
 
 class InitialModel(NamedTuple):
@@ -107,7 +110,7 @@ def train(
     """Train a design, or fine-tune a model, on text or samples; prints the held-out loss."""
     from merino_edge.text.documents import check_files
     from merino_edge.training.checkpoint import check_folder, is_finished, read_run
-    from merino_edge.training.recipe import Recipe, new_recipe, read_preset, read_settings
+    from merino_edge.training.recipe import Recipe, new_recipe
     from merino_edge.training.sources import read_sources
 
     # 1. Check paths and values.
@@ -122,6 +125,10 @@ def train(
         "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "seed": seed, "lora": lora,
     }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
+    if tokenizer and not designed:
+        raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
+    if lora and designed:
+        raise MerinoError("--lora goes with a trained model: leave it out, a design has no weights to put adapters on")
     if options.keys() & {"teacher_weight", "temperature"} and not teacher:
         raise MerinoError("--set teacher_weight and temperature go with a --teacher: give one, or leave them out")
     if not is_finished(out):
@@ -134,8 +141,8 @@ def train(
         raise ModuleNotFoundError(name="accelerate")
     from transformers.utils import logging
 
-    from merino_edge.training.optimizer import bf16_is_faster
-    from merino_edge.training.resources import is_first, steps_within
+    from merino_edge.calibration.this_machine import bf16_is_faster, training_steps
+    from merino_edge.training.resources import is_first, process_count
     from merino_edge.training.train import train as run
     from merino_runtime.io.memory import keep_free_pages
 
@@ -148,13 +155,19 @@ def train(
             options, chosen["recipe"], fine_tuned=start.pretrained is not None, context=start.architecture.context,
             bf16="bf16" not in options and bf16_is_faster(),
         )  # fmt: skip
-        hours = start.design and start.design.training.hours
-        if hours and steps is None and not preset:
-            counted = steps_within(start.design.training, start.architecture, recipe)
+        planned, arch = start.design and start.design.training, start.architecture
+        if planned and planned.hours and steps is None and not preset:
+            hours, row_tokens = planned.hours, recipe.length or arch.context
+            if process_count() > 1:  # each would time its own
+                raise MerinoError("the design's training time is for one process: give --steps N with several")
+            counted = training_steps(
+                hours, arch, batch=recipe.batch, length=row_tokens, parts=recipe.accumulate, bf16=recipe.bf16
+            )
+            if planned.tokens:
+                counted = min(counted, max(1, round(MOST_PASSES * planned.tokens / (recipe.batch * row_tokens))))
             recipe = new_recipe(
-                {**options, "steps": counted}, {}, fine_tuned=False, context=start.architecture.context,
-                bf16=recipe.bf16,
-            )  # fmt: skip
+                {**options, "steps": counted}, {}, fine_tuned=False, context=arch.context, bf16=recipe.bf16
+            )
             say(f"{counted:,} steps for the design's {hours:g} hours of training; --steps decides instead")
     if preset and is_first():
         tokens = recipe.steps * recipe.batch * (recipe.length or start.architecture.context)
@@ -172,11 +185,33 @@ def train(
         say(f"the checkpoint is {out}")
 
 
+def read_preset(name: str) -> dict[str, Any]:
+    """Return `about`, `needs` and `recipe` of a preset. Raise MerinoError for an unknown name."""
+    presets = tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
+    if name not in presets:
+        choices = "; ".join(f"{known}: {preset['about']}" for known, preset in presets.items())
+        raise MerinoError(f"--preset {name} is not known. Choose from: {choices}")
+    return dict(presets[name])
+
+
+def read_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Read `--set NAME=VALUE`. Raise MerinoError for an unknown name."""
+    from merino_edge.training.recipe import OPTIONS, Recipe
+
+    pairs, known = [text.partition("=") for text in given], Recipe.model_fields.keys() - OPTIONS
+    for name, equals, value in pairs:
+        if name not in known or not value:
+            raise MerinoError(
+                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of {', '.join(sorted(known))}"
+            )
+    return {name: value for name, _, value in pairs}
+
+
 def read_design_source(source: str) -> InitialModel | None:
     """Return the model that a design or an architecture describes; None for a source that has weights. Loads no torch.
     Raises MerinoError if it is neither."""
+    from merino_edge.bundles.source_name import DesignFile, find_source
     from merino_edge.design.design_file import read_plan
-    from merino_edge.export.request import DesignFile, find_source
 
     path = Path(source)
     found = DesignFile(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
@@ -200,11 +235,11 @@ def load_pretrained(source: str) -> InitialModel:
 
 def load_teacher(what: str) -> "Teacher":
     """Hash a teacher's files; its weights are not read yet. Raises MerinoError for a design, which has none."""
-    from merino_edge.export.digest import content_digest
-    from merino_edge.export.request import DesignFile, find_source, published
+    from merino_edge.bundles.source_name import DesignFile, find_source, published
     from merino_edge.export.source import load_source
     from merino_edge.families.hub import fetch
     from merino_edge.families.hugging_face import Checkpoint
+    from merino_edge.storage.digest import content_digest
     from merino_edge.training.distill import Teacher
 
     resolved = find_source(what)

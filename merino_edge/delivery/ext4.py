@@ -18,7 +18,7 @@ from merino_edge.delivery.root_tree import Entry
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import MB
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import visible_text
 
 DEBIAN_PACKAGES = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of Debian's users

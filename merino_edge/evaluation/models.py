@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from merino_edge.bundles.files import DESCRIPTION_FILE, TOKENIZER_FILE, is_bundle
-from merino_edge.export.request import find_source
+from merino_edge.bundles.source_name import find_source
 from merino_edge.families.operators import params
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.api import LanguageModel, open_model

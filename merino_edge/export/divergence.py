@@ -11,6 +11,7 @@ torch.
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from importlib.resources import files
 from itertools import chain, groupby
 from typing import NamedTuple
 
@@ -33,26 +34,7 @@ BATCH = 16
 MOST_LOST = 0.05  # of the answers
 CACHE_EVERY = 4  # of so many answers one judges a cache alone
 MOST_CACHE_KL = 0.001  # nats by a cache alone: a third of what int8 weights lose (docs/decisions/quantization.md)
-QUESTIONS = (
-    *(f"What is the capital of {country}?" for country in (
-        "France", "Spain", "Brazil", "Kenya", "Sweden", "Chile", "Turkey", "Ireland", "Mexico", "Germany",
-    )),
-    *(f"What is {topic}?" for topic in (
-        "photosynthesis", "democracy", "DNA", "an eclipse", "a haiku", "electricity", "a computer", "a database",
-        "a continent", "a galaxy", "friction", "yeast", "an orchestra", "a mortgage", "a compass", "pollen",
-    )),
-    *(f"Name three {kind}." for kind in (
-        "fruits", "oceans", "countries in Africa", "vegetables", "birds", "languages", "painters", "insects",
-        "kinds of cheese", "pieces of furniture", "seasons", "things in a kitchen", "ways to save water",
-    )),
-    "Why do leaves fall in autumn?", "Why is the sea salty?", "Why do we need vitamins?", "Why do onions make us cry?",
-    "Why do we have leap years?", "Why does thunder follow lightning?", "How do I boil an egg?",
-    "How do I write a letter?", "How do I fall asleep faster?", "How do I cook rice?", "How do I take a good photo?",
-    "How do I remove a stain?", "How do I prepare for an interview?", "What is 10 - 3?", "What is 100 divided by 4?",
-    "What is 12 times 12?", "What is 20 percent of 50?", "What is 1000 - 1?", "What is 60 divided by 5?",
-    "Who painted the Mona Lisa?", "Who was Albert Einstein?", "How many legs does a spider have?",
-    "What is the largest planet?", "What language do people speak in Brazil?", "When did World War II end?",
-)  # fmt: skip
+QUESTIONS = (files("merino_edge.export") / "questions.txt").read_text(encoding="utf-8").splitlines()
 
 
 class Answer(NamedTuple):
@@ -79,15 +61,10 @@ class Divergence(NamedTuple):
     answers: int
     tokens: int
 
-    @property
-    def lost(self) -> float:
-        """Share of the answers."""
-        return 1 - self.kept / self.answers
-
 
 def keeps(measured: Divergence | None) -> bool:
     """Return whether a format keeps enough of the model's answers; True if none were compared."""
-    return measured is None or measured.lost <= MOST_LOST
+    return measured is None or 1 - measured.kept / measured.answers <= MOST_LOST
 
 
 def divergence_words(measured: Divergence) -> str:

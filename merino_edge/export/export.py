@@ -17,7 +17,7 @@ import torch
 from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.divergence import (
     MOST_CACHE_KL,
     Answer,
@@ -43,16 +43,14 @@ from merino_edge.export.quantize.calibration import (
 )
 from merino_edge.export.quantize.gptq import Hessians
 from merino_edge.export.quantize.kv_cache import BITS, CacheScales, scales_of
-from merino_edge.export.quantize.matrix import MatrixError
 from merino_edge.export.quantize.outliers import TWICE, with_outliers
 from merino_edge.export.quantize.smoothquant import NOTE, smoothed
-from merino_edge.export.quantize.weights import Matrices, Rounding, matrix_errors, quantized_matrices
+from merino_edge.export.quantize.weights import Matrices, MatrixError, Rounding, matrix_errors, quantized_matrices
 from merino_edge.export.request import ExportRequest, in_one_format
 from merino_edge.export.source import Source, graph_weights, not_finite
 from merino_edge.storage.atomic import check_folder, new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
-from merino_runtime.bundle import Bundle, load_bundle
-from merino_runtime.bundle import Golden as GoldenIds
+from merino_runtime.bundle import Bundle, Golden, load_bundle
 from merino_runtime.errors import MerinoError
 
 DEFAULTS = ExportRequest()
@@ -124,9 +122,8 @@ def export(
 
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     `say` gets a line for each format that `auto` tries, and one on what `mixed` chose. `progress` gets the name of each
-    step. Raises MerinoError for a request
-    that is not possible, for a chat template that raises, for weights that give no finite logits, and if the graph
-    differs from torch; then nothing is written.
+    step. Raises MerinoError for a request that is not possible, for a chat template that raises, for weights that give
+    no finite logits, and if the graph differs from torch; then nothing is written.
     """
     # 1. Resolve the plan. `auto` has several, the fastest first: the first that keeps the model's answers is used.
     if request.precision == "auto":
@@ -144,7 +141,7 @@ def export(
     # 3 to 8. Quantize, build the graph, write the bundle, prove it.
     if len(plans) == 1:
         return export_planned(source, out, plans[0], calibration, last_use, progress=progress)
-    return export_fastest(source, out, plans, calibration, (say, progress))
+    return export_fastest(source, out, plans, calibration, say=say, progress=progress)
 
 
 def export_planned(
@@ -154,8 +151,8 @@ def export_planned(
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
     form, hessians, note = plan.form, calibration.hessians, ""
     scales = calibration.scales if form.kv else None
-
     progress(f"quantizing to {form.precision}")
+
     # 3. SmoothQuant: move outlier channels of activations into the weights.
     if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
         source, last_use, note = rescaled, True, NOTE
@@ -163,8 +160,7 @@ def export_planned(
 
     # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
-    how = Rounding(source.blocks, hessians, plan.eight_bits)
-    matrices = quantized_matrices(source.arch, weights, form, how)
+    matrices = quantized_matrices(source.arch, weights, form, Rounding(source.blocks, hessians, plan.eight_bits))
     if plan.outliers:
         matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
         note = TWICE if any(matrix.outliers for matrix in matrices.values()) else note
@@ -176,28 +172,28 @@ def export_planned(
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
-    progress("decoding in torch")
     # 6. Decode golden ids in torch, with the dequantized weights.
+    progress("decoding in torch")
     dequantized = dequantized_model(source.model, matrices, source.arch.layout, in_place=last_use)
     golden = decode_golden(dequantized, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise not_finite(source.model, source.name)
 
-    progress("writing the bundle")
     # 7. Write the bundle.
+    progress("writing the bundle")
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, stop_ids=source.stop_ids,
         chat=plan.chat.chat if plan.chat else None,
     )  # fmt: skip
-    # Other programs allocate float caches.
-    others = form.dialect == "fused" and form.kv is None
-    beside = files_for_others(
-        model, [port.name for port in graph.inputs], form.context, source.tokenizer, plan.template,
-        library=bool(graph.own_kernels),
-    ) if others else {}  # fmt: skip
+    beside = {}
+    if form.dialect == "fused" and form.kv is None:  # other programs allocate float caches
+        inputs = [port.name for port in graph.inputs]
+        beside = files_for_others(
+            model, inputs, form.context, source.tokenizer, plan.template, library=bool(graph.own_kernels)
+        )
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         write_bundle(
-            folder, model, graph, form, GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
+            folder, model, graph, form, Golden(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=plan.threads, tokenizer=source.tokenizer, template=plan.template, beside=beside,
         )  # fmt: skip
         del weights, matrices
@@ -247,14 +243,13 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
 
 
 def export_fastest(
-    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, reports: tuple[Say, Say]
+    source: Source, out: Path, plans: Sequence[ExportPlan], calibration: Calibration, *, say: Say, progress: Say
 ) -> Exported:
     """Write the bundle `out` by the first plan that loses no more than MOST_LOST of the model's answers.
 
     The answers of random weights mean nothing, so for these the first format that can be written is used. The last of
     `plans` is float32, which is not compared.
     """
-    say, progress = reports
     with parents_made(out), scratch_folder(out) as scratch:
         for plan in plans:
             line = f"{plan.form.precision}: {plan.predicted}"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from merino_edge.bundles.description import GraphFormat
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.divergence import Answer
 from merino_edge.export.plan import ExportPlan, predicted_ms
 from merino_edge.export.quantize.matrix import dequantize

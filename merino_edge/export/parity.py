@@ -18,8 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.bundles.description import write_description
-from merino_edge.export.dialects.float_activations import with_float_activations
-from merino_edge.export.dialects.graph import replaced_model
+from merino_edge.export.dialects.float_activations import float_activations
 from merino_edge.export.quantize.kv_cache import CacheScales, largest_code
 from merino_edge.export.quantize.matrix import QuantizedMatrix, dequantize
 from merino_edge.families.weights import Layout, model_weights
@@ -40,7 +39,7 @@ GOLDEN_PROMPTS = 8  # maximum number of prompts to try
 CLEAR_LEAD = 0.15  # three times the error that quantized formats are allowed
 
 
-class Golden(NamedTuple):
+class Decoded(NamedTuple):
     """Greedy decoding by torch: the ids, and the logits that each was the largest of."""
 
     prompt_ids: list[int]
@@ -68,9 +67,9 @@ class RoundedCache(DynamicCache):
         return super().update(kept[0], kept[1], layer_idx, *args, **kwargs)
 
 
-def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
+def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Decoded:
     """Decode `steps` greedy ids after the prompt, with torch's own KV cache."""
-    return golden_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
+    return decoded_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
 
 
 def greedy_rows(
@@ -90,11 +89,11 @@ def greedy_rows(
         inputs = torch.tensor([[int(row.argmax())]])
 
 
-def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
-    return Golden(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
+def decoded_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Decoded:
+    return Decoded(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
 
 
-def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
+def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Decoded:
     """Return the first greedy continuation in which every argmax leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one,
     the best.
 
@@ -116,7 +115,7 @@ def decode_golden(model: PreTrainedModel, vocab: int, context: int, scales: Cach
         if not best_lead < CLEAR_LEAD:
             break
     steps = min(PARITY_STEPS, context - len(best))
-    return golden_of(best, [*rows, *islice(rest, steps - len(rows))])
+    return decoded_of(best, [*rows, *islice(rest, steps - len(rows))])
 
 
 def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
@@ -153,7 +152,7 @@ def dequantized_model(
 
 
 def check_parity(
-    bundle: Bundle, golden: Golden, quantized: bool, kv: str | None
+    bundle: Bundle, golden: Decoded, quantized: bool, kv: str | None
 ) -> tuple[Bundle, float, float | None]:
     """Return the bundle, its error, and its error with float activations (None if not `quantized`).
 
@@ -181,19 +180,19 @@ def check_parity(
     return bundle, error, unrounded
 
 
-def unrounded_error(bundle: Bundle, golden: Golden) -> float:
+def unrounded_error(bundle: Bundle, golden: Decoded) -> float:
     """Return the maximum logit error of a quantized graph with float activations, which replaces the one in the
     bundle's folder during the measurement.
 
     Each run of that graph dequantizes all weights, so that a run computes several positions if the graph returns these.
     """
     ids, first = [*golden.prompt_ids, *golden.greedy_ids[:-1]], len(golden.prompt_ids) - 1
-    with replaced_model(Path(bundle.folder), with_float_activations), closing(open_backend(bundle)) as backend:
+    with float_activations(Path(bundle.folder)), closing(open_backend(bundle)) as backend:
         rows = chain.from_iterable(backend.logits_from(first, ids))
         return float(np.max([max_logit_error(*pair) for pair in zip(rows, golden.logits, strict=True)]))
 
 
-def bundle_error(bundle: Bundle, golden: Golden) -> float:
+def bundle_error(bundle: Bundle, golden: Decoded) -> float:
     """Return the largest error of the prefill's logits and of each decode step's: the maximum logit error in fp32, the
     RMS error in other formats; NaN if any is."""
     error_of = max_logit_error if bundle.precision == "fp32" else rms_error

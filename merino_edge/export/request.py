@@ -1,27 +1,13 @@
-"""The request for an export, and the checks that need no torch: which model a SOURCE names, and whether weight format,
-dialect and KV cache can be combined."""
+"""The request for an export, and the checks that need no torch: whether weight format, dialect and KV cache can be
+combined."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.bundles.description import GraphFormat
-from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import DESIGN, Design, read_plan
-from merino_edge.families.checkpoint import check_checkpoint
-from merino_edge.families.designed import Architecture
-from merino_edge.families.gguf.named import is_gguf
-from merino_edge.families.hub import HubModel, hub_name
-from merino_edge.families.names import resolve
-from merino_edge.families.zoo import Model, exportable_models
-from merino_edge.prediction.formats import (
-    EMPTY,
-    cache_needs,
-    dialect_of,
-    has_cache,
-    quantized_kv,
-)
+from merino_edge.design.design_file import Design
+from merino_edge.prediction.formats import EMPTY, cache_needs, dialect_of, has_cache, quantized_kv
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.storage.faults import near_names
 from merino_runtime.errors import MerinoError
 
 LEAST_CONTEXT = 8  # tokens
@@ -45,9 +31,7 @@ class ExportRequest(NamedTuple):
             are fitted to a text that the model generates.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
-        random_weights: for a model of the zoo, random weights instead of the published ones.
         file_mb: for `mixed`, the largest size of all weights.
-        name: of the bundle, which a server lists; by default the source's.
         decode_ms: for `mixed`, the largest predicted decode latency on `board`. Without either limit the weights take
             the mean of their sizes in int4 and int8.
     """
@@ -59,77 +43,9 @@ class ExportRequest(NamedTuple):
     context: int | None = None
     calibration: Path | None = None
     chat: bool = True
-    random_weights: bool = False
     all_logits: bool = False
     file_mb: float | None = None
     decode_ms: float | None = None
-    name: str | None = None
-
-
-class DesignFile(NamedTuple):
-    """A design.json, or an architecture as JSON: a model to build, without weights."""
-
-    path: Path
-    content: Design | Architecture
-
-    @property
-    def design(self) -> Design | None:
-        return self.content if isinstance(self.content, Design) else None
-
-    @property
-    def geometry(self) -> Architecture:
-        return self.content.architecture if isinstance(self.content, Design) else self.content
-
-    @property
-    def name(self) -> str:
-        """The model's name: the file's stem; for a `design.json`, prefixed with the board's id."""
-        if isinstance(self.content, Design) and self.path.name == DESIGN:
-            return f"{Path(self.content.device).stem}-{self.path.stem}"
-        return self.path.stem
-
-
-FoundSource = Model | HubModel | DesignFile | Path
-
-
-def find_source(what: str, weights: Path | None = None, *, random: bool = False) -> FoundSource:
-    """Return what `what` names: a model of the zoo or of the hub, a design file, a GGUF file, or the folder of a bundle
-    or checkpoint.
-
-    `weights`: for a model of the zoo, a local Hugging Face folder instead of the published weights. `random`: whether
-    random weights replace these. Raises MerinoError if `what` is ambiguous or names no source, or if a folder is no
-    checkpoint.
-    """
-    named = resolve(what)
-    if isinstance(named, Model):
-        if weights:
-            check_checkpoint(weights)
-        return named
-    if weights or random:
-        raise MerinoError(
-            "--weights goes with a model of the catalog, such as opt-350m: give a checkpoint folder by its own path"
-        )
-    path = Path(named)
-    if path.is_file():
-        return path if is_gguf(path) else DesignFile(path, read_plan(path))
-    if not path.is_dir():
-        hub_model = hub_name(what)
-        if hub_model:
-            return hub_model
-        raise MerinoError(
-            f"{what!r} names no model: give a checkpoint folder, a GGUF file, a name on the hub such as"
-            " HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
-            f" or a model that `merino-edge recommend` lists{near_names(what, exportable_models())}"
-        )
-    if not is_bundle(path):
-        check_checkpoint(path)
-    return path
-
-
-def published(source: FoundSource, weights: Path | None = None) -> HubModel | None:
-    """Return the model of the hub that the source is loaded from; None for a local source."""
-    if isinstance(source, Model):
-        return None if weights else HubModel(source.hub)
-    return source if isinstance(source, HubModel) else None
 
 
 def in_one_format(request: ExportRequest) -> ExportRequest:

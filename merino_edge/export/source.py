@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.source_name import DesignFile, find_source
 from merino_edge.design.design_file import DESIGN, Design, load_design
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
-from merino_edge.export.request import DesignFile, find_source
-from merino_edge.families.checkpoint import ChatTemplate
+from merino_edge.families.checkpoint import ChatTemplate, trained_name
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
@@ -31,7 +31,6 @@ from merino_edge.families.weights import BlockSource, GraphWeights, Layout, mode
 from merino_edge.families.zoo import Model
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.checkpoint import trained_name
 from merino_runtime.bundle import Bundle, cache_formats, load_bundle, quantized_cache
 from merino_runtime.bundle.verified import check_external_data
 from merino_runtime.errors import MerinoError

@@ -20,6 +20,7 @@ TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PROCESSOR_TEMPLATE = "chat_template.json"  # of models of text and images
 TOKENS_MAP = "special_tokens_map.json"
+RECORD = "training.json"  # of the run that trained the checkpoint here
 # Keys of training, of output, of other programs, and ids that are read elsewhere: none of them changes the logits.
 HARMLESS = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eod_token_id",
@@ -91,6 +92,15 @@ def check_tokenizer(folder: Path) -> None:
         if others else "copy it from where the weights came from; on the hub it lies beside config.json"
     )  # fmt: skip
     raise MerinoError(f"{folder} has no {TOKENIZER}, without which a bundle reads and writes no text: {remedy}")
+
+
+def trained_name(folder: Path) -> str | None:
+    """Return the name of the model that was trained into the folder; None if no record has it."""
+    try:
+        name = read_json(str(folder / RECORD), "")["name"]
+    except (MerinoError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and name else None
 
 
 def split_keys(

@@ -33,6 +33,8 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [B or 1, T, D]
+# Matrices whose outputs are added to the residual stream.
+BRANCHES = ("attention.out.weight", "convolution.out.weight", "down.weight")
 
 
 class MerinoConfig(PreTrainedConfig):
@@ -306,6 +308,22 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         self.leave = width_change(config, last, first)
         self.lm_head = nn.Linear(first, config.vocab_size, bias=False)
         self.post_init()
+
+    @torch.no_grad()
+    def initialize_matrices(self) -> None:
+        """Draw the layers' matrices with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs
+        at every width (muP: Yang et al., arXiv 2203.03466).
+
+        Attention's output and the FFN's second matrix are divided by the square root of the number of such matrices,
+        two per layer (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the
+        embedding.
+        """
+        layers = sum(block.depth for block in self.config.architecture.blocks)  # a shared layer counts at each use
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2 and weight is not self.embed_tokens.weight and not name.startswith("ngrams."):
+                weight.normal_(std=weight.shape[1] ** -0.5)
+            if name.endswith(BRANCHES):
+                weight.div_((2 * layers) ** 0.5)
 
     @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def forward(

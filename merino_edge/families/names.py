@@ -9,6 +9,8 @@ from merino_edge.embedded import EMBEDDED, FOLDER
 from merino_edge.families.zoo import Model, exportable_models
 from merino_runtime.errors import MerinoError
 
+MAGIC = b"GGUF"
+
 
 def resolve(text: str) -> Model | str:
     """Return a model of the zoo that can be exported, or a path (for `embedded` the packaged bundle's).
@@ -37,3 +39,12 @@ def bundle_path(text: str) -> str:
             f" `merino-edge export {text} -o {text}-bundle`, and give {text}-bundle"
         )
     return resolved
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a file begins like a GGUF, or is named as one."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
+    except OSError:
+        return path.suffix == ".gguf"

@@ -18,9 +18,8 @@ from merino_edge import __version__
 from merino_edge.house.home_assistant import SUPERVISOR, HomeAssistant
 from merino_edge.house.intents import RELATIVE, Reply, intents_of, reply_to
 from merino_edge.storage.extras import import_extra
-from merino_runtime.errors import MerinoError
+from merino_runtime.errors import MerinoError, machine_fault
 from merino_runtime.house.house import Call, House
-from merino_runtime.io.machine_faults import machine_fault
 
 NAME = "merino-house"
 ASK_S = 60  # for which a question waits for its answer

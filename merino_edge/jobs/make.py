@@ -123,15 +123,17 @@ def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], Non
 def export(job: Job, out: Path, say: Say) -> None:
     """Export the checkpoint, choose the threshold, and write both into the bundle."""
     from merino_edge.bundles.description import write_description
-    from merino_edge.export.named import export_named
+    from merino_edge.export.export import export as export_source
     from merino_edge.export.request import ExportRequest
+    from merino_edge.export.source import load_source
     from merino_runtime.api import open_model
     from merino_runtime.bundle import BundleFile, load_bundle, sha256_of
 
     precision = job.settings.decoder.precision
     calibration = out / CALIBRATION if precision in ("int8", "int4") else None
     folder = out / BUNDLE
-    export_named(str(out / CHECKPOINT), folder, ExportRequest(precision=precision, calibration=calibration), None, say)
+    request = ExportRequest(precision=precision, calibration=calibration)
+    export_source(load_source(str(out / CHECKPOINT), say=say), folder, request, last_use=True, say=say)
     half, _ = halves(out / TEST)
     with open_model(str(folder), say=say) as model:
         judged = list(judge(JobModel(model, job.tools, 0.0), half))

@@ -15,7 +15,7 @@ from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import fault_list
-from merino_runtime.backends.choice import BACKENDS
+from merino_runtime.backends import BACKENDS
 
 SMALLEST, LARGEST = 1e-15, 1e18  # no measured figure lies beyond; a quotient or a sum of such is finite
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]

@@ -10,7 +10,7 @@ from merino_edge import __version__
 from merino_edge.report import tables as words
 from merino_edge.report.charts import charts_of
 from merino_edge.report.summary import Summary
-from merino_runtime.io.visible import harmless, visible
+from merino_runtime.io.streams import harmless, visible
 
 
 def page(summary: Summary) -> str:

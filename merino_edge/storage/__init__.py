@@ -1,1 +1,1 @@
-"""Writing files atomically, and pydantic's faults in words."""
+"""Files written atomically, their faults in words, extras of the package, and digests."""

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from merino_runtime.errors import MerinoError
+from merino_runtime.errors import MerinoError, machine_fault
 from merino_runtime.io import outputs
-from merino_runtime.io.machine_faults import machine_fault
 
 
 def cache_folder() -> Path:

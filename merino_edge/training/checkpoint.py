@@ -17,10 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from merino_edge.families.checkpoint import ChatTemplate
+from merino_edge.families.checkpoint import RECORD, ChatTemplate
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage import atomic
-from merino_edge.storage.atomic import cache_folder
 from merino_edge.storage.faults import fault_list
 from merino_edge.training.recipe import Recipe, option_of
 from merino_edge.training.sources import DataFile
@@ -32,7 +31,6 @@ STATE = "trainer"  # the folder in OUT
 RUN = "run.json"  # in STATE
 UNFINISHED = {"tokenizer", "chat"}  # fields of run.json only
 SAVING = "saving"  # in STATE: a state that is being written
-RECORD = "training.json"
 FINISHED = {"config.json", "model.safetensors", "tokenizer.json", RECORD}
 DIGITS = 12  # of a hash in messages
 ELSEWHERE = "Start another run with another -o"
@@ -97,15 +95,6 @@ def read_run(out: Path) -> Run:
         raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
 
 
-def trained_name(folder: Path) -> str | None:
-    """Return the name of the model that was trained into a checkpoint's folder; None if no record has it."""
-    try:
-        name = read_json(str(folder / RECORD), "")["name"]
-    except (MerinoError, KeyError, TypeError):
-        return None
-    return name if isinstance(name, str) and name else None
-
-
 def is_finished(out: Path) -> bool:
     return all((out / name).is_file() for name in FINISHED)
 
@@ -126,7 +115,7 @@ def check_folder(out: Path, resume: bool) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Hold the run's lock in the cache, which the kernel releases however the process ends. Raises MerinoError if
     another process holds it."""
-    folder = cache_folder() / "locks"
+    folder = atomic.cache_folder() / "locks"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with FileLock(folder / sha256(str(out.resolve()).encode()).hexdigest(), timeout=0):

@@ -86,13 +86,10 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         if row >= self.text_rows:
             first, end = self.firsts[row - self.text_rows : row - self.text_rows + 2]
             return [(number, start, stop) for number, start, stop in self.slices[first:end].tolist()]
-        ends, place, slices = self.text_ends, row * self.length, []
-        while place < (row + 1) * self.length:
-            number = int(np.searchsorted(ends, place, "right")) - 1
-            stop = min(int(ends[number + 1]), (row + 1) * self.length)
-            slices.append((number, place - int(ends[number]), stop - int(ends[number])))
-            place = stop
-        return slices
+        start, stop, ends = row * self.length, (row + 1) * self.length, self.text_ends
+        first, last = np.searchsorted(ends, (start, stop - 1), "right") - 1
+        bounds = ((number, int(ends[number]), int(ends[number + 1])) for number in range(first, last + 1))
+        return [(number, max(start, begin) - begin, min(stop, end) - begin) for number, begin, end in bounds]
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (ids, labels, positions), each [length]."""
@@ -113,26 +110,24 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
 class RowDataset(Dataset[dict[str, torch.Tensor]]):
     """The rows of groups in the order of a run: place i has row `order[i]` of `rows`, all groups' one after the other.
 
-    `padding_rows`: number of rows without loss at the end, so that all processes get equal batches. `tokens`: number of
-    tokens in `rows`. `logits`: a teacher's logits for all of `rows` (distill.py), or None.
+    `order`: -1 is a row without loss, which gives all processes equal batches. `tokens`: number of tokens in `rows`.
+    `logits`: a teacher's logits for all of `rows` (distill.py), or None.
     """
 
-    def __init__(self, groups: Sequence[PackedRows], order: np.ndarray, padding_rows: int = 0):
+    def __init__(self, groups: Sequence[PackedRows], order: np.ndarray):
         self.rows: ConcatDataset[Any] = ConcatDataset(groups)
-        self.order, self.padding_rows = order, padding_rows
+        self.order = order
         self.has_samples = any(group.samples for group in groups)
         self.tokens = sum(group.tokens for group in groups)
         self.logits: Any = None
 
     def __len__(self) -> int:
-        return len(self.order) + self.padding_rows
+        return len(self.order)
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        if place >= len(self):
-            raise IndexError(place)
-        row = int(self.order[place]) if place < len(self.order) else 0
-        inputs = self.inputs(row)
-        if place >= len(self.order):
+        row = int(self.order[place])
+        inputs = self.inputs(max(row, 0))
+        if row < 0:
             inputs["labels"] = torch.full_like(inputs["labels"], NO_LOSS)
         return inputs if self.logits is None else inputs | self.logits.row(row)
 
@@ -145,7 +140,7 @@ class RowDataset(Dataset[dict[str, torch.Tensor]]):
     @cached_property
     def learned(self) -> int:
         """The number of tokens that are predicted and whose loss counts."""
-        return sum(int((self.rows[row][1][1:] != NO_LOSS).sum()) for row in self.order)
+        return sum(int((self.rows[row][1][1:] != NO_LOSS).sum()) for row in self.order if row >= 0)
 
 
 def load_data(
@@ -171,18 +166,15 @@ def load_data(
     # 2. Shards to groups of packed rows: one group per weighted source, or one of all.
     pack = partial(PackedRows, length=length, pad=end_id(tokenization.tokenizer) or 0, cut_long=recipe.cut_long)
     weights = [source.weight for source in data if source.weight is not None]
-    if weights:
-        groups = [pack([shard], what=shard.source.what) for shard in shards]
-    else:
-        groups = [pack(shards, what="the text of --data")]
+    separate = [pack([shard], what=shard.source.what) for shard in shards] if weights else []
+    groups = separate or [pack(shards, what="the text of --data")]
     held_out_rows = pack(held_out_shards, what=what, remedy=remedy)
     cut, lost = (sum(getattr(group, name) for group in (*groups, held_out_rows)) for name in ("cut", "lost"))
     if cut or lost:
         say(f"{cut:,} samples are cut at {length} tokens; {lost:,} are left out, because the loss would count nothing")
     # 3. Groups to an order of rows.
-    rows = RowDataset(
-        groups, run_order(list(map(len, groups)), weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
-    )
+    order = run_order([len(group) for group in groups], weights or [1.0], recipe.steps * recipe.batch, recipe.seed)
+    rows = RowDataset(groups, order)
     if weights:
         counts, _ = np.histogram(rows.order, [0, *rows.rows.cumulative_sizes])
         for source, group, count in zip(data, groups, counts, strict=True):
@@ -190,7 +182,8 @@ def load_data(
     taken = len(held_out_rows) if held_out else min(len(held_out_rows), max(1, MOST_HELD_OUT // length))
     if taken < len(held_out_rows):
         say(f"held out are {len(held_out_rows):,} rows; {taken:,} of them, evenly spread, are evaluated")
-    evaluated = RowDataset([held_out_rows], np.arange(taken) * len(held_out_rows) // taken, -taken % multiple)
+    spread = np.arange(taken) * len(held_out_rows) // taken
+    evaluated = RowDataset([held_out_rows], np.pad(spread, (0, -taken % multiple), constant_values=-1))
     evaluated.has_samples = rows.has_samples = rows.has_samples or evaluated.has_samples
     return rows, evaluated
 

@@ -22,8 +22,7 @@ from merino_edge.text.tokenizer import load_tokenizer
 from merino_edge.training.checkpoint import Run
 from merino_edge.training.dataset import RowDataset
 from merino_edge.training.shards import TYPES, Say, check_owner
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 
 FORMAT = 3
 TOP = 16
@@ -71,16 +70,27 @@ class Logits:
 def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: RowDataset, say: Say) -> None:
     """Compute the missing logits. Raises MerinoError if the teacher does not fit the run, and if the disk is full."""
     folder = logits.path.parent
-    check_owner(folder)
-    check_owner(logits.path)
+    check_owner(folder, logits.path)
     if logits.stored_rows() == logits.rows:
         say(f"the logits of {teacher.name} are kept in {logits.path}: it does not run again")
         return
     # 1. The teacher.
     if len(rows) < logits.rows:
         say(f"the run takes {len(rows):,} of {logits.rows:,} rows, but {teacher.name} reads all: give less --data")
-    loaded = teacher.load()
-    check_teacher(teacher.name, loaded, tokenizer, logits.length)
+    loaded, name = teacher.load(), teacher.name
+    if loaded.tokenizer is None:
+        raise MerinoError(f"the teacher {name} has no tokenizer, which must be the run's: give another --teacher")
+    if load_tokenizer(loaded.tokenizer).get_vocab() != tokenizer.get_vocab():
+        raise MerinoError(
+            f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"
+            " tokenizer.json as --tokenizer, and design with its --vocab; or let it write text and train on that:"
+            " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1 --seed N` for many N"
+        )
+    if loaded.geometry.context < logits.length:
+        raise MerinoError(
+            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {logits.length}: give --length"
+            f" {loaded.geometry.context}"
+        )
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device).eval()  # type: ignore[arg-type]
@@ -105,22 +115,6 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
             f"the teacher's logits cannot be kept: {machine_fault(f'write {logits.path}', error)} They are kept in"
             f" {folder}, which may be emptied; set XDG_CACHE_HOME to a folder on another disk"
         ) from None
-
-
-def check_teacher(name: str, loaded: Checkpoint, tokenizer: Tokenizer, length: int) -> None:
-    if loaded.tokenizer is None:
-        raise MerinoError(f"the teacher {name} has no tokenizer, which must be the run's: give another --teacher")
-    if load_tokenizer(loaded.tokenizer).get_vocab() != tokenizer.get_vocab():
-        raise MerinoError(
-            f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"
-            " tokenizer.json as --tokenizer, and design with its --vocab; or let it write text and train on that:"
-            " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1 --seed N` for many N"
-        )
-    if loaded.geometry.context < length:
-        raise MerinoError(
-            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {length}: give --length"
-            f" {loaded.geometry.context}"
-        )
 
 
 def distillation_loss(

@@ -15,44 +15,22 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, pad
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
 from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.dataset import NO_LOSS, RowDataset
 from merino_edge.training.distill import distillation_loss
-from merino_edge.training.optimizer import NGRAMS, optimizer_for
+from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.resources import any_process, peak_mb, process_count
 from merino_edge.training.shards import Say, Tokenization
 from merino_runtime.errors import MerinoError
 
-# Matrices whose outputs are added to the residual stream.
-BRANCHES = ("attention.out.weight", "convolution.out.weight", "down.weight")
 TIMED_STEPS = 3  # steps after the first, which is slower, before the time to go is printed
 SAVE_SECONDS = 600  # longest time between two saved states
 SAMPLE_PROMPT, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 12, 32, 60  # of the text that is written at each evaluation
 Progress = Callable[[int, int, str], None]  # (steps done, total steps, text to show beside them)
-
-
-@torch.no_grad()
-def initialize_matrices(model: PreTrainedModel) -> None:
-    """Draw the layers' matrices with a standard deviation of 1/sqrt(inputs), so that outputs are as large as inputs at
-    every width (muP: Yang et al., arXiv 2203.03466).
-
-    Attention's output and the FFN's second matrix are divided by the square root of the number of such matrices, two
-    per layer (GPT-2: Radford et al. 2019, section 2.3). Otherwise the outputs of the first layers dominate the
-    embedding.
-    """
-    layers = sum(block.depth for block in model.config.architecture.blocks)  # a shared layer counts at each use
-    embedding = model.get_input_embeddings().weight
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2 and weight is not embedding and not name.startswith(NGRAMS):
-            weight.normal_(std=weight.shape[1] ** -0.5)
-        if name.endswith(BRANCHES):
-            weight.div_((2 * layers) ** 0.5)
-
-
 # ruff: noqa: ARG002 - the signatures of callbacks are transformers' own
 
 
@@ -224,10 +202,7 @@ def written_sample(model: Any, tokenization: Tokenization, held_out: RowDataset)
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT (ctrl-C) or SIGTERM sets; the second one interrupts as usual."""
-    stop, in_main = threading.Event(), threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()  # the other threads get no signals
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    stop, handlers = threading.Event(), dict[int, Any]()
 
     def restore(*signaled: Any) -> None:
         if signaled:
@@ -235,8 +210,10 @@ def stop_on_signal() -> Iterator[threading.Event]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    for number in handlers:
-        signal.signal(number, restore)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        is_main = threading.current_thread() is threading.main_thread()  # the other threads get no signals
+        if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            handlers[number] = signal.signal(number, restore)
     try:
         yield stop
     finally:

@@ -3,32 +3,16 @@
 Muon (Jordan et al. 2024) orthogonalizes each matrix's momentum. Embedding, head, norms and biases stay with AdamW.
 """
 
-import timeit
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from merino_edge.training.recipe import BETA2, Recipe
-from merino_runtime.io.board import this_isa
 
-BF16 = frozenset(("avx512_bf16", "bf16"))  # instruction sets of CPUs that multiply in bfloat16
 NGRAMS = "ngrams."  # the tables of a designed decoder
 BASE_INPUTS = 128  # a matrix with so many inputs takes the recipe's rate
 MOMENTUM = 0.95  # of Muon
-
-
-def bf16_is_faster() -> bool:
-    """Return whether the GPU multiplies in bfloat16; on a CPU, whether it also takes less time than in float32:
-    Sapphire Rapids without AMX takes twice as long."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(512, 512, dtype=dtype)
-        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=10))
-
-    return bool(this_isa() & BF16) and seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 @torch.no_grad()

@@ -1,8 +1,6 @@
-"""The settings of a training run, presets of them, and their defaults. Loads no torch."""
+"""The settings of a training run, and their defaults. Loads no torch."""
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,26 +64,6 @@ class Recipe(BaseModel):
 def option_of(name: str) -> str:
     """Return the words that set a hyperparameter on the command line."""
     return f"--{name.replace('_', '-')}" if name in OPTIONS else f"--set {name}"
-
-
-def read_settings(given: Sequence[str]) -> dict[str, Any]:
-    """Read `--set NAME=VALUE`. Raises MerinoError for an unknown name."""
-    pairs, known = [text.partition("=") for text in given], Recipe.model_fields.keys() - OPTIONS
-    for name, equals, value in pairs:
-        if name not in known or not value:
-            raise MerinoError(
-                f"--set {name}{equals}{value} is not known: give NAME=VALUE, with one of {', '.join(sorted(known))}"
-            )
-    return {name: value for name, _, value in pairs}
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """Return `about`, `needs` and `recipe` of a preset. Raises MerinoError for an unknown name."""
-    presets = tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
-    if name not in presets:
-        choices = "; ".join(f"{known}: {preset['about']}" for known, preset in presets.items())
-        raise MerinoError(f"--preset {name} is not known. Choose from: {choices}")
-    return dict(presets[name])
 
 
 def new_recipe(

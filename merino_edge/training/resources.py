@@ -1,23 +1,12 @@
-"""What a run takes of its machine: its processes under torchrun, memory, time, and the message if memory or the disk
-runs out.
+"""What a run takes of its machine: processes under torchrun, memory, and the message if memory or the disk runs out.
 
-Each process computes its share of the rows. The first one alone writes, locks, tokenizes and prints. The estimate of
-memory counts bytes on top of the process with its libraries:
-
-* weights, gradients and AdamW's two moments, 4 bytes each per parameter;
-* tensors for the backward pass, at each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
-  4 bytes per token; with bf16 a part of them takes half;
-* attention's scores only if `uses_eager_attention` is true: SCORE_BYTES for each head, of [batch, length, length];
-* LOGIT_TENSORS of [batch, length, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
-
-The three counts were fitted to peaks on a CPU: docs/decisions/training.md.
+Each process computes its share of the rows. The first one alone writes, locks, tokenizes and prints.
 """
 
 import errno
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,9 +17,7 @@ import psutil
 import torch
 from torch import distributed
 
-from merino_edge.design.design_file import Training
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import params
 from merino_edge.training.checkpoint import SAVING, saved_states
 from merino_edge.training.recipe import Recipe
@@ -38,15 +25,14 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.io.memory import is_out_of_memory
 
+# Tensors that the backward pass needs, fitted to peaks on a CPU (docs/decisions/training.md): of a layer's width and of
+# its FFN's at each use, and of the vocabulary (the logits, their log-softmax, its gradient).
 LAYER_TENSORS, FFN_TENSORS, LOGIT_TENSORS = 16, 2, 3
 BF16_SHARE = 0.75  # of the layers' tensors
-SCORE_BYTES = 6  # in bfloat16 and in float32
+SCORE_BYTES = 6  # of a score of a head, in bfloat16 and in float32
 MOST_EAGER = 512  # tokens of a row: scores grow with their square
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
-TIMED_STEPS = 2  # after a first one, which is slower
-OTHER_SHARE = 0.15  # of a run, for the optimizer, evaluations and saved states
-MOST_PASSES = 40  # over a text: more lower the loss of no decoder
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of safetensors (Rust) and of torch's archive writer, which raise their own errors.
 DISK_WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|write failed")
@@ -108,7 +94,7 @@ def size(count: float) -> str:
 
 
 def training_need(arch: Geometry, recipe: Recipe, rows: int | None = None, trained: int | None = None) -> int:
-    """Estimate the bytes of a run.
+    """Estimate the bytes of a run, on top of the process with its libraries.
 
     rows: those that are computed at once; None: a batch. trained: the number of trained weights of a model that the
     process holds already; None: all of a model that it does not hold yet.
@@ -117,7 +103,7 @@ def training_need(arch: Geometry, recipe: Recipe, rows: int | None = None, train
     tokens = (rows or recipe.batch) * length
     width = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
     heads = sum(layer.heads for layer in arch.layer_shapes) if uses_eager_attention(recipe, arch) else 0
-    state = 16 * params(arch.operators) if trained is None else 12 * trained
+    state = 16 * params(arch.operators) if trained is None else 12 * trained  # weights, gradients, AdamW's two moments
     layers = round(4 * tokens * width * (BF16_SHARE if recipe.bf16 else 1.0)) + SCORE_BYTES * tokens * length * heads
     return FIXED_BYTES + state + layers + 4 * LOGIT_TENSORS * tokens * arch.vocab
 
@@ -148,18 +134,15 @@ def check_memory(arch: Geometry, recipe: Recipe, trained: int | None = None, row
         f" {size(need)}; {size(available)} are available for these"
     )
     if need > available and not recipe.ignore_memory:
+        one, two = (training_need(arch, recipe, count, trained) for count in (1, 2))
+        remedy = f"--batch {1 + (available - one) // (two - one)} fits"
+        if one > available:
+            remedy = "Not even --batch 1 fits: close other programs, or train a smaller design"
         raise MerinoError(
-            f"{line}. {largest_batch(arch, recipe, available, trained)}; --set accumulate=N computes a batch in parts."
+            f"{line}. {remedy}; --set accumulate=N computes a batch in parts."
             " A smaller --length or vocabulary (`design --vocab`) needs less. --set ignore_memory=true starts anyway"
         )
     return line
-
-
-def largest_batch(arch: Geometry, recipe: Recipe, available: int, trained: int | None = None) -> str:
-    one, two = (training_need(arch, recipe, rows, trained) for rows in (1, 2))
-    if one > available:
-        return "Not even --batch 1 fits: close other programs, or train a smaller design"
-    return f"--batch {1 + (available - one) // (two - one)} fits"
 
 
 @contextmanager
@@ -184,27 +167,3 @@ def reported_faults(folder: Path, batch: int) -> Iterator[None]:
         whole = [state.name for state in saved_states(folder)]
         resumed = f"continue from {whole[0]} with the same command and --resume" if whole else "run the command again"
         raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {resumed}") from error
-
-
-def steps_within(text: Training, arch: Geometry, recipe: Recipe) -> int:
-    """Return the number of steps that take the training's hours; fewer if they pass over the text MOST_PASSES times.
-
-    Raises MerinoError for several processes, since each would time its own.
-    """
-    assert text.hours is not None
-    if process_count() > 1:
-        raise MerinoError("the design's training time is for one process: give --steps N with several")
-    length, rows = recipe.length or arch.context, max(1, recipe.batch // recipe.accumulate)
-    model: Any = build_model(arch)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    ids = torch.randint(arch.vocab, (rows, length), device=model.device)
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
-        start = time.perf_counter()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        seconds.append(time.perf_counter() - start)
-    steps = 3600 * text.hours * (1 - OTHER_SHARE) / (min(seconds[1:]) * recipe.accumulate)
-    passes = MOST_PASSES * (text.tokens or float("inf")) / (recipe.batch * length)
-    return max(1, round(min(steps, passes)))

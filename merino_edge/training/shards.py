@@ -70,8 +70,7 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     facts = [FORMAT, source.kind, source.file.sha256, tokenizer_hash(tokenizer), chat and [chat.text, chat.tokens], end]
     parent, dtype = cache_folder() / "tokens", TYPES[tokenizer.get_vocab_size() > 1 << 16]
     folder = parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    for path in (parent, folder, *folder.glob("*")):
-        check_owner(path)
+    check_owner(parent, folder, *folder.glob("*"))
     # 2. Its files, which exist all or none.
     if not folder.exists():
         started = time.perf_counter()
@@ -93,12 +92,13 @@ def load_shard(source: DataSource, tokenization: Tokenization, say: Say) -> Shar
     return Shard(source, ids, ends, learned)
 
 
-def check_owner(path: Path) -> None:
-    """Raise MerinoError if another user may have written `path`: text of theirs would be trained on."""
-    if path.exists() and others_may_write(path.stat()):
-        raise MerinoError(
-            f"other users may change {path}. Remove it, or set XDG_CACHE_HOME to another folder: it is made again"
-        )
+def check_owner(*paths: Path) -> None:
+    """Raise MerinoError if another user may have written one of the paths: text of theirs would be trained on."""
+    for path in paths:
+        if path.exists() and others_may_write(path.stat()):
+            raise MerinoError(
+                f"other users may change {path}. Remove it, or set XDG_CACHE_HOME to another folder: it is made again"
+            )
 
 
 def write_ids(folder: Path, source: DataSource, tokenization: Tokenization, dtype: str, say: Say) -> int:

@@ -18,11 +18,10 @@ from merino_edge.storage.extras import import_extra
 from merino_edge.storage.faults import one_line, shortened
 from merino_edge.text.documents import TextFile, document_segments, read_chunks, read_json_lines
 from merino_edge.text.samples import CHAT, FIELDS, TEXT, Record, Segment, normalized_record, record_segments
-from merino_edge.text.tokenizer import largest_tokenizer
 from merino_runtime.bundle import sha256_of
 from merino_runtime.chat.template import compiled
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.lock import raising_machine_faults
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 CONVERTED = ".json", ".csv", ".tsv"  # would be trained as text, with their syntax
@@ -30,7 +29,6 @@ FORMS = "text, JSONL (.jsonl), Parquet (.parquet), a folder of datasets' save_to
 GIVE_TEXT = "give a source with text"
 SPLIT = "train"  # of a dataset with several splits
 MOST_CHARACTERS = 200_000_000  # most text for a BPE: the beginning of each source, in equal parts
-SMALL_BYTES = 20_000_000  # a larger text fills any usual vocabulary, and a BPE of all of it takes a minute
 CHATML_MARKS = "<|im_start|>", "<|im_end|>"
 
 
@@ -59,14 +57,12 @@ class DataSource:
     @cached_property
     def file(self) -> DataFile:
         """Size and hash; reads all of the source. Raises MerinoError if it cannot be read, or is empty."""
-        try:
+        with raising_machine_faults(f"read {self}"):
             if self.kind in ("folder", "hub"):
                 dataset = open_dataset(self)  # datasets' fingerprint is of all changes
                 size, sha256 = dataset.data.nbytes, hashlib.sha256(dataset._fingerprint.encode()).hexdigest()
             else:
                 size, sha256 = Path(self.what).stat().st_size, sha256_of(self.what)
-        except OSError as error:
-            raise machine_fault(f"read {self}", error) from error
         if size == 0:
             raise MerinoError(f"no text in {self}: {GIVE_TEXT}")
         name = self.what if self.kind == "hub" else Path(self.what).name
@@ -188,17 +184,6 @@ def chat_template(sources: Sequence[DataSource]) -> ChatTemplate | None:
             text = (files("merino_edge.training") / "chatml.jinja").read_text(encoding="utf-8").removesuffix("\n")
             return ChatTemplate(text, {"eos_token": CHATML_MARKS[1]}, "ChatML")
     return None
-
-
-def text_size(sources: Sequence[DataSource], vocab: int) -> tuple[int, int]:
-    """Return the bytes of the sources' text, and how many of `vocab` entries a BPE of it has. A large text is not read:
-    its bytes are those of its files, and it fills all entries."""
-    size, chat = sum(source.file.bytes for source in sources), chat_template(sources)
-    if size > SMALL_BYTES:
-        return size, vocab
-    texts = list(text_of(sources, chat))
-    tokenizer, _ = largest_tokenizer(texts, vocab, special=CHATML_MARKS if chat else ())
-    return sum(len(text.encode()) for text in texts), tokenizer.get_vocab_size()
 
 
 def text_of(sources: Sequence[DataSource], chat: ChatTemplate | None) -> Iterator[str]:

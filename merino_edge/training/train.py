@@ -66,14 +66,6 @@ class Request(NamedTuple):
         return self.pretrained.tokenizer if self.pretrained else self.tokenizer_file
 
     @property
-    def trained(self) -> int | None:
-        """The number of weights that are trained, with adapters for each matrix; None if the model does not exist."""
-        if self.pretrained is None or not self.recipe.lora:
-            return self.pretrained and self.pretrained.model.num_parameters()
-        matrices = (weight for weight in self.pretrained.model.parameters() if weight.ndim > 1)
-        return self.recipe.lora * sum(sum(weight.shape) for weight in matrices)
-
-    @property
     def micro_batch(self) -> int:
         """The number of rows that a process computes at once."""
         return self.recipe.batch // (resources.process_count() * self.recipe.accumulate)
@@ -99,7 +91,7 @@ def train(
     with resources.joined():
         # 1. Check the request, and describe the run: its options, and the hashes of its inputs.
         sources, held_out_sources, run = resources.on_first_process(
-            lambda: check(request, read_sources(data), read_sources(held_out, "--held-out"))
+            lambda: check_and_describe(request, read_sources(data), read_sources(held_out, "--held-out"))
         )
         if is_finished(out):
             resources.on_first_process(lambda: checkpoint.check_same(checkpoint.read_run(out), run, out))
@@ -127,7 +119,7 @@ def train(
             return record
 
 
-def check(
+def check_and_describe(
     request: Request, sources: list[DataSource], held_out: list[DataSource]
 ) -> tuple[list[DataSource], list[DataSource], Run]:
     """Return the sources, hashed, and the description of the run, with a tokenizer only if one is given. Raises
@@ -135,10 +127,6 @@ def check(
     arch, recipe, pretrained, teacher = request.arch, request.recipe, request.pretrained, request.teacher
     divided, compiler = resources.process_count() * recipe.accumulate, os.environ.get("CXX", "g++")
     width = max(layer.width for layer in arch.layer_shapes)
-    if pretrained and request.tokenizer_file:
-        raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
-    if recipe.lora and not pretrained:
-        raise MerinoError("--lora goes with a trained model: leave it out, a design has no weights to put adapters on")
     if recipe.lora > width:
         raise MerinoError(f"--lora {recipe.lora} is more than the model's width, {width}: give less, such as 16")
     if recipe.compile and not torch.cuda.is_available() and not shutil.which(compiler):
@@ -155,7 +143,11 @@ def check(
             f" --batch {-(-recipe.batch // divided) * divided}"
         )
     if not is_finished(request.out):
-        request.say(resources.check_memory(arch, recipe, trained=request.trained, rows=request.micro_batch))
+        trained = pretrained.model.num_parameters() if pretrained else None
+        if pretrained and recipe.lora:
+            matrices = (weight for weight in pretrained.model.parameters() if weight.ndim > 1)
+            trained = recipe.lora * sum(sum(matrix.shape) for matrix in matrices)
+        request.say(resources.check_memory(arch, recipe, trained=trained, rows=request.micro_batch))
     run = Run(
         name=request.name, family=family_of(arch).name, architecture=arch.model_dump(mode="json"), recipe=recipe,
         data=[source.file for source in sources], held_out=[source.file for source in held_out],
@@ -203,16 +195,14 @@ def prepare(
 def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out: RowDataset) -> CheckedTrainer:
     """Return the trainer after the last step. Raises KeyboardInterrupt after a signal."""
     recipe, folder, say, end = request.recipe, request.out / STATE, request.say, end_id(tokenization.tokenizer)
+    given: Any = request.pretrained and request.pretrained.model
     state = checkpoint.saved_states(folder)[0] if request.resume else None
     if state:
         say(f"resuming from {state.name}")
     set_seed(recipe.seed)
-    model: Any
-    if request.pretrained is None:
-        model = build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        loop.initialize_matrices(model)
-    else:
-        model = request.pretrained.model
+    model: Any = given or build_model(request.arch, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    if given is None:
+        model.initialize_matrices()
     if rank := recipe.lora:
         peft = import_extra("peft")  # a scale of 2 at every rank, so that one learning rate suits all ranks
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -221,7 +211,7 @@ def fit(request: Request, tokenization: Tokenization, rows: RowDataset, held_out
         model.set_attn_implementation("eager")
     model.config.use_cache = False  # with a cache, transformers lets the samples of a row attend to each other
     trainer = CheckedTrainer(
-        recipe, end or 0, by_width=request.pretrained is None, model=model,
+        recipe, end or 0, by_width=given is None, model=model,
         args=loop.training_arguments(recipe, folder, request.micro_batch),
         train_dataset=rows, eval_dataset=held_out,
     )  # fmt: skip
@@ -250,7 +240,7 @@ def record_of(
     return {
         "schema": checkpoint.SCHEMA, **run.model_dump(mode="json", exclude=checkpoint.UNFINISHED),
         "train_tokens": rows.tokens, "steps_taken": state.global_step, "seen_tokens": state.num_input_tokens_seen,
-        "held_out_tokens": held_out.tokens * len(held_out.order) // len(held_out.rows),
+        "held_out_tokens": held_out.tokens * int((held_out.order >= 0).sum()) // len(held_out.rows),
         "held_out_loss": loss, "held_out_perplexity": math.exp(loss), "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry],
     }  # fmt: skip

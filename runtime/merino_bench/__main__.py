@@ -22,7 +22,7 @@ from merino_bench.harness.cases import (
     parse_threads,
 )
 from merino_runtime.__main__ import main as runtime_main
-from merino_runtime.backends.choice import BACKENDS, TENSORRT, backend_of_machine
+from merino_runtime.backends import BACKENDS, TENSORRT, backend_of_machine
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import Verb

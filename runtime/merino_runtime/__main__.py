@@ -14,7 +14,7 @@ import argparse
 from typing import Dict, Optional, Sequence, Tuple
 
 from merino_runtime import __version__, commands
-from merino_runtime.backends.choice import add_opening
+from merino_runtime.backends import add_opening
 from merino_runtime.delivery import verbs
 from merino_runtime.io.streams import Verb, exit_code
 from merino_runtime.sampling import CHAT_SETTINGS, GENERATE_SETTINGS, Sampling

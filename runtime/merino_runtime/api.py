@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
-from merino_runtime.backends.choice import choose_backend
+from merino_runtime.backends import choose_backend
 from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.bundle.fit import check_bundle_fits

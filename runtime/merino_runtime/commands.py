@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
-from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.backends import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
 from merino_runtime.bundle.fit import check_bundle_fits, needs_text, unknown_operators
 from merino_runtime.bundle.requirements import require
@@ -22,8 +22,7 @@ from merino_runtime.generation.text import LONGEST_TEXT_BYTES
 from merino_runtime.io import board
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.outputs import check_output
-from merino_runtime.io.streams import as_text, say, say_note, stdout_is_terminal, write_lines, write_out
-from merino_runtime.io.visible import harmless
+from merino_runtime.io.streams import as_text, harmless, say, say_note, stdout_is_terminal, write_lines, write_out
 from merino_runtime.sampling import (
     CHAT_SETTINGS,
     GENERATE_SETTINGS,

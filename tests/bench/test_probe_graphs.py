@@ -13,7 +13,7 @@ from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.description import GraphFormat
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.dialects.external_data import DataFile
 from merino_edge.export.source import graph_weights, random_source
 from merino_runtime.backends import open_backend

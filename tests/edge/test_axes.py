@@ -17,6 +17,7 @@ from scipy.optimize import OptimizeResult
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
+from merino_edge.cli.design import text_size
 from merino_edge.cli.design_tables import PROVED, solver_line
 from merino_edge.design.axes import tokens, vocabulary
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
@@ -35,7 +36,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.limits import most_within
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_edge.training.sources import read_sources, text_size
+from merino_edge.training.sources import read_sources
 from merino_runtime.errors import MerinoError
 
 ROOT = Path(__file__).resolve().parents[2]

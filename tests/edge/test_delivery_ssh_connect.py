@@ -21,7 +21,7 @@ from merino_edge.delivery.ssh.command import finished, run_request
 from merino_edge.delivery.ssh.connect import connected, new_host_key, parse_address, parse_addresses
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, send, source_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.visible import visible, visible_text
+from merino_runtime.io.streams import visible, visible_text
 
 with_sshd = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 copying = pytest.mark.usefixtures("trusting")

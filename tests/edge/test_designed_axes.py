@@ -29,7 +29,6 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.latency import GROUPS_NODES, NODES
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_edge.training.loop import initialize_matrices
 from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
@@ -301,7 +300,7 @@ def test_an_open_axis_is_chosen_if_it_lowers_the_loss(effect):
 
 def test_tables_begin_at_zero_and_have_no_decay_and_a_rate_of_their_own():
     model = build_model(architecture(*AXES))
-    initialize_matrices(model)
+    model.initialize_matrices()
     recipe = Recipe(learning_rate=0.01, weight_decay=0.1, table_rate=3.0)
     groups = optimizer_for(model, recipe, by_width=True).param_groups
     group_of = {id(weight): group for group in groups for weight in group["params"]}

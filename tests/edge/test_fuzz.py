@@ -19,6 +19,7 @@ from merino_edge.calibration.probe import read_probe
 from merino_edge.cli.tables import device_table, show
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
+from merino_edge.families.checkpoint import trained_name
 from merino_edge.families.hugging_face import read_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.cost_model import cost_model
@@ -28,7 +29,7 @@ from merino_edge.records.compare import compare_files
 from merino_edge.records.reading import read_records
 from merino_edge.report.page import markdown, page
 from merino_edge.report.summary import summarize
-from merino_edge.training.checkpoint import FINISHED, Run, read_run, trained_name
+from merino_edge.training.checkpoint import FINISHED, Run, read_run
 from merino_edge.training.recipe import Recipe
 from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend

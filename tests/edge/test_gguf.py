@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
-from merino_edge.export.dialects.build import build_graph
+from merino_edge.export.dialects import build_graph
 from merino_edge.export.export import export
 from merino_edge.export.quantize.matrix import dequantize as matrix_weights
 from merino_edge.export.request import ExportRequest

@@ -18,7 +18,6 @@ from merino_edge.text.rows import packed_rows
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
 from merino_edge.training.dataset import split
-from merino_edge.training.loop import initialize_matrices
 from merino_edge.training.optimizer import optimizer_for
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.shards import Tokenization, load_shard
@@ -36,7 +35,7 @@ def test_matrices_begin_by_their_inputs_and_what_adds_to_the_stream_smaller_by_t
     arch = Architecture.model_validate({"blocks": blocks, "vocab": 300, "head_size": 16, "context": 32})
     model = build_model(arch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    initialize_matrices(model)
+    model.initialize_matrices()
     for name, weight in model.named_parameters():
         if weight.ndim != 2 or name == "embed_tokens.weight":
             assert torch.equal(weight, before[name])
@@ -61,7 +60,7 @@ def changed_by_steps(width, optimizer, rate, by_width):
     block = {"width": width, "ffn_ratio": 2, "depth": 3}
     arch = Architecture.model_validate({"blocks": [block], "vocab": 300, "head_size": 32, "context": 64})
     model, ids, given = build_model(arch), torch.randint(300, (8, 64)), []
-    initialize_matrices(model)
+    model.initialize_matrices()
     steps = optimizer_for(model, Recipe(optimizer=optimizer, learning_rate=rate), by_width)
     model.norm.register_forward_pre_hook(lambda _, inputs: given.append([inputs[0].detach()]))
     for _ in range(5):

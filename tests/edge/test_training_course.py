@@ -379,7 +379,7 @@ def test_threads_are_torchs(text, tmp_path):
         torch.set_num_threads(before)
 
 
-def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text, tmp_path):
+def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text, tmp_path, monkeypatch):
     """The batch that the refusal names fits, and one more does not."""
     large = Architecture(blocks=[{"width": 512, "ffn_ratio": 2.0, "depth": 8}], vocab=300, context=1024)
     huge = Recipe(batch=1_000_000)
@@ -388,7 +388,9 @@ def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text
     assert not (tmp_path / "out").exists()
     there = available_bytes()
     fitting = sum(training_need(large, Recipe(batch=batch)) <= there for batch in range(1, 200))
-    assert resources.largest_batch(large, huge, there) == f"--batch {fitting} fits"
+    monkeypatch.setattr(resources, "available_bytes", lambda: there)
+    with pytest.raises(MerinoError, match=f"--batch {fitting} fits"):
+        check_memory(large, huge)
 
 
 def test_memory_may_be_ignored(text, tmp_path, monkeypatch):

@@ -161,6 +161,7 @@ WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
     "merino_edge.bundles.description", "merino_edge.export.dialects.graph",
+    "merino_edge.export.dialects.float_activations",  # replaces a bundle's graph while it is proved
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.engines",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face",

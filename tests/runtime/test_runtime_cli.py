@@ -11,7 +11,7 @@ import pytest
 from processes import on_a_terminal
 
 import merino_runtime
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import visible_text
 
 pytestmark = pytest.mark.slow
 

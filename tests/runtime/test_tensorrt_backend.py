@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from packed_files import app_bytes, bundle_files, packed_bytes
 
+from merino_runtime import backends
 from merino_runtime.api import selftest
-from merino_runtime.backends import choice, open_backend
-from merino_runtime.backends.choice import choose_backend
+from merino_runtime.backends import choose_backend, open_backend
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, CudaError, open_cuda
 from merino_runtime.backends.tensorrt_model import open_model
 from merino_runtime.bundle import load_bundle
@@ -388,11 +388,11 @@ def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, m
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, version):
     messages = []
-    monkeypatch.setattr(choice, "is_installed", lambda name: True)
+    monkeypatch.setattr(backends, "is_installed", lambda name: True)
     put_in(Gpu(), version, monkeypatch)
     assert choose_backend(bundle, None, messages.append) == "onnxruntime" and messages == []
     models = {"/proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
-    monkeypatch.setattr(choice.board, "read_text", lambda path: models.get(path, ""))
+    monkeypatch.setattr(backends.board, "read_text", lambda path: models.get(path, ""))
     assert choose_backend(bundle, None, messages.append) == "tensorrt"
     assert version in messages[0] and "--backend onnxruntime runs on the CPU" in messages[0]
     assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, messages.append) == "onnxruntime"

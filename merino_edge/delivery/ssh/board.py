@@ -24,7 +24,7 @@ from merino_runtime.delivery.fit import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import listed, or_null, problems_in, text
-from merino_runtime.io.visible import visible
+from merino_runtime.io.streams import visible
 
 FACTS_S = 60.0
 MOST_BYTES = 1 << 18

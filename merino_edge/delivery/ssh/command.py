@@ -18,7 +18,7 @@ from merino_edge.delivery.ssh.connect import Board, reported_faults
 from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
-from merino_runtime.io.visible import visible, visible_text
+from merino_runtime.io.streams import visible, visible_text
 
 AGENT = Path(agent.__file__).read_bytes()
 # Short, and the same in every shell; the request comes over stdin.

@@ -22,7 +22,7 @@ from asyncssh.public_key import get_default_certificate_algs, get_default_public
 from merino_edge.storage.atomic import make_parent
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import append_output
-from merino_runtime.io.visible import visible
+from merino_runtime.io.streams import visible
 
 for _name in ("asyncssh", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are

@@ -27,7 +27,7 @@ from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import listed, or_null, problems_in, text
-from merino_runtime.io.visible import visible
+from merino_runtime.io.streams import visible
 
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
 BENCH_S = 3600.0

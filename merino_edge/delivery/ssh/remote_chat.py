@@ -14,7 +14,7 @@ from typing import Any
 from merino_edge.delivery.ssh.command import TRY_THERE, Session, answer, give
 from merino_runtime.chat.session import STOP
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import visible_text
 
 
 @contextmanager

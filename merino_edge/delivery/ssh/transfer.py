@@ -19,7 +19,7 @@ from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import count, listed, problems_in, sha256
 from merino_runtime.io.lock import raising_machine_faults
-from merino_runtime.io.visible import visible
+from merino_runtime.io.streams import visible
 
 INCOMING = f"{CACHE}/incoming"
 SENT_AT_ONCE = 1 << 17

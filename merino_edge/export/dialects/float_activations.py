@@ -4,22 +4,35 @@ Quantized activations change real models' logits by up to a fourth, which would 
 compared with torch at a tight bound, and the exported graph at a loose one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from merino_edge.export.dialects.graph import MODEL_FILE
+
 ONE = "one"
 
 
-def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model with float matmuls over the same data file."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    nodes = [new for node in copied.graph.node for new in in_floats(node)]
-    del copied.graph.node[:]
-    copied.graph.node.extend(nodes)
-    copied.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
-    return copied
+@contextmanager
+def float_activations(folder: Path) -> Iterator[None]:
+    """Replace `model.onnx` in a folder by a graph with float matmuls over the same data file. It is restored
+    afterwards."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    model = onnx.load_model_from_string(content)
+    nodes = [new for node in model.graph.node for new in in_floats(node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
+    onnx.save_model(model, str(path))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -3,10 +3,9 @@
 `operations` and the dialects `fused` and `portable` choose the operators; `external_data` stores the constants.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from merino_edge.export.quantize.kv_cache import CacheScales
 from merino_edge.export.quantize.matrix import QuantizedMatrix
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.rotary import Rotary, rotary_tables
+from merino_runtime.bundle import Port
 
 MODEL_FILE = "model.onnx"
 FIRST_LOGITS = "first_logits"
@@ -30,14 +30,7 @@ TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
 }
-
-
-class Port(NamedTuple):
-    """An input or output of the graph; an axis of variable length has a name instead of a number."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+Made = TypeVar("Made")
 
 
 class Graph:
@@ -133,11 +126,12 @@ class Graph:
     def scalar(self, value: float) -> str:
         return self.constant(f"real_{value!r}", np.array(value, self.real))
 
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make` returned at the first call with this key."""
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        made: Made = self._made[key]
+        return made
 
     def rotary_constants(self, rotary: Rotary, head_size: int) -> tuple[str, str]:
         """Store cos and sin of each position [context, head_size / 2], once for each rotary and head size."""
@@ -151,8 +145,7 @@ class Graph:
             )
             return cos, sin
 
-        names: tuple[str, str] = self.once((rotary, head_size), make)
-        return names
+        return self.once((rotary, head_size), make)
 
     # Weights
 
@@ -169,8 +162,7 @@ class Graph:
 
     def real_weight(self, name: str) -> np.ndarray:
         """Return a weight in type `real`; each call returns the same array."""
-        value: np.ndarray = self.once(("real", name), lambda: self.weights[name].astype(self.real, copy=False))
-        return value
+        return self.once(("real", name), lambda: self.weights[name].astype(self.real, copy=False))
 
     def weight(self, name: str) -> str:
         """Store a vector or embedding that a decode step reads as a whole."""
@@ -267,18 +259,6 @@ class Graph:
             producer_name="merino_edge",
             doc_string=self.note,
         )
-
-
-@contextmanager
-def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
-    """Replace `model.onnx` in a folder by `change` of it, over the same data file; it is restored afterwards."""
-    path = folder / MODEL_FILE
-    content = path.read_bytes()
-    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:

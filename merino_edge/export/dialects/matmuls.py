@@ -50,9 +50,6 @@ def quantized_head(graph: Graph, x: str, table: str) -> str:
     return integer_matmul(graph, x, transposed, graph.node("Squeeze", [scales, graph.integers(1)]))
 
 
-# One scale per row
-
-
 def integer_matmul(graph: Graph, x: str, codes: str, scales: str) -> str:
     """Compute x @ codes * scales, with x quantized to uint8 over its range; codes [in, out], scales [out]."""
     quantized = graph.node("DynamicQuantizeLinear", [x], outputs=3)

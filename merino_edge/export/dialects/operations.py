@@ -12,6 +12,8 @@ from merino_edge.families.graph_ops import Delta, KvLayer, Norm
 
 
 class Operations(Graph):
+    last_index = total_length = ""  # int32 [B] and int32; set by dialect fused, whose attention reads them
+
     def embed(self, table: str, below: int | None = None) -> str:
         ids = "input_ids"
         if below is not None:
@@ -48,6 +50,9 @@ class Operations(Graph):
         return self.constant(f"ones_{norm.width}", np.ones(norm.width, self.real))
 
     def float_head(self, x: str, table: str) -> str:
+        raise NotImplementedError
+
+    def norm(self, x: str, norm: Norm) -> str:
         raise NotImplementedError
 
     def activation(self, x: str, kind: str) -> str:

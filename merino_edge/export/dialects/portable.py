@@ -24,8 +24,8 @@ END = np.iinfo(np.int64).max
 
 class Portable(Operations):
     opsets = {"": 13}
-    positions = cached_mask = new_mask = ""  # set by begin_decoder or begin_attention
-    query_positions = key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
+    positions = cached_mask = new_mask = ""  # set by begin_decoder
+    query_positions = key_positions = ""  # [1, T, 1] and [1, 1, T]
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs, its outputs except the logits, and the nodes that compute both masks."""
@@ -38,14 +38,6 @@ class Portable(Operations):
         query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
         self.query_positions, self.key_positions = query, key
         self.new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
-
-    def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
-        """Add the inputs and outputs of attention layers without a decoder: the cache, and the masks that
-        `begin_decoder` derives."""
-        self.positions = self.input("position_ids", "int64", [1, "sequence"])
-        self.cached_mask = self.input("cached_mask", self.real, [1, 1, 1, self.context])
-        self.new_mask = self.input("new_mask", self.real, [1, 1, "sequence", "sequence"])
-        self.cache_ports(kv_layers, "sequence")
 
     def _mask(self, hidden: str, *axes: int) -> str:
         """Return MASKED if `hidden` is true, 0 elsewhere, with new axes at `axes`."""

@@ -63,17 +63,6 @@ class QuantizedMatrix(NamedTuple):
         return self.scales.shape[1] * self.group_size
 
 
-class MatrixError(NamedTuple):
-    """Absolute errors of the weights of one quantized matrix, relative to the RMS of its weights."""
-
-    name: str
-    bits: int
-    group_size: int
-    nbytes: int  # codes and scales
-    mean: float
-    worst: float
-
-
 def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False) -> QuantizedMatrix:
     """Quantize a matrix float32 [rows, columns]: of a few scales, each group gets the one of least squared error.
 
@@ -137,15 +126,6 @@ def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
     if matrix.minimums is not None:
         values += matrix.minimums[..., None]
     return values.reshape(len(codes), -1)
-
-
-def matrix_error(name: str, exact: np.ndarray, quantized: QuantizedMatrix) -> MatrixError:
-    difference = np.abs(dequantize(quantized) - exact)
-    scale = rms(exact) or 1.0
-    return MatrixError(
-        name, quantized.bits, quantized.group_size, quantized.nbytes,
-        mean=float(difference.mean()) / scale, worst=float(difference.max()) / scale,
-    )  # fmt: skip
 
 
 def rms(values: np.ndarray) -> float:

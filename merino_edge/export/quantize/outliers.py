@@ -1,9 +1,8 @@
 """Groups with outlier channels are stored twice: one copy multiplies the outliers, the other one all other channels.
 
-An integer matmul rounds its input in groups, by the largest value of each, so that a much larger channel costs the
-others of its group their precision. SmoothQuant scales it down and changes the weights, but a GGUF's codes must stay.
-Here the input has the group twice: once with the outliers zeroed, once with all others zeroed. Codes and scales are the
-same, and the two multiplications add up to the whole. Figures: docs/decisions/quantization.md.
+What an outlier channel costs: `smoothquant`, which scales it down and changes the weights; but a GGUF's codes must
+stay. Here the input has the group twice: once with the outliers zeroed, once with all others zeroed. Codes and scales
+are the same, and the two multiplications add up to the whole. Figures: docs/decisions/quantization.md.
 """
 
 from collections.abc import Iterable, Mapping

@@ -17,7 +17,7 @@ from merino_edge.export.quantize.weights import fits
 from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
-from merino_edge.families.weights import Blocks, BlockSource, GraphWeights, model_weights
+from merino_edge.families.weights import GraphWeights, model_weights
 
 BITS = 8
 NOTE = "activation channels rescaled by SmoothQuant"  # doc_string of the model's file
@@ -34,36 +34,22 @@ class Site(NamedTuple):
     after: Linear
 
 
-class OwnBlocks:
-    """The source's blocks that an int8 graph takes over; all other matrices are quantized."""
-
-    def __init__(self, blocks: BlockSource):
-        self._blocks = blocks
-
-    def kind(self, name: str) -> str:
-        return self._blocks.kind(name)
-
-    def bits(self, name: str) -> int | None:
-        return self._blocks.bits(name)
-
-    def blocks(self, name: str) -> Blocks | None:
-        stored = self._blocks.blocks(name)
-        return stored if stored is not None and fits(stored, BITS) else None
-
-
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
     """Return the source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
     A copy of the model is changed, or the model itself if `in_place`. Returns the source unchanged if the graph takes
     over all of its blocks, or if its family has no `Decoder`.
     """
-    decoder = source.arch.decoder()
-    sites, blocks = list(sites_of(decoder)) if decoder else [], OwnBlocks(source.blocks) if source.blocks else None
-    if blocks:
-        sites = [
-            site for site in sites
-            if not any(blocks.blocks(name) for name in (*site.after.weights, *getattr(site.before, "weights", ())))
-        ]  # fmt: skip
+    decoder, blocks = source.arch.decoder(), source.blocks
+
+    def is_taken_over(name: str) -> bool:
+        stored = blocks.blocks(name) if blocks else None
+        return stored is not None and fits(stored, BITS)
+
+    sites = [
+        site for site in (sites_of(decoder) if decoder else ())
+        if not any(map(is_taken_over, (*site.after.weights, *getattr(site.before, "weights", ()))))
+    ]  # fmt: skip
     if not sites:
         return source
     model = source.model if in_place else copy.deepcopy(source.model)
@@ -72,7 +58,7 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
         move(weights, site, factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0))))
-    return source._replace(model=model, blocks=blocks)
+    return source._replace(model=model)
 
 
 def sites_of(decoder: Decoder) -> Iterator[Site]:

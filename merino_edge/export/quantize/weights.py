@@ -14,14 +14,14 @@ import numpy as np
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.quantize.gptq import Hessians, gptq
 from merino_edge.export.quantize.matrix import (
-    MatrixError,
     MatrixLayout,
     QuantizedMatrix,
+    dequantize,
     fewest_bits,
     for_tiles,
-    matrix_error,
     packed,
     quantize_groups,
+    rms,
 )
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
@@ -31,6 +31,17 @@ from merino_runtime.errors import MerinoError
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
 WITH_MINIMUMS = 4  # bits of blocks with minimums; 8 bits lose less than a fifteenth of the error of such GGUF types
+
+
+class MatrixError(NamedTuple):
+    """Absolute errors of the weights of one quantized matrix, relative to the RMS of its weights."""
+
+    name: str
+    bits: int
+    group_size: int
+    nbytes: int  # codes and scales
+    mean: float
+    worst: float
 
 
 class Rounding(NamedTuple):
@@ -154,7 +165,11 @@ def matrix_bits(
 
 
 def matrix_errors(weights: Weights, matrices: Matrices) -> list[MatrixError]:
-    return [
-        matrix_error(name, np.concatenate([weights[one] for one in name.split("+")]), matrix)
-        for name, matrix in matrices.items()
-    ]
+    """Return the errors of the dequantized matrices."""
+    errors = []
+    for name, matrix in matrices.items():
+        exact = np.concatenate([weights[one] for one in name.split("+")])
+        difference, scale = np.abs(dequantize(matrix) - exact), rms(exact) or 1.0
+        mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
+        errors.append(MatrixError(name, matrix.bits, matrix.group_size, matrix.nbytes, mean=mean, worst=worst))
+    return errors

@@ -14,10 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from merino_edge.families.gguf.named import MAGIC
+from merino_edge.families.names import MAGIC
 from merino_edge.storage.faults import shortened
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of tensors, where the file has no other

@@ -16,7 +16,7 @@ import numpy as np
 from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import Place, flags_by_place, paired_ratio, rounds_by_place, select_processes
 from merino_bench.sensors.environment import Load
-from merino_runtime.backends.choice import TENSORRT
+from merino_runtime.backends import TENSORRT
 from merino_runtime.bundle import Bundle, quantized_cache, sha256_of
 from merino_runtime.io.streams import as_text
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import append_output, check_output, write_output
-from merino_runtime.io.visible import visible_text
+from merino_runtime.io.streams import visible_text
 
 Record = Dict[str, Any]
 

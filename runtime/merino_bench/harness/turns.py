@@ -15,7 +15,7 @@ from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import unequal_flags
 from merino_bench.harness.record import baseline_for
-from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.backends import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import say

@@ -19,9 +19,8 @@ from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import CpuMoment, cpu_moment, load_between
-from merino_runtime.backends import open_backend
+from merino_runtime.backends import choose_backend, open_backend
 from merino_runtime.backends.backend import Backend
-from merino_runtime.backends.choice import choose_backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.verified import check_files_once

@@ -18,7 +18,7 @@ from merino_bench.probe.gpu import probe_gpu
 from merino_bench.probe.tasks import Machine, Task
 from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, loads_kernels, resident_rows, row_of, time_task
 from merino_bench.sensors import environment
-from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
+from merino_runtime.backends import ONNXRUNTIME, TENSORRT
 from merino_runtime.bundle import FIRST_QUANTIZED_CACHE, QUANTIZED_CACHES
 from merino_runtime.bundle.requirements import require, version_tuple
 from merino_runtime.errors import MerinoError

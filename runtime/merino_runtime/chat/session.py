@@ -16,8 +16,7 @@ from merino_runtime.chat.commands import Line, Record, parse_line, run_command
 from merino_runtime.chat.template import Thinking
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import LONGEST_TEXT_BYTES
-from merino_runtime.io.streams import as_text, say, write_out
-from merino_runtime.io.visible import harmless
+from merino_runtime.io.streams import as_text, harmless, say, write_out
 
 DIM, NORMAL = "\x1b[2m", "\x1b[22m"
 STOP = "\x03"  # a line of this alone stops the answers to all lines before it

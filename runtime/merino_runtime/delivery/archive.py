@@ -26,8 +26,7 @@ from merino_runtime.delivery.manifest import (
     parse_manifest,
     release_id,
 )
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 
 BLOCK = 512  # bytes; headers and contents of a tar begin at multiples of it
 END = bytes(2 * BLOCK)

@@ -10,7 +10,7 @@ import shutil
 import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.backends import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.requirements import version_tuple

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.backends.choice import BACKEND_VARIABLE, TENSORRT
+from merino_runtime.backends import BACKEND_VARIABLE, TENSORRT
 from merino_runtime.bundle import load_bundle, sha256_of
 from merino_runtime.bundle.verified import stamp_beside
 from merino_runtime.delivery import packages, probation, releases

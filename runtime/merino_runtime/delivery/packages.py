@@ -12,15 +12,14 @@ import subprocess
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from merino_runtime.backends.choice import TENSORRT, is_installed
+from merino_runtime.backends import TENSORRT, is_installed
 from merino_runtime.bundle.requirements import PACKAGES, install_commands
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
-from merino_runtime.errors import MerinoError
+from merino_runtime.errors import MerinoError, last_line, machine_fault
 from merino_runtime.io.lock import raising_machine_faults
-from merino_runtime.io.machine_faults import last_line, machine_fault
 
 TIMEOUT_S = 1800.0  # of a command: a Pi Zero 2 W compiles for minutes, and decodes less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout

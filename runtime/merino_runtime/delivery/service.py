@@ -19,10 +19,9 @@ from merino_runtime.delivery.archive import SIGNATURE
 from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.packages import selftest
 from merino_runtime.delivery.units import MOST_STARTS, PYTHON, SERVE_UNIT, UNIT, USER
-from merino_runtime.errors import MerinoError
+from merino_runtime.errors import MerinoError, last_line, machine_fault
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.lock import hold, is_root, raising_machine_faults
-from merino_runtime.io.machine_faults import last_line, machine_fault
 from merino_runtime.io.outputs import write_output
 
 UNITS = "/etc/systemd/system"

@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any, Dict, Optional
 
-from merino_runtime.backends.choice import BACKENDS
+from merino_runtime.backends import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import Verb, say, say_note, write_out

@@ -50,11 +50,6 @@ def this_board() -> Board:
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
-def runs_kernels(architecture: str, isa: FrozenSet[str]) -> bool:
-    """Return whether a library of runtime/kernels runs on such a CPU: they are built for these two architectures."""
-    return architecture == "aarch64" or (architecture == "x86_64" and isa >= KERNELS_NEED)
-
-
 def this_isa() -> FrozenSet[str]:
     """Return the features of this CPU. On 64-bit Arm they are read from the auxiliary vector, which the kernel passes
     to each process. /proc/cpuinfo is the fallback: a sandbox may hide it, and some emulators show the host's."""

@@ -10,8 +10,7 @@ import stat
 import time
 from typing import Iterator
 
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 
 LOCK = "lock"
 

@@ -14,8 +14,7 @@ import stat
 import sys
 from typing import BinaryIO, Iterator, NamedTuple, Optional, Union
 
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 from merino_runtime.io.scratch import replace_folder, scratch_beside
 from merino_runtime.io.streams import ClosedStdout, write_stream
 

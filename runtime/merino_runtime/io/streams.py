@@ -8,15 +8,18 @@ import contextlib
 import io
 import os
 import sys
-from typing import Callable, NamedTuple, Optional, TextIO
+import unicodedata
+from typing import Any, Callable, NamedTuple, Optional, TextIO
 
-from merino_runtime.errors import MerinoError
-from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.errors import MerinoError, machine_fault
 from merino_runtime.io.memory import lack_of_memory, ran_out
 from merino_runtime.io.start import INTERRUPTED
-from merino_runtime.io.visible import visible_text
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+LONGEST = 400  # characters of a board's words in one message
+KEPT = "\n\t"
+# Embeddings, overrides and isolates: what follows would be shown in another order.
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class ClosedStdout(io.TextIOBase):
@@ -199,3 +202,47 @@ class Verb(NamedTuple):
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+
+
+# Foreign text (names in records, bundles and profiles, messages of programs, prose of models), escaped for a terminal
+# or a page: no escape sequence, no change of direction, no endless line.
+
+
+def visible(text: str, longest: Optional[int] = LONGEST) -> str:
+    """Return one line: what cannot be printed is escaped, such as \\x1b, and what is beyond `longest` is cut."""
+    shown = _all_shown(text.strip())
+    return shown if longest is None or len(shown) <= longest else shown[:longest] + "..."
+
+
+def visible_text(text: str) -> str:
+    """Return text of several lines with everything but line ends and tabs that cannot be printed escaped."""
+    return text if text.isprintable() else "".join(char if char in KEPT else _shown(char) for char in text)
+
+
+def cleaned(value: Any) -> Any:
+    """Return a value of JSON with all its texts escaped for a terminal."""
+    if isinstance(value, dict):
+        return {_all_shown(key): cleaned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [cleaned(inner) for inner in value]
+    return _all_shown(value) if isinstance(value, str) else value
+
+
+def harmless(text: str) -> str:
+    """Return prose in which only what would control a terminal, or change the direction, is escaped. What joins
+    characters, and the spaces of all scripts, stay."""
+    return "".join(
+        _escaped(char) if char in DIRECTIONS or char not in KEPT and unicodedata.category(char) == "Cc" else char
+        for char in text.replace("\r\n", "\n"))
+
+
+def _all_shown(text: str) -> str:
+    return "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else _escaped(char)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

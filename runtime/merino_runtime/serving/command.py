@@ -4,7 +4,7 @@ import os
 import threading
 from typing import Any, List, Tuple
 
-from merino_runtime.backends.choice import add_opening
+from merino_runtime.backends import add_opening
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import say, say_note
 from merino_runtime.serving.access import LOCAL_HOSTS, check_address, keys_of, origins_of

@@ -1,4 +1,4 @@
-"""Digests that tell whether an export can be used again: of the exporter, and of a source."""
+"""Digests that tell whether a kept file can be used again: of the exporter's code, and of a source."""
 
 import hashlib
 from pathlib import Path
