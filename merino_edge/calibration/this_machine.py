@@ -9,13 +9,15 @@ import time
 import timeit
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from merino_edge.families.geometry import Geometry
 from merino_runtime.io import board
 from merino_runtime.io.board import last_level_cache_bytes
+
+if TYPE_CHECKING:
+    from merino_edge.families.geometry import Geometry  # imports numpy
 
 HOST = "host"
 CPUINFO = Path("/proc/cpuinfo")
@@ -94,7 +96,7 @@ def bf16_is_faster() -> bool:
     return bool(board.this_isa() & BF16) and seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-def training_steps(hours: float, arch: Geometry, *, batch: int, length: int, parts: int, bf16: bool) -> int:
+def training_steps(hours: float, arch: "Geometry", *, batch: int, length: int, parts: int, bf16: bool) -> int:
     """Return the number of steps that a training run of so many hours takes. A step has `batch` rows of `length`
     tokens, computed in `parts`."""
     import torch

@@ -80,9 +80,10 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
         "kv_bytes": operators.kv_bytes(ops, 64),
     }
     assert {key: description[key] for key in counts} == counts
+    recent = [name for name in profile_ids() if dialect == "portable" or name != "jetson-nano"]  # ONNX Runtime 1.10
     facts = {
         "schema": 2, "name": "tiny", "family": "merino", "precision": "fp32", "dialect": dialect,
-        "weights": "trained", "context": 64, "vocab": 300, "stop_ids": [0], "boards": profile_ids(),
+        "weights": "trained", "context": 64, "vocab": 300, "stop_ids": [0], "boards": recent,
     }
     assert {key: description[key] for key in facts} == facts
     assert Architecture.model_validate(description["architecture"]) == tiny_arch
@@ -319,7 +320,8 @@ def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     shared = {"width": 256, "ffn_ratio": 1.0, "depth": 8, "shared": True}
     arch = Architecture(blocks=[shared], vocab=110_000, context=10_000)
     boards = export(random_source(arch, "large"), tmp_path / "bundle").bundle.boards
-    assert list(boards) == [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
+    large = [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
+    assert list(boards) == [name for name in large if name != "jetson-nano"]  # whose ONNX Runtime is older
     assert list(boards) != profile_ids()
 
 
