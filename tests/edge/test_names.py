@@ -165,7 +165,7 @@ def test_deploy_asks_the_hub_for_the_list_of_files_as_often_as_one_fetch(files, 
 @pytest.mark.slow
 @pytest.mark.parametrize("source, variables, match", [
     ("Org/Tiny-Instruct", {}, ["cannot be reached", "hf download Org/Tiny-Instruct", "--local-dir Tiny-Instruct",
-                               "export ./Tiny-Instruct"]),
+                               "give ./Tiny-Instruct instead"]),
     ("smollm2-135m", {"HF_HUB_OFFLINE": "1"}, ["HF_HUB_OFFLINE is set", "hf download HuggingFaceTB/SmolLM2-135M "]),
 ])  # fmt: skip
 def test_without_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, source, variables, match):

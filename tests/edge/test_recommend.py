@@ -33,8 +33,8 @@ def recommended(profile=PI5, context=1024, **budgets):
     return recommend(profile, with_board_defaults(budgets, profile), context=context, prompt=128, space=SMALL)
 
 
-def predicted(existing, profile, precision, context):
-    return cost_model(profile, InferenceShape(precision, context, 128)).predict(existing.geometry.operators)
+def predicted(existing, profile, precision, context, kv=None):
+    return cost_model(profile, InferenceShape(precision, context, 128, kv)).predict(existing.geometry.operators)
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
     for candidate in recommendation.candidates:
         assert [verdict.precision for verdict in candidate.verdicts] == list(CPU_FORMATS)
         for verdict in candidate.verdicts:
-            cost = predicted(candidate.model, PI5, verdict.precision, 1024)
+            cost = predicted(candidate.model, PI5, verdict.precision, 1024, verdict.kv)
             assert verdict.predicted == cost
             used = {
                 "decode_ms": cost.decode_ms_interval[1], "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
@@ -80,7 +80,8 @@ def test_a_budget_is_refused_when_the_interval_says_so_and_borderline_inside_it(
 
 
 def test_a_borderline_model_says_so_and_is_not_exported():
-    fastest = min(predicted(model("tinystories-1m"), ZERO, each, 512).decode_ms for each in CPU_FORMATS)
+    smallest = next(one for one in recommended(ZERO, 512).candidates if one.model.id == "tinystories-1m")
+    fastest = min(verdict.predicted.decode_ms for verdict in smallest.verdicts)
     recommendation = recommended(ZERO, 512, decode_ms=0.99 * fastest)
     near = [candidate for candidate in recommendation.candidates if candidate.borderline]
     assert near and recommendation.candidates[0] == near[0] and not near[0].fits
