@@ -96,6 +96,8 @@ DIFFERENT = {
         tool_call::test_completion_without_tool_call_fast""",
     "a GBNF grammar is refused by name": "chat_completion::test_completion_with_grammar",
 }
+# One of its cases accepts any list, samples without a seed, and looks for a character that `[]` does not have.
+BY_CHANCE = {"chat_completion::test_completion_with_response_format"}
 
 
 def functions_of(report):
@@ -127,7 +129,7 @@ def test_llama_cpps_tests_of_its_server(decoder, tmp_path):
     functions = functions_of(report)
     assert len(functions) > 60
     expected = {name for names in DIFFERENT.values() for name in names.split()}
-    assert {name for name, cases in functions.items() if "failed" in cases} == expected
+    assert {name for name, cases in functions.items() if "failed" in cases} - BY_CHANCE == expected
 
 
 MESSAGES = [{"role": "system", "content": "you are a helpful assistant"}, {"role": "user", "content": "what is 1+1?"}]
