@@ -264,7 +264,7 @@ NOT_AS_VLLM = {
     "structured_outputs_choice_chat": "refused by name: a schema with an enum does the same",
     "empty_tool_choice": "{} is read as no choice",
     "beam_search": "refused by name",
-    "responses_streaming_logprobs": "/v1/chat/completions has log-probabilities, /v1/responses none",
+    "responses_streaming_logprobs": "refused: /v1/chat/completions has log-probabilities",
     "truncation": "refused by name: what is cut from a prompt is the client's choice",
 }
 

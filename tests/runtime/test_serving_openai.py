@@ -122,6 +122,8 @@ def test_a_call_that_is_cut_is_not_content(server):
     (CHAT, {"continue_final_message": True}, "continue_final_message"),
     (CHAT, {"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
+    (RESPONSES, {"top_logprobs": 3}, "top_logprobs"),
+    (RESPONSES, {"include": ["message.output_text.logprobs"]}, "include"),
     (RESPONSES, {"tools": [{"type": "web_search"}]}, "tools"),
     (RESPONSES, {"input": [{"type": "item_reference"}]}, "input"),
     (RESPONSES, {"tools": [{"type": "function", "name": "lamp"}], "tool_choice": {

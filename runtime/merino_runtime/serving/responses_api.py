@@ -19,6 +19,9 @@ PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 
 
 def response_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    if body.get("top_logprobs") or "message.output_text.logprobs" in fields.a_list(body, "include"):
+        raise RefusedError("this route has no log-probabilities: ask /v1/chat/completions for them, with logprobs.",
+                           param="top_logprobs" if body.get("top_logprobs") else "include")
     tools = [_tool(tool, index) for index, tool in enumerate(fields.a_list(body, "tools"))]
     form = fields.an_object(fields.an_object(body, "text"), "format")
     schema = {"type": "json_schema", "json_schema": form} if form.get("type") == "json_schema" else form
