@@ -173,7 +173,7 @@ def test_the_cost_model_counts_the_nodes_of_the_graph(axes, dialect, groups, tmp
     with_axis, plain = architecture(*axes), architecture()
     nodes = NODES[dialect] | (GROUPS_NODES if groups else {})
     here, there = (
-        node_count(arch, tmp_path / name, dialect, **({"precision": "int8"} if groups else {}))
+        node_count(arch, tmp_path / name, dialect, **({"precision": "int8", "kv": "fp32"} if groups else {}))
         for arch, name in ((with_axis, "axis"), (plain, "plain"))
     )
     counted = Counter(op.kind for op in with_axis.operators) - Counter(op.kind for op in plain.operators)

@@ -54,7 +54,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         content = json.loads(result.to_json())
         assert content["schema"] == 6
         assert set(content) == {
-            "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget",
+            "schema", "device", "backend", "architecture", "precision", "dialect", "kv", "prompt", "budget",
             "predicted", "loss_ratio", "entropy", "scoring", "training", "considered", "solver",
         }
         assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed", "members"}

@@ -305,7 +305,7 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     layer that reads another's cache (Gemma 3n) wants a later one still."""
     dialect, precision = kind
     given = source if kind == SCALED else source._replace(weights="random")  # rounded without GPTQ
-    exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
+    exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, kv="fp32"))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
     matrices = quantized(source, GraphFormat(precision, dialect, 48))
@@ -341,13 +341,14 @@ def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkey
     arch = small("llama", context=48)
     right, wrong = decoder(arch, 3), decoder(arch.model_copy(update={"rope_theta": 510.0}), 3)
     source = Source("lying", arch, wrong, "trained", "drawn", (), None)
+    request = ExportRequest(precision="int8", kv="fp32")
     with pytest.raises(MerinoError, match="graph with float activations differs from torch"):
-        export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
+        export(source, tmp_path / "bundle", request)
     assert not (tmp_path / "bundle").exists()
     monkeypatch.setattr(proving, "unrounded_error", lambda *_: 0.0)
-    export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
+    export(source, tmp_path / "bundle", request)
     monkeypatch.undo()
-    export(source._replace(model=right), tmp_path / "bundle", ExportRequest(precision="int8"))
+    export(source._replace(model=right), tmp_path / "bundle", request)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -109,7 +109,7 @@ def source(request, saved):
 @pytest.mark.parametrize(("dialect", "precision"), FORMATS)
 def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, tmp_path):
     """Each step against torch with the dequantized weights; activations are int8 in the graph, so not exactly."""
-    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, kv="fp32"))
     codes = {row.name: requantized(source, row, dialect) for row in done.matrices}
     model = dequantized_model(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
@@ -208,7 +208,7 @@ def test_int4_stores_groups_with_outliers_twice_and_loses_less(decoder, tmp_path
     for share in (0, 0.3, 1.0):  # by default less than the smallest group of so small a model
         monkeypatch.setattr(outliers, "MOST_BYTES", share)
         source = Source("llama", arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
-        made[share] = export(source, tmp_path / str(share), ExportRequest(precision="int4"))
+        made[share] = export(source, tmp_path / str(share), ExportRequest(precision="int4", kv="fp32"))
     plain, few, all_of_them = made.values()
     assert all_of_them.error < 0.75 * plain.error  # groups of 32 already keep most channels from the outliers
     assert plain.note == "" and few.note == all_of_them.note == outliers.TWICE
