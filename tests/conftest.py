@@ -85,8 +85,14 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.fspath in part]
 
 
+def pytest_sessionstart():
+    """Imports and 5,000 tests leave little to collect, and behind torch a search for cycles takes 0.3 s."""
+    gc.disable()
+
+
 def pytest_collection_finish():
-    """Leaves what is loaded out of each search for cycles: behind torch one takes 0.3 s, and many tests ask for it."""
+    """Leaves what is loaded out of each search for cycles: many tests ask for one."""
+    gc.enable()
     if hasattr(gc, "freeze"):  # not in Python 3.6
         gc.collect()
         gc.freeze()

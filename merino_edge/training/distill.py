@@ -93,7 +93,7 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
         )
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = loaded.model.to(device).eval()  # type: ignore[arg-type]
+    model = loaded.model.to(device).eval()
     # 2. Its logits, appended batch by batch to the rows that are there.
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

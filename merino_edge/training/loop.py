@@ -41,6 +41,8 @@ class CheckedTrainer(Trainer):
     `padding`: the id that fills a row after its last sample. `by_width`: whether learning rates depend on the widths.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, recipe: Recipe, padding: int, by_width: bool, **keys: Any):
         self.recipe, self.padding, self.by_width = recipe, padding, by_width
         self.sum_of_losses = torch.compile(weighted_loss) if recipe.compile else weighted_loss
@@ -109,7 +111,7 @@ class CheckedTrainer(Trainer):
         inputs, held_out = self._prepare_inputs(inputs), self.eval_dataset
         with torch.no_grad(), self.compute_loss_context_manager():
             total = self.compute_loss(model, inputs, num_items_in_batch=self.accelerator.num_processes)
-        return total * len(held_out) / (held_out.learned * len(inputs["labels"])), None, None  # type: ignore
+        return total * len(held_out) / (held_out.learned * len(inputs["labels"])), None, None
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

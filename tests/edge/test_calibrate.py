@@ -128,32 +128,33 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
 
 @pytest.fixture(scope="module")
 def tales(tmp_path_factory):
-    """Two files of what the embedded model writes, drawn with other random numbers."""
-    folder, bundle = tmp_path_factory.mktemp("tales"), load_bundle(str(FOLDER))
+    """A file of what the embedded model writes."""
+    return write_tales(tmp_path_factory.mktemp("tales") / "read.txt", 0)
+
+
+def write_tales(path, seed):
+    """Write four tales that the embedded model samples with this seed."""
+    bundle, random, texts = load_bundle(str(FOLDER)), np.random.default_rng(seed), []
     tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     backend = open_backend(bundle)
-    files = []
-    for name in ("read.txt", "held-out.txt"):
-        random, texts = np.random.default_rng(len(files)), []
-        for _ in range(4):
-            backend.truncate(0)
-            ids = [0]
-            while len(ids) < bundle.context:
-                logits = backend.step(ids[-1]).astype(np.float64)
-                chances = np.exp(logits - logits.max())
-                ids.append(int(random.choice(len(chances), p=chances / chances.sum())))
-            texts.append(tokenizer.decode(ids[1:]))
-        files.append(folder / name)
-        files[-1].write_text("<|endoftext|>".join(texts), "utf-8")
+    for _ in range(4):
+        backend.truncate(0)
+        ids = [0]
+        while len(ids) < bundle.context:
+            logits = backend.step(ids[-1]).astype(np.float64)
+            chances = np.exp(logits - logits.max())
+            ids.append(int(random.choice(len(chances), p=chances / chances.sum())))
+        texts.append(tokenizer.decode(ids[1:]))
+    path.write_text("<|endoftext|>".join(texts), "utf-8")
     backend.close()
-    return files
+    return path
 
 
 @pytest.mark.nightly
 def test_an_int4_export_loses_less_by_gptq_on_its_own_text_and_on_text_of_the_kind_that_is_read(tales, tmp_path):
-    read, held_out = tales
+    held_out = write_tales(tmp_path / "held-out.txt", 1)
     source, exact, losses = load_source(str(FOLDER)), mean_loss(FOLDER, held_out)[0], {}
-    exports = {"plain": (source._replace(weights="random"), None), "own text": (source, None), "text": (source, read)}
+    exports = {"plain": (source._replace(weights="random"), None), "own text": (source, None), "text": (source, tales)}
     for name, (weights, text) in exports.items():
         done = export(weights, tmp_path / name, ExportRequest(precision="int4", calibration=text))
         losses[name] = mean_loss(done.folder, held_out)[0] - exact
@@ -184,7 +185,7 @@ def test_each_quantized_graph_takes_the_rounding(dialect, precision, tales, tmp_
     """Its logits are compared with torch's for the same weights. Dialect `portable` has one scale for each row, the
     others one for each group of 32."""
     source = load_source(str(FOLDER))
-    request = ExportRequest(precision, dialect=dialect, calibration=tales[0])
+    request = ExportRequest(precision, dialect=dialect, calibration=tales)
     done = export(source, tmp_path / "bundle", request)
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
     plain = quantized(source, GraphFormat(precision, dialect, 512))
@@ -203,7 +204,7 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     write_in_blocks(path, "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     source = load_source(str(path))
     monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
-    done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales[0]))
+    done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales))
     assert done.calibrated == 0 and sum(exact for _, exact, _ in done.stored) == len(
         parts(quantized(source, GraphFormat("int4", "fused", 64)))
     )

@@ -55,12 +55,11 @@ def rows(backend, first, ids):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
-def test_all_logits(form, embedded, tmp_path, monkeypatch):
+def test_all_logits(form, embedded, embedded_bundles, tmp_path, monkeypatch):
     """Behind a filled cache and over several runs of the graph; `prefill` and `step` are as ever."""
     monkeypatch.setattr("merino_runtime.backends.onnx.PREFILL_CHUNK_IDS", 5)
-    default, every = (tmp_path / name for name in ("default", "all"))
-    export(embedded, default, ExportRequest(**form))
-    made = export(embedded, every, ExportRequest(**form, all_logits=True)).bundle
+    default = embedded_bundles[form["dialect"], form["precision"]]
+    made = export(embedded, tmp_path / "all", ExportRequest(**form, all_logits=True)).bundle
     assert returns_all_logits(made) and not returns_all_logits(load_bundle(str(default)))
     assert [need.name for need in made.backends] == ["onnxruntime"]
     with torch.no_grad():

@@ -6,8 +6,6 @@ The catalog is compared with what was published and with real transformers model
 
 import json
 import os
-import subprocess
-import sys
 
 import forked
 import pytest
@@ -112,9 +110,13 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "huggingf
 
 def exported(source, out, home, address="http://127.0.0.1:9", **variables):
     """(exit code, stdout, stderr)"""
+    return run(["export", source, "-o", out], "", out.parent, home, address, **variables)
+
+
+def run(words, program, folder, home, address, **variables):
+    """(exit code, stdout, stderr) of a command in the folder after the program, with the hub at the address."""
     variables = {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **variables}
-    environment = {**os.environ, **variables}
-    done = forked.run(["export", source, "-o", out], first=IMPORTED_ANEW, cwd=out.parent, env=environment)
+    done = forked.run(words, first=IMPORTED_ANEW + program, cwd=folder, env={**os.environ, **variables})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -151,13 +153,9 @@ def test_deploy_asks_the_hub_for_the_list_of_files_as_often_as_one_fetch(files, 
     lists = []
     for number, program in enumerate((FETCHED, DEPLOYED)):
         with hub({NAME: files}) as (address, requests):
-            variables = {"HF_HOME": str(tmp_path / f"home{number}"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
-            environment = {**os.environ, **variables, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-            done = subprocess.run(
-                [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment,
-                cwd=tmp_path,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
+            home, cache = tmp_path / f"home{number}", str(tmp_path / "cache")
+            code, _, err = run(["export", "--help"], program, tmp_path, home, address, XDG_CACHE_HOME=cache)
+            assert code == 0, err
             lists.append(sum("/api/models/" in path for _, path, _ in requests))
     assert lists[0] == lists[1] > 0
 
