@@ -104,7 +104,7 @@ def training_steps(hours: float, arch: "Geometry", *, batch: int, length: int, p
     from merino_edge.families.hugging_face import build_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = build_model(arch).to(device)  # type: ignore[arg-type]
+    model: Any = build_model(arch).to(device)
     ids = torch.randint(arch.vocab, (max(1, batch // parts), length), device=device)
     seconds = []
     for _ in range(1 + TIMED_STEPS):

@@ -49,7 +49,7 @@ def test_steps_at_one_rate_change_what_a_decoder_computes_by_as_much_at_every_wi
     """The coordinate check of muP (arXiv 2203.03466, appendix D.1), of the last layer's output and of the logits. With
     rates that do not follow the widths both grow with them."""
     for by_width in (True, False):
-        narrow, wide = (changed_by_steps(width, optimizer, rate, by_width) for width in (64, 256))
+        narrow, wide = (changed_by_steps(width, optimizer, rate, by_width) for width in (64, 512))
         grown = [one / other for one, other in zip(wide, narrow, strict=True)]
         assert all(1 / 1.5 < each < 1.5 if by_width else each > 1.5 for each in grown)
 
