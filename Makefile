@@ -49,7 +49,8 @@ demo-chat: models
 
 # Home Assistant's English templates are installed too. It goes on where it was stopped.
 house: .venv/ready
-	@examples/house/make.sh $(BIN)/python out/house
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r examples/house/requirements.txt
+	@$(BIN)/merino-edge job make examples/house -o out/house
 
 # Remakes what follows from the code, and serves on http://127.0.0.1:8000: the search of a browser needs a server. The
 # built site lies in out/site after `.venv/bin/python -m mkdocs build`.

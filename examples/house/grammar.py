@@ -1,29 +1,31 @@
-"""Templates as Home Assistant writes them, expanded at random.
+"""The phrases of the house: `phrases/*.txt`, `== HEAD` and then one a line; `#` begins a comment.
 
-`(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
-
-They stand in `phrases/*.txt`: `== HEAD`, then one a line. A line that begins with `#` is a comment.
+Templates have Home Assistant's form: `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
 """
 
+import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from merino_edge.jobs.templates import Node, parsed
+from merino_edge.jobs.templates import parsed, sentence, slots_of
+from merino_runtime.house.words import NUMBER_WORDS
 
 PHRASES = Path(__file__).parent / "phrases"
-
-RULE = re.compile(r"<([^>]*)>")
+TEENS = [*NUMBER_WORDS, "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+Slots = Mapping[str, str | Callable[[], str]]
 
 
 @cache
 def blocks(file: str) -> dict[str, tuple[str, ...]]:
     """The lines of a file of phrases by the head above them. ValueError for a head that stands twice."""
     by_head: dict[str, tuple[str, ...]] = {}
-    for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("\n== ")[1:]:
+    path = PHRASES / f"{file}.txt" if file != "refusals" else PHRASES.parent / "refusals.txt"
+    for block in path.read_text(encoding="utf-8").split("\n== ")[1:]:
         head, *lines = block.strip().splitlines()
         if head.strip() in by_head:
             raise ValueError(f"{file}.txt has == {head.strip()} twice")
@@ -31,46 +33,93 @@ def blocks(file: str) -> dict[str, tuple[str, ...]]:
     return by_head
 
 
-@cache
-def numbered(head: str) -> tuple[tuple[str, int], ...]:
-    """What is said and the number that it means, of a block of choices.txt."""
-    pairs = (line.split(" = ") for line in blocks("choices")[head])
-    return tuple((said, int(number)) for said, number in pairs)
+def pairs(file: str, head: str, apart: str = ": ") -> list[tuple[str, str]]:
+    """The lines of a block that have two parts."""
+    return [(first, second) for first, _, second in (line.partition(apart) for line in blocks(file)[head])]
 
 
 @cache
-def rules(split: str = "train") -> dict[str, str]:
+def english() -> dict[str, Any]:
+    """Home Assistant's own templates, of the package home-assistant-intents."""
+    import home_assistant_intents
+
+    path = Path(home_assistant_intents.__file__).parent / "data" / "en.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def rules(split: str) -> dict[str, str]:
     """What `<rule>` stands for; in a test some words are others."""
-    lines = [*blocks("rules")["rules"], *(blocks("rules")["held out"] if split == "test" else ())]
-    return {name: template for name, _, template in (line.partition(" = ") for line in lines)}
+    if split == "home assistant":
+        return {**english()["expansion_rules"], **dict(pairs("home_assistant", "rules", " = "))}
+    listed = dict(pairs("rules", "rules", " = "))
+    return {**listed, **dict(pairs("rules", "held out", " = "))} if split == "test" else listed
 
 
-def expand(
-    template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]
-) -> str:
-    """One sentence of a template. A slot is its text, or what makes it."""
-    parts: list[str] = []
-    spell(parsed(with_rules(template, rules)), rng, slots, parts)
-    return " ".join("".join(parts).split())
-
-
-def with_rules(template: str, rules: Mapping[str, str]) -> str:
-    """The template with each rule's own in its place, in brackets."""
+@cache
+def with_rules(template: str, split: str) -> str:
     while "<" in template:
-        template = RULE.sub(lambda rule: f"({rules[rule[1]]})", template)
+        template = re.sub("<([^>]*)>", lambda rule: f"({rules(split)[rule[1]]})", template)
     return template
 
 
-def spell(node: Node, rng: random.Random, slots: Mapping[str, Any], parts: list[str]) -> None:
-    kind, held = node
-    if kind == "text":
-        parts.append(held)
-    elif kind == "slot":
-        value = slots[held.partition(":")[0]]
-        parts.append(value if isinstance(value, str) else value())
-    elif kind == "one":
-        spell(rng.choice(held), rng, slots, parts)
-    else:
-        for inner in held if kind == "all" else rng.sample(held, len(held)):
-            parts.append("" if kind == "all" else " ")
-            spell(inner, rng, slots, parts)
+def expand(template: str, rng: random.Random, slots: Slots, split: str = "train") -> str:
+    return sentence(with_rules(template, split), rng, slots)[0]
+
+
+def weighted(lines: tuple[str, ...], rng: random.Random) -> str:
+    """One of the lines `WEIGHT TEXT`."""
+    pairs = [line.split(" ", 1) for line in lines]
+    return rng.choices([text for _, text in pairs], [float(weight) for weight, _ in pairs])[0]
+
+
+def number_words(number: int) -> str:
+    if number < 20:
+        return TEENS[number]
+    ones = f" {TEENS[number % 10]}" if number % 10 else ""
+    return TENS[number // 10] + ones if number < 100 else "one hundred" if number == 100 else str(number)
+
+
+def spelled(number: int, rng: random.Random) -> str:
+    return number_words(number) if rng.random() < 0.55 else str(number)
+
+
+@cache
+def value_heads() -> dict[str, tuple[dict[str, list[int]], tuple[str, ...]]]:
+    """By head of values.txt: the numbers of each name, and the lines."""
+    heads = {}
+    for head, lines in blocks("values").items():
+        name, _, drawn = head.partition(" ")
+        pairs = [pair.split("=") for pair in drawn.split("; ") if pair]
+        heads[name] = ({key: list(numbers(listed)) for key, listed in pairs}, lines)
+    return heads
+
+
+def numbers(listed: str) -> Iterator[int]:
+    """Of such as "3,10-50/5"."""
+    for part in listed.split(","):
+        first, _, rest = part.partition("-")
+        last, _, step = rest.partition("/")
+        yield from range(int(first), int(last or first) + 1, int(step or 1))
+
+
+def value(head: str, rng: random.Random) -> tuple[str, Any]:
+    """A value as said, and what it is."""
+    drawn, lines = value_heads()[head]
+    while True:
+        template, _, expression = weighted(lines, rng).rpartition(" = ")
+        template = with_rules(template, "train")
+        known: dict[str, Any] = {name: rng.choice(listed) for name, listed in drawn.items()}
+        slots: dict[str, str] = {}
+        for slot in sorted(slots_of(parsed(template))):
+            name, _, form = slot.partition(":")
+            if name in value_heads():
+                slots[slot], known[name] = value(name, rng)
+                continue
+            number = known["h"] % 12 + 1 if name == "h+" else known[name]
+            slots[slot] = {"d": str(number), "w": number_words(number), "2": f"{number:02}"}.get(
+                form, spelled(number, rng))  # fmt: skip
+        result = eval(expression, {}, known)
+        if result is not None:
+            return sentence(template, rng, slots)[0], result

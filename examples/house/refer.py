@@ -1,299 +1,81 @@
-"""How a speaker refers to devices of a house, and which targets that means. Ambiguous references are not made."""
+"""How a speaker refers to devices of a house, and which targets that means. Ambiguous references are not made.
+
+The words that name devices carry a mark in front, so that they are found in the sentence whatever happens to it.
+"""
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
-from grammar import blocks
-from houses import HEADS, SPLITS, known, words
+from grammar import blocks, expand, pairs, weighted
+from items import SPLITS, WEIGHTS, known, words
 
 from merino_runtime.house.house import EVERYWHERE, MOST_TARGETS, Device, House
 
-# Words for any device of a domain, in the singular and the plural.
-GENERIC: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "light": (("light",), ("lights", "lights", "lights", "lighting")), "switch": (("switch",), ("switches",)),
-    "fan": (("fan",), ("fans",)),
-    "cover": ((), ("blinds", "shades", "curtains", "shutters", "window blinds", "covers")),
-    "lock": (("door", "lock"), ("doors", "locks", "door locks")),
-    "climate": (("heating", "heat", "thermostat"), ("thermostats",)),
-    "vacuum": (
-        ("vacuum", "robot", "vacuum cleaner", "hoover", "robot vacuum", "cleaner", "vacuum robot", "cleaning robot"),
-        ("vacuums", "robots"),
-    ),
-    **dict.fromkeys(("media_player", "scene", "script", "todo"), ((), ())),
+MARKS = "\ue000\ue001\ue002"  # of the commands of a sentence
+MARK = MARKS[0]
+BARE = {"upstairs", "downstairs"}
+ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
+CORE = set("light lights fan fans door doors lock locks switch switches heating one maker".split())  # noqa: SIM905
+NO_WINDOW = {"door", "gate", "skylight", "awning", "canopy"}
+COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
+ONLY = {  # which devices a family may be said of
+    "window": lambda spoken: not NO_WINDOW & spoken, "awning": lambda spoken: {"awning", "canopy"} & spoken,
+    "heat": lambda spoken: not COOLING & spoken,
 }  # fmt: skip
 
-CORE = {
-    "light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one",
-    "maker",
-}
-COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
-AWNINGS = {"awning", "canopy"}
-NO_WINDOW = {"door", "gate", "skylight"} | AWNINGS
-ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
-BARE = {"upstairs", "downstairs"}
-SAME_AREA = (
-    ("living room", "lounge", "sitting room"), ("hallway", "hall", "corridor"), ("office", "study"), ("toilet", "loo"),
-    ("kids room", "children's room"), ("backyard", "yard"),
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Reference:
-    """`said`: its noun; `place`: where, said behind the verb or the noun; `area`: the group's, of the house ''."""
+class Reference(NamedTuple):
+    """`noun` with an article before it and where behind it. `area`: of a group, "" for the house, None for devices."""
 
     targets: tuple[str, ...]
     article: str
-    said: str
+    noun: str
     place: str = ""
     plural: bool = False
     area: str | None = None
 
     @property
-    def noun(self) -> str:
-        return f"{self.article} {self.said}".strip()
-
-    @property
     def whole(self) -> str:
-        return f"{self.noun} {self.place}".strip()
+        return f"{self.article} {self.noun} {self.place}".strip()
+
+
+def marked(text: str) -> str:
+    return " ".join(MARK + word for word in text.split())
 
 
 @cache
-def listed_names() -> frozenset[str]:
-    return frozenset(name for split in SPLITS for listed in ("areas", *HEADS) for name in words(listed, split))
+def opaque(name: str) -> bool:
+    """Whether the last word is no listed name's: such a name is as a person's, without an article or with."""
+    return name.split()[-1] not in listed_ends()
 
 
 @cache
-def ends() -> frozenset[str]:
-    """Last words of names with a meaning: a name that ends otherwise is as a person's, without an article or with."""
+def listed_ends() -> frozenset[str]:
+    names = [name for split in SPLITS for listed in ("areas", *WEIGHTS) for name in words(listed, split)]
     return frozenset(
-        [name.split()[-1] for name in listed_names()] + [word.split()[-1] for heads in HEADS.values() for word in heads]
+        name.split()[-1] for name in [*names, *(head for each in WEIGHTS for head in words(f"{each} heads"))]
     )
 
 
-def opaque(name: str) -> bool:
-    return name.split()[-1] not in ends()
-
-
-def article(name: str, rng: random.Random) -> str:
-    if "'s " in name:
+def with_article(name: str, rng: random.Random, article: str = "") -> str:
+    """The article of a name: a given one, or any."""
+    robots = words("robots") + words("robots", "test")
+    if "'s " in name or (opaque(name) or name in robots) and rng.random() < 0.6:
         return ""
-    if name in words("robots", "train") + words("robots", "test") or opaque(name):
-        return rng.choice(("", "", "the"))
-    return rng.choice(("the", "the", "the", "the", "the", "the", "my", "our")) if rng.random() < 0.9 else "that"
+    return article or expand("<the>", rng, {})
 
 
-def area_words(area: str, rng: random.Random, house: House) -> str:
-    """An area as said: rarely by another word for it."""
-    if rng.random() < 0.06:
-        named = [*house.areas, *(device.name for device in house.devices)]
-        for same in SAME_AREA:
-            others = [other for other in same if other != area]
-            if area in same and not any(other in name for other in others for name in named):
-                return rng.choice(others)
-    return area
+def the_area(area: str, rng: random.Random) -> str:
+    return area if area in BARE else f"{with_article(area, rng)} {area}".strip()
 
 
-def the_area(area: str, rng: random.Random, said: str | None = None) -> str:
-    said = said or area
-    if "'s " in said or area in BARE or opaque(area) and rng.random() < 0.5:
-        return said
-    return f"{rng.choice(('the', 'the', 'the', 'the', 'the', 'the', 'my', 'our'))} {said}"
-
-
-def in_area(area: str, rng: random.Random, said: str | None = None) -> str:
+def in_area(area: str, rng: random.Random) -> str:
     if area in BARE:
         return area
-    preposition = "on" if area in ON else rng.choice(("in", "in", "in", "in", "in", "in", "in", "inside", "at"))
-    return f"{preposition} {the_area(area, rng, said)}"
-
-
-def cooling(device: Device) -> bool:
-    return bool(COOLING & set(device.name.split()))
-
-
-def heats(device: Device) -> bool:
-    return not cooling(device)
-
-
-def awning(device: Device) -> bool:
-    return bool(AWNINGS & set(device.name.split()))
-
-
-def window(device: Device) -> bool:
-    return not NO_WINDOW & set(device.name.split())
-
-
-@cache
-def called(name: str, domain: str) -> tuple[str, ...]:
-    """What else a device may be called than its name: a part of it, or its kind. The name stands first."""
-    parts = name.split()
-    names = [name]
-    for start in range(1, len(parts)):
-        tail = parts[start:]
-        tells = not tail[0].isdigit() and tail[-1] not in ("one", "strip", "maker", "machine", "room")
-        if tail[0] not in CORE and (tells or len(tail) > 1):
-            names.append(" ".join(tail))
-    names += known(name, domain).single
-    owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
-    if owner:
-        names += [f"{' '.join(parts[:owner])} {kind}" for kind in known(name, domain).single]
-    if domain == "light" and opaque(name):
-        names += [f"{name} light", f"{name} lamp"]
-    if domain == "media_player" and opaque(name):
-        names.append(f"{name} speaker")
-    return tuple(dict.fromkeys([name, *[part for part in names if part not in CORE]]))
-
-
-def meant(said: str, house: House, area: str | None = None) -> list[Device]:
-    """The devices that a name may mean: in an area; without one, here if there are some, else in the house. Who has
-    exactly this name goes before who is only called so."""
-    local = [each for each in house.devices if each.area == (area or house.here)]
-    for pool in [local] if area else [local, list(house.devices)]:
-        exact = [each for each in pool if each.name == said]
-        loose = [each for each in pool if said in called(each.name, each.domain)]
-        if loose:
-            return exact if exact else loose
-    return []
-
-
-def by_name(house: House, device: Device, rng: random.Random) -> Reference | None:
-    how = rng.random()
-    said = device.name if how < 0.62 else rng.choice(called(device.name, device.domain))
-    where = ""
-    area_in_name = device.area in device.name
-    if how > 0.84 or 0.5 < how < 0.6:
-        if area_in_name or "'s " in said and rng.random() < 0.7:
-            return None
-        spoken = area_words(device.area, rng, house)
-        if rng.random() < 0.45 and "'s " not in said and not opaque(device.name):
-            # "the office desk lamp"
-            named = any(each.name == f"{spoken} {said}" for each in house.devices)
-            if named or meant(said, house, device.area) != [device]:
-                return None
-            det = "" if "'s " in spoken else rng.choice(("the", "the", "my"))
-            return Reference((house.label(device),), det, f"{spoken} {said}", plural=plural(said))
-        where = in_area(device.area, rng, spoken)
-    if meant(said, house, device.area if where else None) != [device]:
-        return None
-    if not where and any(each.name == said for each in house.devices if each.name != device.name):
-        return None
-    return Reference((house.label(device),), article(said, rng), said, where, plural(said))
-
-
-def plural(said: str) -> bool:
-    last = said.split()[-1]
-    return last.endswith("s") and last not in ("christmas", "sonos", "wireless", "glass") and not opaque(last)
-
-
-def one_of(house: House, device: Device) -> Reference | None:
-    """'the bedside one', 'the left one'."""
-    first, _, rest = device.name.partition(" ")
-    if device.domain != "light" or not rest or "'s" in device.name or len(rest.split()) > 1 or first in house.areas:
-        return None
-    if any(first in each.name.split() for each in house.devices if each != device):
-        return None
-    return Reference((house.label(device),), "the", f"{first} one")
-
-
-def here_target(house: House, domain: str) -> str:
-    """What a word for all of a domain means where no area is said."""
-    fit = [each for each in house.devices if each.domain == domain]
-    if any(each.area == house.here for each in fit):
-        return f"{house.here}/{domain}"
-    return house.label(fit[0]) if len(fit) == 1 else f"{EVERYWHERE}/{domain}"
-
-
-def generic_word(house: House, domain: str, devices: Sequence[Device], rng: random.Random) -> tuple[str, bool] | None:
-    """A word that means all these devices and none else, and whether it is a plural."""
-    singles, plurals = GENERIC[domain]
-    single, many = list(singles), list(plurals)
-    if domain == "light" and not any({"lamp", "lamps", "bulb"} & set(each.name.split()) for each in house.devices):
-        single, many = [*single, *single, "lamp"], [*many, "lamps", "bulbs"]
-    if domain == "switch" and not any({"plug", "socket", "outlet"} & set(each.name.split()) for each in house.devices):
-        many = [*many, "plugs", "sockets", "outlets", "appliances"]
-    if domain == "cover":
-        called_so = [(*known(each.name, "cover").plural, "covers") for each in devices if not opaque(each.name)]
-        many = [word for word in many if all(map(window, devices)) and all(word in words for words in called_so)]
-    if domain == "climate":
-        if any(cooling(each) for each in devices):
-            return None
-        spoken = [word for each in house.devices for word in each.name.split()]
-        single = [word for word in single if word not in spoken] + (["heating"] if "heater" not in spoken else [])
-        many = ["radiators"] if all("radiator" in each.name for each in devices) and len(devices) > 1 else []
-    if domain == "lock" and any("door" in each.name for each in house.devices if each.domain != "lock"):
-        many, single = ["locks", "door locks"], ["lock"]
-    if domain not in ("light", "climate", "vacuum") and len(devices) > 1 or domain == "vacuum" and len(devices) > 1:
-        single = []
-    if len(devices) == 1 and domain not in ("light", "cover"):
-        many = many[:1] if rng.random() < 0.15 else []
-    names = {each.name for each in house.devices}
-    words_and_plural = [*((word, False) for word in single), *((word, True) for word in many)]
-    choices = [choice for choice in words_and_plural if choice[0] not in names]
-    if domain == "light":
-        choices = [choice for choice in choices if choice[1] or len(devices) == 1 or rng.random() < 0.5]
-    return rng.choice(choices) if choices else None
-
-
-def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Reference | None:
-    """A group by a word for its domain: `g` what is here, `a` in an area, `h` in the house."""
-    fit = [each for each in house.devices if each.domain == domain]
-    if mode == "g":
-        return of_all_here(house, domain, fit, rng)
-    if mode == "a" and house.floors and rng.random() < 0.35:
-        return of_all_on_floor(house, domain, rng)
-    return of_all_in_area(house, domain, fit, rng) if mode == "a" else of_all_in_house(house, domain, fit, rng)
-
-
-def of_all_here(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
-    target = here_target(house, domain)
-    meant = house.resolve(target)
-    has_here = any(each.area == house.here for each in fit)
-    word = generic_word(house, domain, sorted(meant, key=str), rng)
-    if not word:
-        return None
-    noun, many = word
-    places = "", "", "", "in here", "here", "in this room", "in the room", "around here"
-    place = rng.choice(places) if has_here else ""
-    det = "the" if rng.random() < 0.85 or many is False else rng.choice(("", "all the", "all")) if place else ""
-    if len(meant) == 2 and noun == "lights" and has_here and rng.random() < 0.08:
-        det = "both"
-    return Reference((target,), det, noun, place, many, house.here if has_here else "")
-
-
-def of_all_in_area(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
-    area = rng.choice([each.area for each in fit])
-    word = generic_word(house, domain, [each for each in fit if each.area == area], rng)
-    if not word:
-        return None
-    noun, many = word
-    spoken, det = area_words(area, rng, house), "the"
-    if many and rng.random() >= 0.75:
-        det = rng.choice(("all the", "all of the", "every", "all", "each", ""))
-    if det in ("every", "each"):
-        if domain != "light":
-            return None
-        noun, many = "light", False
-    if rng.random() >= 0.5:
-        return Reference((f"{area}/{domain}",), det, noun, in_area(area, rng, spoken), many, area)
-    if any(each.name in (f"{spoken} {noun}", f"{spoken} {noun}s") for each in house.devices):
-        return None
-    if "'s " in spoken:
-        det = det.replace("the", "").replace("all of", "all").strip()
-    return Reference((f"{area}/{domain}",), det, f"{spoken} {noun}", "", many, area)
-
-
-def of_all_on_floor(house: House, domain: str, rng: random.Random) -> Reference | None:
-    floor, areas = rng.choice(house.floors)
-    devices = [each for each in house.devices if each.domain == domain and each.area in areas]
-    word = generic_word(house, domain, devices, rng) if devices and floor not in house.areas else None
-    if not word:
-        return None
-    det = rng.choice(("the", "the", "all the", "all", "all of the", "")) if word[1] else "the"
-    if rng.random() < 0.2:
-        return Reference((f"{floor}/{domain}",), det, f"{floor} {word[0]}", "", word[1], floor)
-    return Reference((f"{floor}/{domain}",), det, word[0], on_floor(floor), word[1], floor)
+    preposition = "on" if area in ON else rng.choice(("in", "in", "in", "in", "in", "in", "inside", "at"))
+    return f"{preposition} {the_area(area, rng)}"
 
 
 def on_floor(floor: str) -> str:
@@ -302,111 +84,219 @@ def on_floor(floor: str) -> str:
     return f"{'on' if 'floor' in floor else 'in'} the {floor}{' floor' if len(floor) < 7 and floor != 'cellar' else ''}"
 
 
-def of_all_in_house(house: House, domain: str, fit: list[Device], rng: random.Random) -> Reference | None:
-    word = generic_word(house, domain, fit, rng)
-    if not word or not word[1] and domain != "light" or len(fit) < 2:
-        return None
-    place = rng.choice(blocks("choices")["in the house"])
-    det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
-    if det.startswith("every"):
-        if domain not in ("light", "fan"):
-            return None
-        noun, many = domain, False
-    if noun == "lighting":
-        noun = "lights"
-    if noun == "lights" and rng.random() < 0.1:
-        noun = rng.choice(("interior lights", "indoor lights", "house lights", "lights inside"))
-    if rng.random() < 0.5:
-        place = rng.choice(blocks("choices")["all of it"])
-    elif many:
-        det = "the"
-    return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")
+def area_words(area: str, rng: random.Random, house: House) -> str:
+    """An area as said: rarely by another word for it."""
+    same = [row.split(", ") for row in blocks("references")["same area"] if area in row.split(", ")]
+    others = [
+        other for row in same for other in row if not any(other in f"{each.area} {each.name}" for each in house.devices)
+    ]
+    return rng.choice(others) if others and rng.random() < 0.06 else area
 
 
-def of_kind(house: House, domain: str, rng: random.Random) -> Reference | None:
-    """'the lamps in the bedroom': two or three by name, or their group if there are no others."""
-    devices = [each for each in house.devices if each.domain == domain]
-    first = rng.choice(devices)
-    kinds = known(first.name, domain)
-    if not kinds.plural:
-        return None
-    word = kinds.plural[0]
-    local = [each for each in devices if each.area == first.area]
-    same = [each for each in local if known(each.name, domain) == kinds]
-    if len(same) < 2 or len(same) > MOST_TARGETS:
-        return None
-    targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(map(house.label, same))
-    said_area = first.area != house.here or rng.random() < 0.5
-    place = in_area(first.area, rng) if said_area else rng.choice(("", "in here", "here"))
-    if any(each.name == word for each in house.devices):
-        return None
-    return Reference(targets, "both" if len(same) == 2 and rng.random() < 0.3 else "the", word, place, True)
+@cache
+def called(name: str, domain: str) -> tuple[str, ...]:
+    """What else a device may be called than its name: a part of it, or its kind. The name stands first."""
+    parts, kinds = name.split(), known(name, domain)[0]
+    names = [name]
+    for tail in (parts[start:] for start in range(1, len(parts))):
+        tells = not tail[0].isdigit() and tail[-1] not in ("one", "strip", "maker", "machine", "room")
+        if tail[0] not in CORE and (tells or len(tail) > 1):
+            names.append(" ".join(tail))
+    owner = " ".join(parts[: next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)])
+    names += [*kinds, *(f"{owner} {kind}" for kind in kinds if owner)]
+    if opaque(name):
+        names += [
+            f"{name} {kind}" for kind in {"light": ("light", "lamp"), "media_player": ("speaker",)}.get(domain, ())
+        ]
+    return tuple(dict.fromkeys([name, *(part for part in names if part not in CORE)]))
 
 
-def refer(house: House, domains: Sequence[str], mode: str, rng: random.Random) -> Reference | None:
-    """A reference to devices of these domains; None where the house has none, or what was tried is ambiguous."""
-    if mode == "m":
-        return several(house, domains, rng)
-    devices = [each for each in house.devices if each.domain in domains]
-    if not devices:
-        return None
+def meant(said: str, house: House, area: str | None = None) -> list[Device]:
+    """The devices that a name may mean: in an area; without one, here if there are some, else in the house. Who has
+    exactly this name goes before who is only called so."""
+    local = [each for each in house.devices if each.area == (area or house.here)]
+    for pool in [local] if area else [local, list(house.devices)]:
+        loose = [each for each in pool if said in called(each.name, each.domain)]
+        if loose:
+            return [each for each in pool if each.name == said] or loose
+    return []
+
+
+def here_target(house: House, domain: str) -> str:
+    """What a word for all of a domain means if no area is said."""
+    fit = [each for each in house.devices if each.domain == domain]
+    if any(each.area == house.here for each in fit):
+        return f"{house.here}/{domain}"
+    return house.label(fit[0]) if len(fit) == 1 else f"{EVERYWHERE}/{domain}"
+
+
+def domain_words(house: House, domain: str, devices: Sequence[Device]) -> tuple[list[str], list[str]]:
+    """Words that mean all these devices and none else, in the singular and the plural."""
+    single: list[str] = []
+    many: list[str] = []
+    names = {each.name for each in house.devices}
+    for head, words_listed in pairs("references", "words"):
+        own, _, unless = head.partition(" unless ")
+        # With "!" only words of other domains' names forbid them.
+        spoken = {
+            word for each in house.devices if "!" not in unless or each.domain != domain for word in each.name.split()
+        }
+        if own == domain and not spoken & set(unless.rstrip("!").split()):
+            ones, several = words_listed.split("/")
+            single += [word.strip() for word in ones.split(",") if word.strip() not in (*names, "")]
+            many += [word.strip() for word in several.split(",") if word.strip() not in (*names, "")]
+    if domain == "cover":
+        kinds = [{*known(each.name, domain)[1], "covers"} for each in devices if not opaque(each.name)]
+        fit = all(ONLY["window"](set(each.name.split())) for each in devices)
+        many = [word for word in many if fit and all(word in each for each in kinds)]
+    if domain == "climate":
+        many = [word for word in many if len(devices) > 1 and all(word[:-1] in each.name for each in devices)]
+        single = [] if any(COOLING & set(each.name.split()) for each in devices) else single
+    if len(devices) > 1 and domain not in ("light", "climate"):
+        single = []
+    return single, many[:1] if len(devices) == 1 and domain not in ("light", "cover") else many
+
+
+def refer(
+    house: House, domains: Sequence[str], mode: str, rng: random.Random, chosen: Device | None = None
+) -> Reference | None:
+    """A reference to devices of these domains, or to a chosen one; None if the house has none, or what was tried is
+    ambiguous. Modes are those of `commands.txt`."""
+    devices = [chosen] if chosen else [each for each in house.devices if each.domain in domains]
+    if not devices or mode == "m":
+        return several(house, domains, rng) if devices else None
     device = rng.choice(devices)
     if mode == "n":
-        how = rng.random()
-        reference = one_of(house, device) if how < 0.06 else of_kind(house, device.domain, rng) if how < 0.16 else None
-        reference = reference or by_name(house, device, rng)
+        made = (to_device(house, device, rng) for _ in range(3))
+        return next((reference for reference in made if reference), None)
+    if mode == "a" and house.floors and not chosen and rng.random() < 0.35:
+        mode = "f"
+    return to_group(house, device, mode, rng) or to_group(house, device, mode, rng)
+
+
+def form_of(mode: str, rng: random.Random) -> list[str]:
+    """A form of references.txt: article, noun and place."""
+    return f"{weighted(blocks('references')[mode], rng)} ".split(" | ")
+
+
+def to_device(house: House, device: Device, rng: random.Random) -> Reference | None:
+    article, noun, place = form_of("n", rng)
+    first, _, rest = device.name.partition(" ")
+    area, targets = area_words(device.area, rng, house) if device.area else "", (house.label(device),)
+    plural = device.name.endswith("s") and not opaque(device.name) and not device.name.endswith(("christmas", "sonos"))
+    if "{kinds}" in noun:
+        kinds = known(device.name, device.domain)
+        local = [each for each in house.devices if (each.domain, each.area) == (device.domain, device.area)]
+        same = [each for each in local if known(each.name, each.domain) == kinds]
+        here = "{in}" in place or device.area == house.here
+        if not kinds[1] or not 2 <= len(same) <= (2 if "both" in article else MOST_TARGETS) or not here or not area:
+            return None
+        targets = (f"{device.area}/{device.domain}",) if len(same) == len(local) else tuple(map(house.label, same))
+        said, plural = kinds[1][0], True
+        if any(each.name == said for each in house.devices):
+            return None
+    elif "{first}" in noun:
+        if device.domain != "light" or len(rest.split()) != 1 or "'s" in first or first in house.areas or any(
+            first in each.name.split() for each in house.devices if each != device
+        ):  # fmt: skip
+            return None
+        said = ""
     else:
-        reference = of_all(house, device.domain, mode, rng)
-    return reference
+        said = device.name if "{name}" in noun else rng.choice(called(device.name, device.domain))
+        placed = "{in}" in place or "{area}" in noun
+        if placed and (not area or device.area in device.name or "'s " in said or "{area}" in noun and opaque(said)):
+            return None
+        longer = any(each.name == f"{area} {said}" for each in house.devices if each != device)
+        if longer or meant(said, house, device.area if placed else None) != [device]:
+            return None
+    slots = {
+        "name": said,
+        "called": said,
+        "first": first,
+        "area": area,
+        "kinds": said,
+        "in": in_area(area, rng) if area else "",
+    }
+    noun, place = expand(noun, rng, slots), expand(place, rng, slots)
+    return Reference(targets, with_article(noun, rng, expand(article, rng, {})), marked(noun), marked(place), plural)
+
+
+def to_group(house: House, device: Device, mode: str, rng: random.Random) -> Reference | None:
+    """Devices of a domain by a word for it: `g` what is here, `a` in an area, `f` on a floor, `h` in the house."""
+    domain, floor = device.domain, rng.choice(house.floors or (("", ()),))
+    place = {"g": here_target(house, domain), "a": f"{device.area}/{domain}", "f": f"{floor[0]}/{domain}"}
+    target = place.get(mode, f"{EVERYWHERE}/{domain}")
+    group = sorted(house.resolve(target), key=str)
+    local = any(each.domain == domain and each.area == house.here for each in house.devices)
+    if not group or mode == "a" and not device.area or mode == "h" and len(group) < 2 or floor[0] in house.areas:
+        return None
+    single, many = domain_words(house, domain, group)
+    article, noun, where = form_of(mode, rng)
+    is_light = domain == "light"
+    if (
+        mode == "g"
+        and not local
+        and where.strip()
+        or not is_light
+        and ("light" in noun or "{domain}" in noun and domain != "fan")
+    ):
+        return None
+    if noun == "both" and len(group) != 2:
+        return None
+    single = [word for word in single if not is_light or len(group) == 1 or rng.random() < 0.5] if mode != "h" else []
+    word = rng.choice([*single, *many]) if single or many else ""
+    if not word or "{plural}" in noun and not many:
+        return None
+    several = rng.choice(many) if many else ""
+    spoken = area_words(device.area, rng, house)
+    slots = {
+        "word": word, "plural": several, "area": spoken, "domain": domain, "floor": floor[0], "on": on_floor(floor[0]),
+        "in": lambda: in_area(spoken, rng),
+    }  # fmt: skip
+    is_plural = "{plural}" in noun or "lights" in noun or "{word}" in noun and word in many
+    noun = expand(noun, rng, slots)
+    if any(each.name in (noun, f"{noun}s") for each in house.devices) and mode in "a":
+        return None
+    article = "" if "'s " in noun and "all" not in article else expand(article, rng, {})
+    area = {"g": house.here if local else "", "a": device.area, "f": floor[0], "h": ""}[mode]
+    return Reference((target,), article, marked(noun), marked(expand(where, rng, slots)), is_plural, area)
 
 
 def several(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
-    """Two or three at once, in the order in which they are said."""
-    if rng.random() < 0.35:
-        return areas_of_one(house, domains, rng)
+    """Two or three at once, in their order: "the kitchen and bedroom lights", or each by itself."""
     wanted = rng.choice((2, 2, 2, 3))
+    if rng.random() < 0.35:
+        domain = rng.choice(sorted({each.domain for each in house.devices} & set(domains)))
+        areas = list(dict.fromkeys(each.area for each in house.devices if each.domain == domain and each.area))
+        chosen = rng.sample(areas, min(len(areas), wanted))
+        many = domain_words(
+            house, domain, [each for each in house.devices if each.domain == domain and each.area in chosen]
+        )[1]
+        if len(chosen) < 2 or not many:
+            return None
+        targets, word = tuple(f"{area}/{domain}" for area in chosen), rng.choice(many)
+        if rng.random() < 0.5:
+            return Reference(
+                targets, with_article(chosen[0], rng, "the"), marked(f"{listed(chosen, rng)} {word}"), "", True
+            )
+        return Reference(
+            targets, "the", marked(word), marked(f"in {listed([the_area(area, rng) for area in chosen], rng)}"), True
+        )
     parts: list[Reference] = []
     seen: set[Device] = set()
     for _ in range(10):
         part = refer(house, domains, rng.choice("nnna"), rng)
-        if part is None:
-            continue
-        devices = frozenset().union(*(house.resolve(target) for target in part.targets))
-        if devices & seen or part.area == "":
-            continue
-        seen |= devices
-        parts.append(part)
+        devices = {device for target in part.targets for device in house.resolve(target)} if part else seen
+        # A place behind the last would be heard as the place of all.
+        if part and devices and not devices & seen and (len(parts) < wanted - 1 or not part.place):
+            seen |= devices
+            parts.append(part)
         if len(parts) == wanted:
-            break
-    if len(parts) < 2 or any(part.place for part in parts[:-1]) and rng.random() < 0.7:
-        return None
-    # A place behind the last would be heard as the place of all.
-    if parts[-1].place:
-        parts[-1] = replace(parts[-1], place="") if parts[-1].area is None else parts[-1]
-        named = [each for each in house.devices if house.label(each) == parts[-1].targets[0]]
-        if parts[-1].place or meant(parts[-1].said, house) != named:
-            return None
+            targets = tuple(target for part in parts for target in part.targets)
+            return Reference(targets, "", listed([part.whole for part in parts], rng), "", True)
+    return None
+
+
+def listed(names: list[str], rng: random.Random) -> str:
     joint = rng.choice((" and ", " and ", " and ", " and ", " plus ", " as well as ", " and also "))
-    first = (", " if rng.random() < 0.4 else " and ").join(part.whole for part in parts[:-1])
-    said = f"{first}{joint}{parts[-1].whole}"
-    return Reference(tuple(target for part in parts for target in part.targets), "", said, plural=True)
-
-
-def areas_of_one(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
-    """'the kitchen and bedroom lights'."""
-    present = {device.domain for device in house.devices}
-    domain = rng.choice([domain for domain in domains if domain in present] or ["light"])
-    areas = list(dict.fromkeys(each.area for each in house.devices if each.domain == domain))
-    if len(areas) < 2:
-        return None
-    chosen = rng.sample(areas, min(len(areas), rng.choice((2, 2, 3))))
-    devices = [each for each in house.devices if each.domain == domain and each.area in chosen]
-    word = generic_word(house, domain, devices, rng)
-    if not word or not word[1]:
-        return None
-    targets = tuple(f"{area}/{domain}" for area in chosen)
-    if rng.random() < 0.5:
-        listed = " and ".join([", ".join(chosen[:-1]), chosen[-1]]) if rng.random() < 0.6 else " and ".join(chosen)
-        return Reference(targets, "" if "'s " in chosen[0] else "the", f"{listed} {word[0]}", plural=True)
-    listed = " and ".join([", ".join(the_area(area, rng) for area in chosen[:-1]), the_area(chosen[-1], rng)])
-    return Reference(targets, "the", word[0], f"in {listed}", True)
+    return (", " if rng.random() < 0.4 else " and ").join(names[:-1]) + joint + names[-1]

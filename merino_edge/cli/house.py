@@ -30,12 +30,13 @@ def house(
     from merino_runtime.api import open_model
 
     home, folder = read_house(devices), model_folder(bundle)
-    from merino_runtime.house.answer import answer
+    from merino_runtime.house.answer import answer, threshold
 
+    limit = threshold(str(folder))
     with open_model(str(folder), say=say) as model:
         for sentence in sentences:
             start = time.perf_counter()
-            given: Any = answer(model, home, sentence)
+            given: Any = answer(model, home, sentence, limit)
             for call in given.calls:
                 put(json.dumps(call.openai(), ensure_ascii=False))
             if not given.calls:
@@ -100,10 +101,12 @@ def run_service(
     import_extra("wyoming")
     url, token = access(home_assistant, token_file)
     folder = model_folder(bundle)
-    from merino_runtime.house.answer import answer
+    from merino_runtime.house.answer import answer, threshold
 
+    limit = threshold(str(folder))
     with open_model(str(folder), say=say) as model:
-        agent = Agent(lambda house, sentence: answer(model, house, sentence), HomeAssistant(url, token, say), language)
+        home = HomeAssistant(url, token, say)
+        agent = Agent(lambda house, sentence: answer(model, house, sentence, limit), home, language)
         asyncio.run(serve(uri, agent, say))
 
 

@@ -5,7 +5,9 @@ two lamps of the same name are told apart. A command for later becomes a timer, 
 """
 
 import datetime
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from merino_runtime.house.house import TOOLS, Call, Device, House
@@ -15,51 +17,7 @@ STEP_PERCENT, STEP_DEGREES = 20, 1  # of brighten and dim, warmer and cooler
 KELVIN = {"warm white": 2700, "cold white": 6500}
 MOST_NAMED = 3  # devices that are spoken by name
 REFUSED = "Sorry, I can't do that."
-# By tool: (intent, the slot of each value, what is said, what is asked before).
-INTENTS: dict[str, tuple[str, dict[str, str], str, str]] = {
-    "turn_on": ("HassTurnOn", {}, "Turned on {}", "turn on {}"),
-    "turn_off": ("HassTurnOff", {}, "Turned off {}", "turn off {}"),
-    "set_brightness": ("HassLightSet", {"percent": "brightness"}, "Set {} to {value} percent",
-                       "set {} to {value} percent"),
-    "brighten": ("HassLightSet", {}, "Made {} brighter", "make {} brighter"),
-    "dim": ("HassLightSet", {}, "Dimmed {}", "dim {}"),
-    "set_color": ("HassLightSet", {"color": "color"}, "Set {} to {value}", "set {} to {value}"),
-    "open": ("HassTurnOn", {}, "Opening {}", "open {}"),
-    "close": ("HassTurnOff", {}, "Closing {}", "close {}"),
-    "set_position": ("HassSetPosition", {"percent": "position"}, "Setting {} to {value} percent",
-                     "set {} to {value} percent"),
-    "lock": ("HassTurnOn", {}, "Locked {}", "lock {}"),
-    "unlock": ("HassTurnOff", {}, "Unlocked {}", "unlock {}"),
-    "set_temperature": ("HassClimateSetTemperature", {"degrees": "temperature"}, "Set {} to {value} degrees",
-                        "set {} to {value} degrees"),
-    "warmer": ("HassClimateSetTemperature", {}, "Made {} warmer", "make {} warmer"),
-    "cooler": ("HassClimateSetTemperature", {}, "Made {} cooler", "make {} cooler"),
-    "set_speed": ("HassFanSetSpeed", {"percent": "percentage"}, "Set {} to {value} percent",
-                  "set {} to {value} percent"),
-    "set_volume": ("HassSetVolume", {"percent": "volume_level"}, "Set the volume of {} to {value} percent",
-                   "set the volume of {} to {value} percent"),
-    "louder": ("HassSetVolumeRelative", {}, "Turned up {}", "turn up {}"),
-    "quieter": ("HassSetVolumeRelative", {}, "Turned down {}", "turn down {}"),
-    "mute": ("HassMediaPlayerMute", {}, "Muted {}", "mute {}"),
-    "unmute": ("HassMediaPlayerUnmute", {}, "Unmuted {}", "unmute {}"),
-    "play": ("HassMediaUnpause", {}, "Playing on {}", "play on {}"),
-    "pause": ("HassMediaPause", {}, "Paused {}", "pause {}"),
-    "next": ("HassMediaNext", {}, "Next on {}", "skip on {}"),
-    "previous": ("HassMediaPrevious", {}, "Back on {}", "go back on {}"),
-    "start": ("HassVacuumStart", {}, "Started {}", "start {}"),
-    "dock": ("HassVacuumReturnToBase", {}, "Sent {} back", "send {} back"),
-    "get_state": ("HassGetState", {"state": "state"}, "", "look at {}"),
-    "get_temperature": ("HassClimateGetTemperature", {}, "", "look at {}"),
-    "add_item": ("HassListAddItem", {}, "Added {words} to {}", "add {words} to {}"),
-    "start_timer": ("HassStartTimer", {"minutes": "minutes", "seconds": "seconds"}, "Timer started", "start a timer"),
-    "cancel_timer": ("HassCancelTimer", {}, "Timer canceled", "cancel the timer"),
-    "add_time": ("HassIncreaseTimer", {"minutes": "minutes", "seconds": "seconds"}, "Time added", "add time"),
-    "remove_time": ("HassDecreaseTimer", {"minutes": "minutes", "seconds": "seconds"}, "Time taken off",
-                    "take time off"),
-    "timer_left": ("HassTimerStatus", {}, "", "look at the timer"),
-    "pause_timer": ("HassPauseTimer", {}, "Timer paused", "pause the timer"),
-    "resume_timer": ("HassUnpauseTimer", {}, "Timer resumed", "resume the timer"),
-}  # fmt: skip
+INTENTS: dict[str, list[Any]] = tomllib.loads((files("merino_edge.house") / "intents.toml").read_text(encoding="utf-8"))
 RELATIVE = ("brighten", "dim", "warmer", "cooler")  # whose intents need the states of now
 LATER = ("turn_on", "turn_off", "open", "close", "set_brightness", "lock")  # that Home Assistant's templates know
 # Spoken by Home Assistant, which knows the states: Jinja templates.

@@ -1,7 +1,8 @@
 """Samples of a job: items that are invented for each, and sentences about them with the right calls."""
 
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from merino_edge.jobs.folder import Item, Job
@@ -29,6 +30,32 @@ class Sample(NamedTuple):
         prompts = [said(turn.words) for turn in self.turns]
         prompts[0] = listing(self.items) + prompts[0]
         return {"prompt": prompts, "completion": [turn.call for turn in self.turns]}
+
+
+def records(job: Job, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield training samples in the form of `train`: of the job's program, or of its phrases."""
+    if job.program:
+        return iter(job.program.samples(count, seed))
+    return (sample.record() for sample in samples(job, count, job.settings.data.turns, seed))
+
+
+def test_rows(job: Job, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield sentences with the items that there are, the expected call and the family."""
+    if job.program:
+        return iter(job.program.tests(count, seed))
+    return (
+        {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
+        for sample in samples(job, count, 1, seed, test=True) for turn in sample.turns
+    )  # fmt: skip
+
+
+def fitted(record: dict[str, Any], length: Callable[[str], int], context: int) -> dict[str, Any] | None:
+    """Return the record with as many turns as the context holds; None if it holds none."""
+    left, kept = context, 0
+    for asked, answered in zip(record["prompt"], record["completion"], strict=True):
+        left -= length(asked) + length(answered) + 1
+        kept += left >= 0
+    return {"prompt": record["prompt"][:kept], "completion": record["completion"][:kept]} if kept else None
 
 
 def samples(job: Job, count: int, turns: int, seed: int, test: bool = False) -> Iterator[Sample]:

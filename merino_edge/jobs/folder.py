@@ -1,9 +1,12 @@
 """The folder of a job, read and checked. docs/jobs.md describes its files."""
 
 import hashlib
+import importlib.util
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +20,7 @@ from merino_runtime.io.json_file import read_json
 from merino_runtime.job import ITEM, REFUSE, item_kinds
 
 SETTINGS, TOOLS, ITEMS, PHRASES, REFUSALS = "job.toml", "tools.json", "items.jsonl", "phrases", "refusals.txt"
+PROGRAM = "samples.py"
 LEAST_ITEMS = 10
 REMEDY = "`merino-edge job new FOLDER` writes an example."
 
@@ -38,8 +42,9 @@ class Data(Part):
 
 
 class Decoder(Part):
-    """`budget`: as the options of `design`, such as decode_ms."""
+    """`budget`: as the options of `design`, such as decode_ms. `architecture`: a file of the folder, not searched."""
 
+    architecture: str = ""
     device: str = "raspberry-pi-zero-2w"
     budget: dict[str, float] = {"decode_ms": 4.0, "params_m": 2.0}
     context: int = Field(default=256, ge=64)
@@ -48,6 +53,9 @@ class Decoder(Part):
 
 
 class Training(Part):
+    """`settings`: further ones of `train --set`."""
+
+    settings: dict[str, Any] = {}
     steps: int = Field(default=3000, ge=1)
     batch: int = Field(default=16, ge=1)
     seed: int = 0
@@ -69,7 +77,8 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-    """`phrases`: templates by family; a family is TOOL or TOOL.NAME. `items`: by kind. `sha256`: of all files."""
+    """`phrases`: templates by family; a family is TOOL or TOOL.NAME. `items`: by kind. `sha256`: of all files.
+    `program`: the module samples.py, if the folder has one: it makes the samples and judges answers."""
 
     folder: Path
     settings: Settings
@@ -78,6 +87,7 @@ class Job(NamedTuple):
     phrases: dict[str, list[str]]
     refusals: list[str]
     sha256: str
+    program: ModuleType | None = None
 
 
 def read_job(folder: Path) -> Job:
@@ -89,6 +99,11 @@ def read_job(folder: Path) -> Job:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         fault = fault_list(error) if isinstance(error, ValidationError) else error
         raise MerinoError(f"{folder / SETTINGS}: {fault}. Correct it") from error
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".toml", ".json", ".jsonl", ".txt", ".py"))
+    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+    if (folder / PROGRAM).is_file():
+        tools = list(read_json(str(folder / TOOLS), REMEDY))
+        return Job(folder, settings, tools, {}, {}, [], content, loaded(folder))
     tools = checked_tools(folder / TOOLS)
     items: dict[str, list[Item]] = {}
     path = folder / ITEMS
@@ -109,9 +124,20 @@ def read_job(folder: Path) -> Job:
     refusals = list(lines_of(folder / REFUSALS)) if (folder / REFUSALS).is_file() else []
     if settings.data.refusals and not refusals:
         raise MerinoError(f"{folder / REFUSALS} has no lines: write what is no command, or set data.refusals = 0")
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".toml", ".json", ".jsonl", ".txt"))
-    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files))
-    return Job(folder, settings, tools, items, phrases, refusals, content.hexdigest())
+    return Job(folder, settings, tools, items, phrases, refusals, content)
+
+
+def loaded(folder: Path) -> ModuleType:
+    """Return the folder's program as a module. It imports its neighbors by their names."""
+    sys.path.insert(0, str(folder.resolve()))
+    spec = importlib.util.spec_from_file_location(f"samples of {folder.name}", folder / PROGRAM)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise MerinoError(f"{folder / PROGRAM}: {error}. Install what {folder / 'requirements.txt'} lists") from error
+    return module
 
 
 def checked_tools(path: Path) -> list[dict[str, Any]]:

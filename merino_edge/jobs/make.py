@@ -4,13 +4,14 @@ output folder, so that a run that was stopped goes on."""
 import json
 import math
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.jobs.data import samples
+from merino_edge.jobs.data import fitted, records, test_rows
 from merino_edge.jobs.folder import Job
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.documents import read_json_lines
@@ -22,6 +23,7 @@ DESIGN, CHECKPOINT, BUNDLE, RESULT, STATE = "design.json", "checkpoint", "bundle
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"  # with the space behind them: names are copied
 PROMPT_WEIGHT = 0.3  # of prompt tokens in the loss: they are made, and teach the names' tokens
 CALIBRATED = 500  # samples
+COMPILED = 10_000  # steps for which compiling pays
 Say = Callable[[str], None]
 
 
@@ -30,8 +32,8 @@ def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None
     this one before its files were changed."""
     check_state(job, out)
     steps: list[tuple[str, str, Callable[[], None]]] = [
-        ("data", TEST, lambda: write_data(job, out)),
         ("tokenizer", TOKENIZER, lambda: write_tokenizer(job, out)),
+        ("data", TEST, lambda: write_data(job, out)),
         ("design", DESIGN, lambda: write_design(job, out)),
         ("training", f"{CHECKPOINT}/training.json", lambda: train(job, out, say, progress)),
         ("export", f"{BUNDLE}/{JOB}", lambda: export(job, out, say)),
@@ -61,15 +63,20 @@ def check_state(job: Job, out: Path) -> None:
 
 
 def write_data(job: Job, out: Path) -> None:
+    from merino_edge.text.tokenizer import load_tokenizer
+
     data, seed = job.settings.data, job.settings.training.seed
-    trained = list(samples(job, data.samples, data.turns, seed))
-    write_lines(out / TRAIN, (sample.record() for sample in trained))
-    texts = ["".join(map("".join, zip(*sample.record().values(), strict=True))) for sample in trained[:CALIBRATED]]
+    tokenizer, context = load_tokenizer(out / TOKENIZER), job.settings.decoder.context
+
+    def length(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    made = (fitted(record, length, context) for record in records(job, data.samples, seed))
+    trained = [record for record in made if record]
+    write_lines(out / TRAIN, trained)
+    texts = ["".join(map("".join, zip(*record.values(), strict=True))) for record in trained[:CALIBRATED]]
     write_text(out / CALIBRATION, "<|endoftext|>".join(texts))
-    write_lines(out / TEST, (
-        {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
-        for sample in samples(job, data.test, 1, seed + 1, test=True) for turn in sample.turns
-    ))  # fmt: skip
+    write_lines(out / TEST, test_rows(job, data.test, seed + 1))
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -77,11 +84,12 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_tokenizer(job: Job, out: Path) -> None:
+    """Write a tokenizer of other samples than the training's, a seventh as many."""
     from merino_edge.text.tokenizer import largest_tokenizer
-    from merino_edge.training.sources import read_sources, text_of
 
-    text = text_of(read_sources([out / TRAIN]), None)
-    write_text(out / TOKENIZER, largest_tokenizer(text, job.settings.decoder.vocab, WORDS)[0].to_str())
+    read = records(job, math.ceil(job.settings.data.samples / 7), job.settings.training.seed + 2)
+    text = ("".join(map("".join, zip(record["prompt"], record["completion"], strict=True))) for record in read)
+    write_text(out / TOKENIZER, largest_tokenizer(list(text), job.settings.decoder.vocab, WORDS)[0].to_str())
 
 
 def write_design(job: Job, out: Path) -> None:
@@ -91,6 +99,9 @@ def write_design(job: Job, out: Path) -> None:
     from merino_edge.text.tokenizer import load_tokenizer
 
     decoder = job.settings.decoder
+    if decoder.architecture:
+        write_text(out / DESIGN, (job.folder / decoder.architecture).read_text(encoding="utf-8"))
+        return
     profile = board(decoder.device, lambda _: None, None)
     made = design(
         profile, with_board_defaults(decoder.budget, profile), context=decoder.context, prompt=decoder.context // 2,
@@ -100,21 +111,24 @@ def write_design(job: Job, out: Path) -> None:
 
 
 def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> None:
-    from merino_edge.design.design_file import load_design
+    from merino_edge.design.design_file import Design, read_plan
     from merino_edge.training.checkpoint import saved_states
     from merino_edge.training.recipe import new_recipe
     from merino_edge.training.train import train as run
 
-    made, training = load_design(out / DESIGN), job.settings.training
+    made, training = read_plan(out / DESIGN), job.settings.training
     options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
-               "evaluations": 5}  # fmt: skip
+               "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
+               **training.settings}  # fmt: skip
+    design = made if isinstance(made, Design) else None
+    architecture = made.architecture if isinstance(made, Design) else made
 
     def say_without_resume(line: str) -> None:  # `job make` resumes without an option
         say(line.replace(" and --resume", "").replace("--resume continues", "the same command continues"))
 
-    recipe = new_recipe(options, {}, fine_tuned=False, context=made.architecture.context, bf16=False)
+    recipe = new_recipe(options, {}, fine_tuned=False, context=architecture.context, bf16=False)
     run(
-        made.architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe, name=job.settings.name, design=made,
+        architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe, name=job.settings.name, design=design,
         tokenizer_file=out / TOKENIZER, resume=bool(saved_states(out / CHECKPOINT / "trainer")),
         say=say_without_resume, progress=progress,
     )  # fmt: skip
@@ -136,7 +150,7 @@ def export(job: Job, out: Path, say: Say) -> None:
     export_source(load_source(str(out / CHECKPOINT), say=say), folder, request, last_use=True, say=say)
     half, _ = halves(out / TEST)
     with open_model(str(folder), say=say) as model:
-        judged = list(judge(JobModel(model, job.tools, 0.0), half))
+        judged = list(judged_rows(job, JobModel(model, job.tools, 0.0), half))
     threshold = best_threshold(judged, job.settings.wrong_costs)
     content = {"schema": SCHEMA, "name": job.settings.name, "tools": job.tools, "threshold": threshold}
     path = folder / JOB
@@ -171,6 +185,11 @@ def judge(model: JobModel, rows: Sequence[dict[str, Any]]) -> Iterator[Judged]:
         yield Judged(row.get("family", "given"), got == row["call"], acts, answer.probability)
 
 
+def judged_rows(job: Job, model: JobModel, rows: Sequence[dict[str, Any]]) -> Iterator[Judged]:
+    """Yield the answers as the job's program judges them, or by the expected calls."""
+    return (Judged(*found) for found in job.program.judge(model.model, rows)) if job.program else judge(model, rows)
+
+
 def best_threshold(judged: Sequence[Judged], wrong_costs: float) -> float:
     """Return the least probability of a call that is carried out, by which wrong calls and questions cost least."""
     calls = [one for one in judged if one.acts]
@@ -196,7 +215,7 @@ def counts(judged: Iterable[Judged], threshold: float) -> dict[str, Counter[str]
 def evaluate(job: Job, out: Path) -> None:
     model = open_job(str(out / BUNDLE))
     with model.model:
-        result = counts(judge(model, halves(out / TEST)[1]), model.threshold)
+        result = counts(judged_rows(job, model, halves(out / TEST)[1]), model.threshold)
     new = sorted({*job.settings.data.held_out} & result.keys())
     content = {"threshold": model.threshold, "held out": new, "counts": result}
     write_text(out / RESULT, json.dumps(content, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -50,14 +50,17 @@ def slots_of(node: Node) -> set[str]:
     return set().union(*map(slots_of, held))
 
 
-def sentence(template: str, rng: random.Random, values: Mapping[str, str]) -> tuple[str, set[str]]:
-    """Return (a sentence in lower case, the slots that it has)."""
+def sentence(
+    template: str, rng: random.Random, values: Mapping[str, str | Callable[[], str]]
+) -> tuple[str, set[str]]:
+    """Return (a sentence in lower case, the slots that it has). `values`: of the slots, or what makes them."""
     parts, used = [], set()
 
     def write(node: Node) -> None:
         kind, held = node
         if kind == "slot":
-            parts.append(values[held])
+            value = values[held]
+            parts.append(value if isinstance(value, str) else value())
             used.add(held)
         elif kind == "text":
             parts.append(held)

@@ -1,33 +1,35 @@
 """The data of examples/house: a house can obey each of its samples; no training sample has what is held out."""
 
 import json
-import os
 import random
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples" / "house"))
+sys.path[:0] = [str(ROOT / "examples" / "house"), str(ROOT / "bench" / "experiments")]
 
-import evaluate  # noqa: E402
-import houses  # noqa: E402
-import make_data  # noqa: E402
-from command_families import REFUSAL, families  # noqa: E402
+import house as evaluate  # noqa: E402
+import items  # noqa: E402
+import samples as program  # noqa: E402
 from grammar import blocks  # noqa: E402
-from houses import SPLITS, assistants, held_out_names, words  # noqa: E402
-from sentences import make_sample  # noqa: E402
+from items import SPLITS, assistants, held_out_names, words  # noqa: E402
+from refer import MARKS  # noqa: E402
+from refusals import make_sample  # noqa: E402
+from sentences import families  # noqa: E402
 
+from merino_edge.jobs.folder import read_job  # noqa: E402
 from merino_runtime.house import answer as answers  # noqa: E402
 from merino_runtime.house.answer import to_choose_again  # noqa: E402
 from merino_runtime.house.candidates import LONGEST_LISTING, candidates, whole_calls  # noqa: E402
 from merino_runtime.house.house import (  # noqa: E402
+    SHORT,
     TOOLS,
     Call,
     Device,
@@ -54,16 +56,13 @@ def samples():
     return results
 
 
-def calls(sample):
-    return make_data.calls_of(sample)
-
-
 def test_a_sample_is_an_answer_that_the_schema_of_its_house_allows(samples):
     any_house = jsonschema.Draft202012Validator(schema())
     for sample in samples["train"] + samples["test"]:
-        done = calls(sample)
+        done = sample.calls
+        assert not set(MARKS) & set(sample.sentence + "".join(call.words for call in done))
         for call in done:
-            make_data.check(sample.house, call)
+            program.check(sample.house, call)
             assert sample.house.also or all(sample.house.resolve(target) for target in call.targets)
         assert any_house.is_valid(json.loads(write_calls(done)))
         refused = sample.kind.startswith(("missing.", "no."))
@@ -72,7 +71,7 @@ def test_a_sample_is_an_answer_that_the_schema_of_its_house_allows(samples):
 
 def test_a_right_answer_is_rarely_chosen_again(samples):
     """"the switch of the kitchen lights" can be one of two."""
-    every = [(sample.house, call) for split in SPLITS for sample in samples[split] for call in calls(sample)]
+    every = [(sample.house, call) for split in SPLITS for sample in samples[split] for call in sample.calls]
     right = [(house, call) for house, call in every if call.targets]
     assert sum(bool(to_choose_again(call, house)) for house, call in right) <= len(right) / 200
 
@@ -81,7 +80,7 @@ def test_a_call_for_what_the_house_has_not_is_rarely_given_a_target(samples):
     """"the nursery light" may be a typing error for the scene "game night" where the nursery has no light."""
     every = [sample for split in SPLITS for sample in samples[split] if not sample.house.also]
     absent = [sample for sample in every if sample.kind.startswith("missing.")]
-    assert sum(to_choose_again(sample.action, sample.house) != {} for sample in absent) <= len(absent) / 100 > 1
+    assert sum(to_choose_again(sample.calls[0], sample.house) != {} for sample in absent) <= len(absent) / 100 > 1
 
 
 HOME = House((
@@ -157,12 +156,9 @@ def test_candidates_have_what_generated_sentences_ask_for(size):
     rng = random.Random(size)
     cases = []
     for _ in range(5):
-        house = houses.large_house(rng, "test", size)
+        house = items.new_house(rng, "test", size)
         cases += [sample for _ in range(16) if (sample := make_sample(rng, "test", house)).house == house]
-    found = [
-        evaluate.recalled(evaluate.Case(sample.house, sample.sentence, (), sample.kind), calls(sample))
-        for sample in cases
-    ]
+    found = [evaluate.recalled(sample.house, sample.sentence, sample.calls) for sample in cases]
     assert sum(found) >= 0.95 * len(found) > 55
 
 
@@ -186,6 +182,12 @@ def test_a_decoder_of_random_weights_answers_with_calls_of_the_house(chat_dir, m
     assert all(small.resolve(target) for target in call.targets)
 
 
+def test_the_limit_for_questions_is_the_bundles(tmp_path):
+    assert answers.threshold(str(tmp_path)) == answers.SURE
+    (tmp_path / "job.json").write_text('{"threshold": 0.4}')
+    assert answers.threshold(str(tmp_path)) == 0.4
+
+
 def test_answers_with_the_same_effect_differ_by_a_target_for_the_same_devices():
     only = House((Device("hood", "fan", "hall"), Device("lamp", "light", "snug")), "hall")
     text = write_calls([Call("turn_on", ("hood",), (), "hood"), Call("dim", ("snug/light",))])
@@ -206,7 +208,7 @@ def test_a_timer_has_its_bare_name(words, name):
 
 @pytest.mark.parametrize("name", ["slurp", "seen", "written"])
 def test_the_actions_of_what_people_say_are_those_of_their_house(name):
-    cases = list(evaluate.utterances(ROOT / "examples" / "house" / f"{name}.json"))
+    cases = list(evaluate.utterances(ROOT / "bench" / "experiments" / f"house_{name}.json"))
     assert len({case.sentence for case in cases}) > 0.9 * len(cases) > 100
     for case in cases:
         assert any(case.wanted) == (case.kind in ("asks", "command", "question or timer"))
@@ -233,13 +235,13 @@ def test_an_answer_is_counted_in_one_column(done, asks, column):
 
 def test_each_tool_is_asked_for_and_most_of_them_for_what_the_house_has_not(samples):
     for split in SPLITS:
-        done = [call for sample in samples[split] for call in calls(sample)]
+        done = [call for sample in samples[split] for call in sample.calls]
         assert {call.tool for call in done if call.targets or not TOOLS[call.tool].domains} == set(TOOLS)
         assert len({call.tool for call in done if not call.targets}) > 0.6 * len(TOOLS)
-        refused = [sample for sample in samples[split] if sample.action == REFUSAL or sample.kind.startswith("missing")]
+        refused = [sample for sample in samples[split] if not sample.calls or sample.kind.startswith("missing")]
         assert 0.17 < len(refused) / COUNT < (0.37 if split == "train" else 0.3)
-        assert sum(len(calls(sample)) > 1 for sample in samples[split]) > COUNT / 50
-    assert {family.tool.partition("=")[0] for family in families()} <= set(TOOLS)
+        assert sum(len(sample.calls) > 1 for sample in samples[split]) > COUNT / 50
+    assert {family.tool for family in families()} <= set(TOOLS)
 
 
 def test_what_is_held_out_is_in_no_training_sample(samples):
@@ -251,26 +253,61 @@ def test_what_is_held_out_is_in_no_training_sample(samples):
         lists = ("areas", "people", "brands", "robots")
         assert not spoken & {*assistants("test"), *(name for listed in lists for name in words(listed, "test"))}
     kinds = {family.kind for family in families() if family.held_out}
-    kinds |= {"no." + kind.rstrip("!") for kind in blocks("negatives") if kind.endswith("!")}
+    kinds |= {"no." + kind.rstrip("!") for kind in blocks("refusals") if kind.endswith("!")}
     assert not kinds & {sample.kind for sample in samples["train"]}
     assert kinds & {sample.kind for sample in samples["test"]}
     assert held & {device.name for sample in samples["test"] for device in sample.house.devices}
 
 
-def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(make_data, "CHUNK", 20)
-    for processes in ("1", "2"):
-        path = tmp_path / processes
-        options = ["--samples", "50", "--seed", "5", "--processes", processes]
-        monkeypatch.setattr(sys, "argv", ["make_data.py", str(path), *options])
-        make_data.main()
-        written.append(path.read_text(encoding="utf-8"))
-    assert written[0] == written[1]
-    rows = [json.loads(line) for line in written[0].splitlines()]
-    assert len(rows) == 50
-    assert all(row["prompt"].endswith(said(row["sentence"])) for row in rows)
-    assert all(read_calls(row["completion"]) is not None for row in rows)
+def test_equal_arguments_make_equal_data():
+    first, again, other = (list(program.samples(4, seed)) for seed in (5, 5, 6))
+    assert first == again != other
+    for row in first:
+        assert len(row["prompt"]) == len(row["completion"]) == program.TURNS
+        assert all(read_calls(text) is not None for text in row["completion"])
+    rows = list(program.tests(30, 5))
+    assert rows == list(program.tests(30, 5)) and all(row["prompt"].endswith(said(row["sentence"])) for row in rows)
+
+
+def features(sample):
+    """What the distribution of samples is compared by."""
+    kind, floors = sample.kind.split("."), [floor for floor, _ in sample.house.floors]
+    yield "kind " + (".".join(kind[:2]) if kind[0] == "missing" else kind[0])
+    yield f"calls {len(sample.calls)}"
+    for call in sample.calls[:1]:
+        yield f"tool {TOOLS[call.tool].short}"
+        yield f"targets {len(call.targets)}"
+        yield "words" if call.words else "no words"
+        yield from (f"value {SHORT.get(name, name)}" for name, _ in call.values)
+        for place, _, domain in (target.partition("/") for target in call.targets):
+            named = {"house": "house", sample.house.here: "here", **dict.fromkeys(floors, "floor")}
+            yield f"target {named.get(place, 'area') if domain else 'device'}"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_samples_have_the_distribution_that_the_shipped_model_was_trained_on(samples, split):
+    """house_shares.json has the shares of 20,000 samples for training and 6,000 for tests of that generator."""
+    shares = json.loads((Path(__file__).parent / "house_shares.json").read_text())[split]
+    found = Counter(feature for sample in samples[split] for feature in features(sample))
+    expected = {feature: share * COUNT for feature, share in shares.items()}
+    off = {feature: (found[feature], count) for feature, count in expected.items()
+           if abs(found[feature] - count) > max(count / 3, 4 * count**0.5)}  # fmt: skip
+    assert off == {}
+
+
+def test_few_sentences_are_said_twice(samples):
+    for split in SPLITS:
+        assert len({sample.sentence for sample in samples[split]}) > 0.97 * COUNT
+
+
+def test_the_folder_is_a_job_whose_tools_are_those_of_the_board():
+    job = read_job(ROOT / "examples" / "house")
+    listed = {tool["function"]["name"]: tool["function"]["parameters"]["properties"] for tool in job.tools}
+    assert list(listed) == list(TOOLS)
+    for name, tool in TOOLS.items():
+        assert tool.values.items() <= listed[name].items() and ("targets" in listed[name]) == bool(tool.domains)
+    assert job.program.TURNS and job.settings.decoder.vocab == json.loads(
+        (ROOT / "examples" / "house" / job.settings.decoder.architecture).read_text())["vocab"]
 
 
 def test_the_decoder_is_within_the_budgets_that_its_page_states():
@@ -283,25 +320,18 @@ def test_the_decoder_is_within_the_budgets_that_its_page_states():
 
 
 @pytest.mark.nightly
-def test_the_whole_path_goes_on_where_it_was_stopped(tmp_path):
-    """With few samples and steps: stopped in training, called again, and called once more when all is there."""
-    out = tmp_path / "house"
-    environment = {**os.environ, "HOUSE_SAMPLES": "400", "HOUSE_STEPS": "40", "CXX": "no-such-compiler"}
-    command = ["sh", str(ROOT / "examples" / "house" / "make.sh"), sys.executable, str(out)]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True) as process:
-        while process.poll() is None and not list(out.glob("checkpoint/trainer/checkpoint-*")):
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert not (out / "checkpoint" / "training.json").exists()
-    subprocess.run(command, env=environment, cwd=ROOT, check=True)
-    record = json.loads((out / "checkpoint" / "training.json").read_text())
-    results = json.loads((out / "int8.json").read_text())
-    assert record["steps_taken"] == 40 and sum(count for _, count in results["sets"]["negatives"].values()) == 500
-    assert results["alone"] is False and results["wrong with an effect"]["negatives"] <= 500
-    ask = [sys.executable, str(ROOT / "examples" / "house" / "ask.py"), str(out / "house-int8"), "it is dark in here"]
-    printed = subprocess.run(ask, capture_output=True, check=True, text=True, cwd=ROOT).stdout
-    assert re.fullmatch(r"(not sure: )?\{.*\}  \(\d+%, \d+ ms\)\n", printed), printed
-    made = {path: path.stat().st_mtime_ns for path in (out / "checkpoint").glob("*")} | {out / "house.merino": None}
-    subprocess.run(command, env=environment, cwd=ROOT, check=True)
-    assert all(path.stat().st_mtime_ns == changed for path, changed in made.items() if changed)
-    assert (out / "house.merino").is_file()
+def test_the_whole_path_makes_a_package_that_answers(tmp_path, here):
+    """With few samples and steps."""
+    folder, out = tmp_path / "house", tmp_path / "out"
+    shutil.copytree(ROOT / "examples" / "house", folder)
+    settings = (folder / "job.toml").read_text()
+    for name, value in (("samples", 400), ("test", 40), ("steps", 20)):
+        settings = re.sub(rf"^{name} = \d+", f"{name} = {value}", settings, flags=re.MULTILINE)
+    (folder / "job.toml").write_text(settings)
+    code, printed, err = here("job", "make", folder, "-o", out)
+    assert code == 0 and "step 7 of 7, package" in err and "is asked for first" in printed
+    judged = json.loads((out / "evaluation.json").read_text())
+    assert sum(judged["counts"]["all"].values()) == 20 and (out / "house.merino").is_file()
+    with evaluate.open_model(str(out / "bundle")) as model:
+        given = answers.answer(model, DOOR, "lock the door")
+    assert all(DOOR.resolve(target) for call in given.calls for target in call.targets)

@@ -9,6 +9,7 @@ explains is seen without a model: those of its name and of its area, and those f
 more, the model chooses again among them.
 """
 import math
+import os
 import re
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
 
@@ -32,6 +33,8 @@ from merino_runtime.house.house import (
     write_calls,
 )
 from merino_runtime.house.words import KINDS, among, content_words, ratio, split_words
+from merino_runtime.io.json_file import read_json
+from merino_runtime.job import JOB
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
@@ -78,6 +81,12 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
     whole = tuple(in_house(call, house, sentence) for call in whole_calls(calls, shown, house))
     doubtful = confirmed or probability < sure or is_doubtful(calls, sentence.lower())
     return Answer(whole, probability, has_effect(whole, house) and doubtful, text)
+
+
+def threshold(folder: str) -> float:
+    """Return the least probability of calls without a question: the bundle's, which `job make` chose, or SURE."""
+    path = os.path.join(folder, JOB)
+    return read_json(path, "Make the bundle again.")["threshold"] if os.path.isfile(path) else SURE
 
 
 def in_house(call: Call, house: House, sentence: str) -> Call:

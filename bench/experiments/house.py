@@ -1,7 +1,7 @@
 """How often a bundle does what a sentence asks: on generated houses, on utterances by people, on Home Assistant's own
 test sentences, and on sentences that are no commands.
 
-    python examples/house/evaluate.py BUNDLE --generated test.jsonl --negatives negatives.txt
+    python bench/experiments/house.py BUNDLE --home-assistant INTENTS
 
 An answer is right, asked (the speaker is asked first, and the call is right or wrong), refused (nothing would be done
 though something is asked for), or wrong, without or with an effect. `--templates alone` judges Home Assistant's
@@ -11,20 +11,26 @@ templates, and `--templates first` the model after them.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from refusals import new_wordings
 
 from merino_runtime.api import open_model
 from merino_runtime.house.answer import CONFIRMED, answer
 from merino_runtime.house.candidates import candidates
-from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, Device, House, has_effect, meanings, read_calls
+from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, House, has_effect, meanings, read_calls
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "examples" / "house"))
+
+from refusals import negatives as made_negatives  # noqa: E402
+from refusals import new_wordings  # noqa: E402
+from samples import read_house, tests  # noqa: E402
+
+SIZES = {"small": 0, "20": 20, "60": 60, "150": 150, "300": 300}  # of generated houses
 WRONG = 10  # questions that a wrong call costs
 COLUMNS = ("right", "asked, call right", "asked, call wrong", "refused", "wrong without effect", "wrong with effect")
 Meanings = frozenset[tuple[Any, ...]]
@@ -51,23 +57,16 @@ class Case(NamedTuple):
     kind: str
 
 
-def read_house(content: dict[str, Any]) -> House:
-    floors = tuple((floor, tuple(areas)) for floor, areas in content.get("floors", ()))
-    return House(tuple(Device(*device) for device in content["devices"]), content["here"], floors)
+def generated(count: int, size: int, seed: int, split: str = "test") -> Iterator[Case]:
+    for row in tests(count, seed, size, split):
+        house = read_house(row["items"])
+        yield Case(house, row["sentence"], (meanings(read_calls(row["call"]) or [], house),), row["family"])
 
 
-def generated(path: Path, most: int) -> Iterator[Case]:
-    """The first `most` of make_data.py's samples. Their prompts name targets of a part of the house."""
-    for line in path.read_text(encoding="utf-8").splitlines()[:most]:
-        row = json.loads(line)
-        house = read_house(row["house"])
-        yield Case(house, row["sentence"], (meanings(read_calls(row["completion"]) or [], house),), row["kind"])
-
-
-def negatives(path: Path) -> Iterator[Case]:
-    """Sentences that ask for nothing, one a line, spoken in turn in the houses of the utterances."""
-    houses = list(dict.fromkeys(case.house for case in utterances(HERE / "slurp.json")))
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+def negatives(count: int, seed: int) -> Iterator[Case]:
+    """Sentences that ask for nothing, spoken in turn in the houses of the utterances."""
+    houses = list(dict.fromkeys(case.house for case in utterances(HERE / "house_slurp.json")))
+    for place, line in enumerate(made_negatives(count, seed)):
         yield Case(houses[place % len(houses)], line, (frozenset(),), "asks for nothing")
 
 
@@ -90,7 +89,7 @@ def call_of(text: str) -> Call:
 
 
 def home_assistant(folder: Path) -> Iterator[Case]:
-    from intents import test_sentences
+    from house_intents import test_sentences
 
     for house, sentence, wanted, _ in test_sentences(folder):
         done = (frozenset([wanted]),) if wanted else (frozenset(),)
@@ -109,13 +108,13 @@ def column(case: Case, given: Given) -> str:
     return "wrong with effect" if acting else "wrong without effect"
 
 
-def recalled(case: Case, row_calls: list[Call]) -> bool:
+def recalled(house: House, sentence: str, calls: Sequence[Call]) -> bool:
     """Whether the candidates have all targets of a generated sample."""
-    shown = candidates(case.house, case.sentence)
-    devices, labels = set(shown.devices), {label: device for device, label in case.house.labels().items()}
+    shown = candidates(house, sentence)
+    devices, labels = set(shown.devices), {label: device for device, label in house.labels().items()}
     return all(
         labels[target] in devices if target in labels else target in shown.targets(TOOLS[call.tool].domains)
-        for call in row_calls for target in call.targets
+        for call in calls for target in call.targets
     )  # fmt: skip
 
 
@@ -150,7 +149,7 @@ def model_answers(model: Any, templates: str, alone: bool, seconds: list[float])
 
     def answered(house: House, sentence: str) -> Given:
         if templates:
-            from intents import recognized
+            from house_intents import recognized
 
             found = recognized(house, sentence)
             if found or templates == "alone":
@@ -178,16 +177,15 @@ def costs(model: Any, cases: list[Case]) -> dict[float, int]:
 def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
     """`written`: by someone who had not seen the templates, in six houses. `written, then seen`: so too, and the
     templates were extended after a look at what a model got wrong there."""
-    sets = {"utterances": list(utterances(HERE / "slurp.json"))}
-    sets["written"] = list(utterances(HERE / "written.json"))
-    sets["written, then seen"] = list(utterances(HERE / "seen.json"))
+    sets = {"utterances": list(utterances(HERE / "house_slurp.json"))}
+    sets["written"] = list(utterances(HERE / "house_written.json"))
+    sets["written, then seen"] = list(utterances(HERE / "house_seen.json"))
     new = new_wordings()
-    for path in given.generated or []:
-        cases = list(generated(path, given.most))
-        sets[f"generated, {path.stem}"] = [case for case in cases if case.kind not in new]
-        sets[f"generated, {path.stem}, new wordings"] = [case for case in cases if case.kind in new]
-    if given.negatives:
-        sets["negatives"] = list(negatives(given.negatives))
+    for name, size in SIZES.items():
+        cases = list(generated(250 if size else 1000, size, 2))
+        sets[f"generated, {name}"] = [case for case in cases if case.kind not in new]
+        sets[f"generated, {name}, new wordings"] = [case for case in cases if case.kind in new]
+    sets["negatives"] = list(negatives(500, 3))
     if given.home_assistant:
         sets["Home Assistant's sentences"] = list(home_assistant(given.home_assistant))
     return {name: cases[: given.limit] for name, cases in sets.items() if cases}
@@ -196,11 +194,9 @@ def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--generated", type=Path, action="append", help="JSONL of make_data.py; may be repeated")
-    parser.add_argument("--negatives", type=Path, help="sentences of make_data.py --negatives")
     parser.add_argument("--home-assistant", type=Path, help="a checkout of github.com/home-assistant/intents")
-    parser.add_argument("--sure", type=Path, action="append", help="choose answer.py's SURE on these samples instead")
-    parser.add_argument("--most", type=int, default=1000, help="of each file of generated samples")
+    parser.add_argument("--sure", type=int, help="choose answer.py's SURE on so many generated sentences instead")
+    parser.add_argument("--candidates", type=int, help="count how many of so many sentences' targets are candidates")
     parser.add_argument("--limit", type=int, help="sentences of each set")
     parser.add_argument("--templates", choices=("first", "alone"), help="Home Assistant's, before the model or alone")
     parser.add_argument("--alone", action="store_true", help="each call of the model is carried out")
@@ -211,8 +207,16 @@ def main() -> None:
     record: dict[str, Any] = {"templates": given.templates, "alone": given.alone, "sets": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
+        if given.candidates:
+            for name, size in SIZES.items():
+                cases = list(tests(given.candidates, 5, size))
+                found = sum(
+                    recalled(read_house(row["items"]), row["sentence"], read_calls(row["call"]) or []) for row in cases
+                )
+                print(f"{name}: the candidates of {found} of {len(cases)} sentences have all targets")
+            return
         if given.sure:
-            found = costs(model, [case for path in given.sure for case in generated(path, given.most)])
+            found = costs(model, list(generated(given.sure, 0, 11)))
             print(f"SURE = {min(found, key=lambda limit: (found[limit], limit))}; costs {found}")
             return
         answerer = model_answers(model, given.templates, given.alone, seconds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from templates import english
+from grammar import english
 
 from merino_runtime.house.house import EVERYWHERE, TOOLS, Call, Device, House, meaning
 from merino_runtime.house.words import spoken
@@ -131,9 +131,13 @@ def test_sentences(folder: Path) -> Iterator[tuple[House, str, Meaning | None, s
             spoken_in = house._replace(here=here)
             wanted = meaning_of(spoken_in, intents[0]["name"], plain_slots(intents[0].get("slots") or {}))
             for sentence in test["sentences"]:
-                for text in importlib.import_module("hassil.sample").sample_sentence(
-                    importlib.import_module("hassil.parse_expression").parse_sentence(sentence)
-                ) if set(sentence) & set("[(|<{") else [sentence]:
+                for text in (
+                    importlib.import_module("hassil.sample").sample_sentence(
+                        importlib.import_module("hassil.parse_expression").parse_sentence(sentence)
+                    )
+                    if set(sentence) & set("[(|<{")
+                    else [sentence]
+                ):
                     yield spoken_in, text, wanted, path.stem
 
 
