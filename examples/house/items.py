@@ -1,9 +1,8 @@
 """Invented houses: what a house may have, and one of them by a seed.
 
 Names are made of lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had.
-Of words without a meaning one in eight is held out, by its hash. In training half of the names have a word of the
-dictionary in place of one of theirs: names are to be copied, and a decoder that saw the same 400 words in all houses
-would know them instead.
+Of words without a meaning one in eight is held out, by its hash. In training a word of the dictionary replaces one
+word in half of the names. The decoder must copy names, and would memorize them if all houses used the same 400 words.
 """
 
 import random
@@ -64,7 +63,7 @@ def assistants(split: str) -> tuple[str, ...]:
 
 @cache
 def dictionary() -> tuple[str, ...]:
-    """Nouns and adjectives that may stand in any name: none that is held out, or that commands are made of."""
+    """Return nouns and adjectives for names, without the held-out words and the words of commands."""
     files = ("commands", "moods", "uses", "verbs", "wraps", "heard", "rules", "timers")
     lines = [line for file in files for listed in blocks(file).values() for line in listed]
     heads = [head for domain in WEIGHTS for head in words(f"{domain} heads")]

@@ -108,7 +108,7 @@ def of_family(
         allowed.remove("media_player")
     if not allowed or mode == "m" and (chosen or rng.random() < 0.5):
         return None
-    # Lights are what is asked for most.
+    # People ask for lights most.
     domain = rng.choice(allowed + ["light", "light"] if "light" in allowed else allowed)
     fitting = [each for each in house.devices if each.domain == domain] if chosen is None else [chosen]
     if mode == "H":

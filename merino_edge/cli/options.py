@@ -21,8 +21,8 @@ Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
 ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
 Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
-KV = ("KV cache format: fp32, int8 or int4; default: the design's, else int8 beside weights in int8 and int4 in dialect"
-      " fused, if the model's answers do not change, else that of the activations")
+KV = ("KV cache format: fp32, int8 or int4. Default: the design's. Without a design it is int8 if the weights are int8"
+      " or int4, the dialect is fused and the model's answers stay the same; otherwise it is the activations' format")
 Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
     rich_help_panel=CHOICES, help="KV cache format (fp32, int8, int4), or a list to choose from; default: all",

@@ -74,9 +74,13 @@ def write_data(job: Job, out: Path) -> None:
     made = (fitted(record, length, context) for record in records(job, data.samples, seed))
     trained = [record for record in made if record]
     write_lines(out / TRAIN, trained)
-    texts = ["".join(map("".join, zip(*record.values(), strict=True))) for record in trained[:CALIBRATED]]
-    write_text(out / CALIBRATION, "<|endoftext|>".join(texts))
+    write_text(out / CALIBRATION, "<|endoftext|>".join(map(text_of, trained[:CALIBRATED])))
     write_lines(out / TEST, test_rows(job, data.test, seed + 1))
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """Return the turns of a training sample as one text."""
+    return "".join(map("".join, zip(record["prompt"], record["completion"], strict=True)))
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -88,8 +92,8 @@ def write_tokenizer(job: Job, out: Path) -> None:
     from merino_edge.text.tokenizer import largest_tokenizer
 
     read = records(job, math.ceil(job.settings.data.samples / 7), job.settings.training.seed + 2)
-    text = ("".join(map("".join, zip(record["prompt"], record["completion"], strict=True))) for record in read)
-    write_text(out / TOKENIZER, largest_tokenizer(list(text), job.settings.decoder.vocab, WORDS)[0].to_str())
+    tokenizer, _ = largest_tokenizer(list(map(text_of, read)), job.settings.decoder.vocab, WORDS)
+    write_text(out / TOKENIZER, tokenizer.to_str())
 
 
 def write_design(job: Job, out: Path) -> None:

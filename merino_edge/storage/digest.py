@@ -5,14 +5,15 @@ from pathlib import Path
 
 import merino_edge
 
-ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
+ROOMS = ("families", "export", "bundles", "prediction")  # their files decide what a bundle's folder holds
 DIGEST_DIGITS = 12
 
 
 def exporter_digest() -> str:
-    """Return the first digits of a SHA-256 over the sources that decide a bundle's graph, weights and description."""
+    """Return the first digits of a SHA-256 over the files that decide a bundle's graph, weights and description."""
     root, digest = Path(merino_edge.__file__).parent, hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in (".py", ".toml")):
+    paths = (path for room in ROOMS for path in (root / room).rglob("*"))
+    for path in sorted(path for path in paths if path.suffix in (".py", ".toml", ".txt")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:DIGEST_DIGITS]

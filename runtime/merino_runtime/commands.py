@@ -8,8 +8,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends import TENSORRT, choose_backend
@@ -68,7 +67,8 @@ def run_generate(arguments: Namespace) -> int:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
     # 2. Generate. `LanguageModel.generate` encodes the prompt and returns a `Generation`.
-    with open_bundle(arguments, read_settings(arguments.settings, GENERATE_SETTINGS)) as model:
+    settings = read_settings(arguments.settings, GENERATE_SETTINGS)
+    with open_bundle(arguments, settings.get("prefill_threads")) as model:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
@@ -89,9 +89,9 @@ def run_generate(arguments: Namespace) -> int:
     return 0
 
 
-def open_bundle(arguments: Namespace, settings: Mapping[str, Any] = MappingProxyType({})) -> LanguageModel:
-    """Open the bundle of the arguments with their threads and backend. settings: of `--set`."""
-    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=settings.get("prefill_threads"),
+def open_bundle(arguments: Namespace, prefill_threads: Optional[int] = None) -> LanguageModel:
+    """Open the bundle of the arguments with their threads and backend. prefill_threads: of `--set`."""
+    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=prefill_threads,
                       backend=arguments.backend, say=say_note)
 
 
@@ -126,7 +126,8 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
 
 def run_chat(arguments: Namespace) -> int:
     options = chat_options(arguments)
-    with open_bundle(arguments, read_settings(arguments.settings, CHAT_SETTINGS)) as model:
+    settings = read_settings(arguments.settings, CHAT_SETTINGS)
+    with open_bundle(arguments, settings.get("prefill_threads")) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
         conversation = model.chat(**options._asdict())
