@@ -260,6 +260,7 @@ RESPONSES = request(
     tool_choice=described("auto, none, required, a function or allowed_tools", ANY),
     parallel_tool_calls=FLAG,
     reasoning=described("effort none: no thinking", ANY),
+    include=a_list(described("message.output_text.logprobs is refused, as is top_logprobs", TEXT)),
     model=STREAMING["model"],
     stream=FLAG,
     timings_per_token=FLAG,
