@@ -138,12 +138,12 @@ def run_benchmark(
 
 
 def run_there(
-    host: str, bundles: Sequence[str], options: Sequence[str], *, root: str | None,
-    baseline: str | None, output: str, save: Path | None, say: Callable[[str], None], copied: "Copied",
+    host: str, bundles: Sequence[str], options: Sequence[str], *, baseline: str | None, output: str, save: Path | None,
+    say: Callable[[str], None], copied: "Copied",
 ) -> int:  # fmt: skip
     """Measure on a board, and write the records here as `run_benchmark` does. Return the exit code, 1 if a row failed.
 
-    root: the folder of releases there; None: its user's. options: of `merino bench`, as words. Raise MerinoError.
+    options: of `merino bench`, as words. Raise MerinoError.
     """
     from merino_edge.delivery.ssh.board import bundle_there, program
     from merino_edge.delivery.ssh.connect import connected, parse_address
@@ -155,7 +155,7 @@ def run_there(
 
     async def work() -> list[dict[str, Any]]:
         async with connected(address) as board:
-            there = await program(board, root)
+            there = await program(board)
             places = [await bundle_there(there, folder, copied) for folder in folders]
             words = [word for base in bases for word in ("--baseline", await bundle_there(there, base, copied))]
             return await records_of(there, places, [*options, *words], say, copied)

@@ -27,7 +27,7 @@ from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.house import house
 from merino_edge.cli.job import job
-from merino_edge.cli.options import HOST, Board, Json, Root, Ssh
+from merino_edge.cli.options import HOST, Board, Json, Ssh
 from merino_edge.cli.recommend import recommend
 from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.terminal import say
@@ -179,12 +179,11 @@ def bench(
         Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")
     ] = None,
     ssh: Ssh = None,
-    root: Root = None,
 ) -> None:
     """Benchmark bundles in fresh processes, here or on a board. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
-    from merino_edge.cli.over_ssh import refuse_local, refuse_remote
+    from merino_edge.cli.over_ssh import refuse_local
     from merino_edge.cli.terminal import bench_progress
 
     request = BenchRequest(
@@ -198,11 +197,8 @@ def bench(
         given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads}
         options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
-            bench_there(
-                ssh, bundles, options, root=root, baseline=baseline, output=output, save=save
-            )
+            bench_there(ssh, bundles, options, baseline=baseline, output=output, save=save)
         )
-    refuse_remote(root=root)
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline=baseline, output=output, save=save, peers=peers, progress=progress, say=say,

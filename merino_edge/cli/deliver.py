@@ -122,7 +122,6 @@ def flash(
     allow_downgrade: Annotated[bool, SshOption(
         "--allow-downgrade", help="accept a package older than one that was installed"
     )] = False,
-    root: Annotated[str | None, SshOption(help="folder of releases on the board; default: as `install`")] = None,
     force: Annotated[bool, SshOption(
         "--force", help="install even if the package is for another board or slow on it"
     )] = False,
@@ -141,13 +140,13 @@ def flash(
     if ssh:
         done = flash_boards(
             file, ssh, keys=trust or (), allow_downgrade=allow_downgrade, force=force,
-            service=service or serve, serve=serve, root=root, **options,
+            service=service or serve, serve=serve, **options,
         )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(board.error for board in done) else 0)
-    if root or force or service or serve or allow_downgrade:
+    if force or service or serve or allow_downgrade:
         raise MerinoError(
-            "--root, --force, --service, --serve and --allow-downgrade go with --ssh, not with"
+            "--force, --service, --serve and --allow-downgrade go with --ssh, not with"
             f" {place}: leave them out"
         )
     from merino_edge.delivery.first_boot import flash_rootfs

@@ -44,7 +44,6 @@ def deploy(
     board_name: Annotated[str | None, WhereOption(
         "--board", help="board id or profile; needed without --ssh, and for a board that no profile names"
     )] = None,
-    root: Annotated[str | None, WhereOption(help="with --ssh: folder of releases on the board")] = None,
     precision: Annotated[str, typer.Option(
         help="weight format: int4, int8, fp32 or fp16; auto: the fastest that keeps 95 % of the model's answers"
     )] = "auto",
@@ -75,9 +74,9 @@ def deploy(
 
     # 1. The board, and the key that signs, before minutes of work.
     place = only_place("deploy", ssh=ssh, image=image, rootfs=rootfs)
-    if not ssh and (chat or serve or root):
-        raise MerinoError(f"--root, --chat and --serve go with --ssh, not {place}: leave them out")
-    target = target_of(ssh, board_name, root, yes)
+    if not ssh and (chat or serve):
+        raise MerinoError(f"--chat and --serve go with --ssh, not {place}: leave them out")
+    target = target_of(ssh, board_name, yes)
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []
     # 2. The bundle, from the cache if this source was exported for this board before.
@@ -95,7 +94,7 @@ def deploy(
     # A board that is only like the profile's has another model, which the package would refuse.
     is_like = target.facts is not None and target.facts.profile != target.profile
     done, = flash_boards(
-        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, force=is_like, quick=True, root=root
+        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, force=is_like, quick=True
     )
     for note in done.notes:
         say(f"note: {note}")
@@ -109,12 +108,12 @@ def deploy(
     rate = f": {1e3 / measured['decode']:,.1f} tokens/s" if measured.get("decode") else ""
     put(f"{ssh} runs {done.bundle} in {done.precision}{rate}; {', '.join(speeds) or 'not measured'}")
     verb = "chat" if bundle.chat else "generate"
-    words = ["installed", "--ssh", ssh, *(["--root", root] if root else [])]
+    words = ["installed", "--ssh", ssh]
     put(f"to talk to it: merino-edge {verb} {shlex.join(words)}")
     raise typer.Exit(called(verb, words) if chat else 0)
 
 
-def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bool) -> Target:
+def target_of(ssh: str | None, board_name: str | None, yes: bool) -> Target:
     """Ask a running board what it is. Raise MerinoError if no profile names it and no --board does."""
     from merino_edge.calibration.board import board as named
 
@@ -126,7 +125,7 @@ def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bo
     from merino_edge.delivery.ssh.board import PYTHON, described, profile_of, python_with
 
     async def look(board: "Board") -> "tuple[Facts, bool]":
-        return await described(board, root), await python_with(board, [PYTHON], MODULES) is not None
+        return await described(board), await python_with(board, [PYTHON], MODULES) is not None
 
     facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
     profile = named(board_name, say) if board_name else profile_of(ssh, facts)

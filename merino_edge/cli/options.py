@@ -15,11 +15,9 @@ Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 Backend = Annotated[
     str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
-HOST = "[USER@]HOST[:PORT]"
-SSH = "run on this board instead of on this machine"
+HOST = "[USER@]HOST[:PORT][/FOLDER]"
+SSH = "run on this board instead of on this machine; FOLDER: that of its releases, such as /srv/merino"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
-ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
-Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 KV = ("KV cache format: fp32, int8 or int4. Default: the design's. Without a design it is int8 if the weights are int8"
       " or int4, the dialect is fused and the model's answers stay the same; otherwise it is the activations' format")

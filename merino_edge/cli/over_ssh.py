@@ -89,12 +89,12 @@ def on_board(
         return asyncio.run(run())
 
 
-async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
+async def with_bundle(board: "Board", folder: str) -> "tuple[Program, str]":
     """Copy what is missing -> the program on the board, and the bundle's folder there."""
     from merino_edge.cli.terminal import copy_progress
     from merino_edge.delivery.ssh.board import bundle_there, program
 
-    program_there = await program(board, root)
+    program_there = await program(board)
     with copy_progress(board.address.text) as copied:
         return program_there, await bundle_there(program_there, folder, copied)
 
@@ -118,7 +118,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        program_there, place = await with_bundle(board, arguments.root, folder)
+        program_there, place = await with_bundle(board, folder)
         ran = await program_there.run(
             ["generate", place, "-", *options], (prompt + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
@@ -148,7 +148,7 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     @asynccontextmanager
     async def session() -> AsyncIterator["Session"]:
         async with connected(parse_address(host)) as board:
-            program_there, place = await with_bundle(board, arguments.root, folder)
+            program_there, place = await with_bundle(board, folder)
             words = [word for word in options if word != "--json"]
             async with program_there.interactive(["chat", place, "--json", *words], say) as started:
                 yield started
@@ -231,15 +231,8 @@ def is_address(name: str | Path) -> bool:
 
 def refuse_local(**options: Any) -> None:
     """Raise MerinoError if an option was given that only works on this machine."""
-    if wrong := options_in(options):
+    wrong = ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))
+    if wrong:
         raise MerinoError(f"{wrong} is of this machine, and --ssh runs on the board: leave one of them out")
 
 
-def refuse_remote(**options: Any) -> None:
-    """Raise MerinoError if an option was given that requires --ssh."""
-    if wrong := options_in(options):
-        raise MerinoError(f"{wrong} goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
-
-
-def options_in(options: dict[str, Any]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))

@@ -125,8 +125,8 @@ def flash(archive, *arguments):
 def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstation):
     root = board.home / "merino"
     workstation.known_hosts.write_text("")
-    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow-unsigned", "--ssh", board.address,
-               "--root", root, "--dry-run"]  # fmt: skip
+    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow-unsigned", "--ssh",
+               f"{board.address}{root}", "--dry-run"]  # fmt: skip
     code, shown = on_a_terminal(dry_run, width=200, typed=b"n\n")
     assert code == 1 and "nothing was changed" in shown and workstation.known_hosts.read_text() == ""
     code, shown = on_a_terminal(dry_run, width=200, typed=b"y\n")
@@ -136,7 +136,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
     files = [path for path in board.home.rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["merino.pyz"], "a dry run leaves this workstation's application alone"
 
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(archive, "--ssh", f"{board.address}{root}", "--json")
     assert code == 0, err
     (row,) = json.loads(out)
     assert (row["error"], row["selftest"], row["was_there"], row["replaced"]) == (None, "ok", False, None)
@@ -144,7 +144,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
     assert (root / "current").resolve().name == open_archive(str(archive)).id
     assert [path.name for path in (board.cache / "incoming").iterdir()] == [], "nothing is left over"
 
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root)
+    code, out, err = flash(archive, "--ssh", f"{board.address}{root}")
     assert code == 0, err
     assert "was there" in out and "copying" not in err and "ok" in out
 
@@ -153,36 +153,34 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
 def test_one_board_that_fails_keeps_no_other_back(board, archive):
     nobody = f"127.0.0.1:{free_port()}"
     root = board.home / "merino-of-two"
-    code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(archive, "--ssh", nobody, "--ssh", f"{board.address}{root}", "--json")
     assert code == 1
     bad, good = json.loads(out)
     assert bad["host"] == nobody and "refused" in bad["error"].lower()
     assert good["error"] is None and (root / "current" / "merino").exists()
-    where = ("--ssh", board.address, "--root", root)
+    where = ("--ssh", f"{board.address}{root}")
     bench = ["bench", "installed", "-p", "4", "-n", "0", "-r", "1"]
     for words in (["generate", "installed", "Once", "-n", "2"], bench):
         code, out, err = run(*words, *where)
         assert code == 0 and out.strip(), err
-        code, _, err = run(*words, *where[:3], board.home / "none")
+        code, _, err = run(*words, where[0], f"{board.address}{board.home}/none")
         assert code == 1 and f"no release is installed in {board.home}/none" in err and "merino-edge flash" in err
-        code, _, err = run(*words, "--root", root)
-        assert code == 1 and "--root goes with --ssh HOST" in err
 
 
 def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(board, archive, place):
     root = board.home / "merino-upgraded"
-    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
+    assert flash(archive, "--ssh", f"{board.address}{root}")[0] == 0
     before = (root / "current").resolve().name
     newer = packed(place / "newer.merino", name="newer")
-    code, out, err = flash(newer, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(newer, "--ssh", f"{board.address}{root}", "--json")
     assert code == 0, err
     assert json.loads(out)[0]["replaced"] == before
     bad = packed(place / "bad.merino", changed_golden(bundle_files(FOLDER)))
-    code, out, err = flash(bad, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(bad, "--ssh", f"{board.address}{root}", "--json")
     (row,) = json.loads(out)
     assert code == 1 and "self-test" in row["error"] and row["selftest"] is None
     empty = packed(place / "empty.merino", app=b"#!/bin/false\n")
-    code, out, err = flash(empty, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(empty, "--ssh", f"{board.address}{root}", "--json")
     assert code == 1 and board.address in err and json.loads(out)[0]["error"]
     assert (root / "current").resolve().name == open_archive(str(newer)).id
 
@@ -194,26 +192,26 @@ def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, 
     monkeypatch.setattr(flash_module, "BENCH", flash_module.BENCH + SHORT)
     rng = random.Random(17)
     root = board.home / "merino-cut"
-    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
+    assert flash(archive, "--ssh", f"{board.address}{root}")[0] == 0
     cuts = dict.fromkeys(("copying", "installing", "measuring"), 0)
     for number in range(12):
         newer = packed(place / "cut.merino", name=f"cut-{number}")
-        sent = package(newer, allow_unsigned=True, root=str(root))
+        sent = package(newer, allow_unsigned=True)
         old, new = (root / "current").resolve().name, sent.archive.id
         step = list(cuts)[number % len(cuts)]
-        done = asyncio.run(cut_at(board, sent, step, rng))
+        done = asyncio.run(cut_at(board, root, sent, step, rng))
         cuts[step] += bool(done.error) or done.notes != []
         now = (root / "current").resolve()
         assert now.name in (old, new)
         output = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
                               env=board_environment(board), check=False)  # fmt: skip
         assert output.returncode == 0, output.stderr
-        (again,) = asyncio.run(flash_all([parse_address(board.address)], sent))
+        (again,) = asyncio.run(flash_all([parse_address(f"{board.address}{root}")], sent))
         assert again.error == "" and (root / "current").resolve().name == new
     assert min(cuts.values()) >= 1, cuts
 
 
-async def cut_at(board, package, step, rng):
+async def cut_at(board, root, package, step, rng):
     at = rng.randrange(package.whole.size_bytes)
     loop = asyncio.get_running_loop()
 
@@ -223,7 +221,7 @@ async def cut_at(board, package, step, rng):
         elif doing == step != "copying":
             loop.call_later(rng.uniform(0.05, 1.0), board.cut)
 
-    (done,) = await flash_all([parse_address(board.address)], package, report=report)
+    (done,) = await flash_all([parse_address(f"{board.address}{root}")], package, report=report)
     return done
 
 
@@ -233,11 +231,11 @@ def board_environment(board):
 
 def test_another_board_is_refused_before_anything_travels(board, place):
     other = packed(place / "pi.merino", boards=[BoardNeed("raspberry-pi-5", ("Raspberry Pi 5",))])
-    code, out, err = flash(other, "--ssh", board.address, "--json", "--root", board.home / "pi")
+    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--json")
     (row,) = json.loads(out)
     assert code == 1 and "raspberry-pi-5" in row["error"] and "--force" in row["error"]
     assert "copying" not in err
-    code, out, err = flash(other, "--ssh", board.address, "--force", "--dry-run", "--root", board.home / "pi")
+    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--force", "--dry-run")
     assert code == 0, err
 
 
@@ -270,7 +268,7 @@ def test_text_is_the_same_there_as_here_and_the_bundle_travels_once(board):
 def test_a_refusal_there_is_the_exit_code_here(board):
     code, out, err = run("generate", "--ssh", board.address, "embedded", "x" * 5000, "-n", "400", "--overflow", "error")
     assert (code, out) == (1, "") and "context" in err.splitlines()[-1]
-    code, _, err = run("generate", "--ssh", board.address, "--root", board.home / "none", "installed", *GREEDY)
+    code, _, err = run("generate", "--ssh", f"{board.address}{board.home}/none", "installed", *GREEDY)
     assert code == 1 and "no release is installed" in err
 
 

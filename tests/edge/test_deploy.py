@@ -45,7 +45,7 @@ def board(place, workstation):
 
 
 def test_a_board_is_asked_gets_the_model_once_and_answers(board, workstation):
-    where = ("--ssh", board.address, "--root", str(board.home / "merino"))
+    where = ("--ssh", f"{board.address}{board.home}/merino")
     # A key of one's own is made; nobody can be asked here, so nothing happens on the board.
     code, _, err = run("deploy", "embedded", *where, *LIKE)
     assert code == 1 and "does not trust your key SHA256:" in err and "--yes" in err
@@ -58,7 +58,7 @@ def test_a_board_is_asked_gets_the_model_once_and_answers(board, workstation):
     assert code == 0, err
     assert re.search(r"int8 on Raspberry Pi 4.*: [\d.]+ MB, [\d,.]+ tokens/s", err), err
     assert re.search(r"in int8: [\d,.]+ tokens/s; prefill [\d.]+ ms \(predicted [\d.]+\), decode", out), out
-    assert f"merino-edge generate installed --ssh {board.address} --root" in out
+    assert f"merino-edge generate installed --ssh {where[1]}" in out
     (bundle,) = (workstation.home / ".cache/merino_edge/deploy").glob("*/bundle")
     written = bundle.stat().st_mtime_ns, load_bundle(str(bundle)).precision
     assert written[1] == "int8"

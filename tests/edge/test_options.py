@@ -219,7 +219,7 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments, **_: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
     here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline",
-            "--ssh", "--root", "--json", "--format", "-o"}  # fmt: skip
+            "--ssh", "--json", "--format", "-o"}  # fmt: skip
     options = [each for each in options_of(command) if each.opts[0] not in here]
     given = [word for option in options for word in other_value(command, option)]
     assert outcome(command, [*words, *SSH, *given], []) == "ended"

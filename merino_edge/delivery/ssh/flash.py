@@ -46,13 +46,12 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Package:
     """The checked package and how to install it, the same for every board. `keys`: the files of --trust; `trusted`:
-    the same keys in base64. `root`: on the board; None: its default."""
+    the same keys in base64."""
 
     archive: Archive
     whole: Source
     keys: tuple[Source, ...] = ()
     trusted: frozenset[str] = frozenset()
-    root: str | None = None
     allow_unsigned: bool = False
     allow_downgrade: bool = False
     force: bool = False
@@ -82,8 +81,8 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
     """Check the package here: layout, signature, every hash. Raise MerinoError.
 
     keys: files of public keys that the boards will trust; one of them must have signed the file. Without any, the
-    signature is still checked, and each board decides whether it trusts the key. how: `root` and the options of
-    `install`, as in Package.
+    signature is still checked, and each board decides whether it trusts the key. how: the
+    options of `install`, as in Package.
     """
     report(f"hashing {path.name}")
     archive = checked_archive(path, keys, bool(how.get("allow_unsigned")), boards_decide=True)
@@ -121,8 +120,8 @@ async def flash(address: Address, package: Package, done: Flashed, *, dry_run: b
     report(host, "connecting", 0, 0)
     async with connected(address) as board:
         report(host, "asking what it is", 0, 0)
-        done.facts = facts = await described(board, package.root)
-        done.notes += check_service(package, facts)
+        done.facts = facts = await described(board)
+        done.notes += check_service(address, facts)
         if facts.foreign:
             done.notes.append(f"{facts.foreign} can be changed by another user of the board")
         check_signer(package, facts)
@@ -167,17 +166,17 @@ def check_signer(package: Package, facts: Facts) -> None:
     )
 
 
-def check_service(package: Package, facts: Facts) -> list[str]:
+def check_service(address: Address, facts: Facts) -> list[str]:
     """Return notes. Raise MerinoError if the default folder of releases is not that of the board's service: there would
     be two installations, and the service would keep the old one."""
     if facts.service in (None, facts.root):
         return []
-    if package.root is not None:
+    if address.root is not None:
         return [f"merino.service keeps the release in {facts.service}: this is a second installation"]
     for_service, second = shlex.quote(facts.service), shlex.quote(facts.root)
     raise MerinoError(
         f"merino.service on the board uses the releases in {for_service}, and this user's would be others, in {second}."
-        f" To install for the service: --ssh root@HOST --root {for_service}. For a second installation: --root {second}"
+        f" To install for the service: --ssh root@HOST{for_service}. For a second installation: --ssh HOST{second}"
     )
 
 
