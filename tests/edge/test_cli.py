@@ -154,7 +154,7 @@ REFUSED_WITHOUT_TORCH = [
     (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["generate", "embedded", "Once", "--set=top_p=3"], "top_p is 3.0, allowed: above 0, up to 1"),
     (["chat", "embedded", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
-    (["chat", "embedded", "--seed", "-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer, 0"),
+    (["chat", "embedded", "--set=seed=-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer, 0"),
     (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),
 ]
 

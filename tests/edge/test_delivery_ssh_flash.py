@@ -266,7 +266,8 @@ def test_text_is_the_same_there_as_here_and_the_bundle_travels_once(board):
 
 
 def test_a_refusal_there_is_the_exit_code_here(board):
-    code, out, err = run("generate", "--ssh", board.address, "embedded", "x" * 5000, "-n", "400", "--overflow", "error")
+    words = ("embedded", "x" * 5000, "-n", "400", "--set=overflow=error")
+    code, out, err = run("generate", "--ssh", board.address, *words)
     assert (code, out) == (1, "") and "context" in err.splitlines()[-1]
     code, _, err = run("generate", "--ssh", f"{board.address}{board.home}/none", "installed", *GREEDY)
     assert code == 1 and "no release is installed" in err
@@ -274,7 +275,7 @@ def test_a_refusal_there_is_the_exit_code_here(board):
 
 def test_a_closed_pipe_ends_it_quietly_here_and_there(board):
     words = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "--ssh", board.address,
-             "embedded", "Once", "-n", "100000", "--overflow", "shift", "--set=ignore_eos=true", "--json"]  # fmt: skip
+             "embedded", "Once", "-n", "100000", "--set=overflow=shift", "--set=ignore_eos=true", "--json"]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("{")
     process.stdout.close()

@@ -396,7 +396,7 @@ assert not {"torch", "transformers", "onnx", "scipy", "merino_edge"} & set(sys.m
 def test_a_bundle_runs_by_itself(folder, tmp_path):
     """`python3 merino.pyz generate`, from an empty folder, isolated from this checkout."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    verb = ["generate", str(folder), "The river", "-n", "8", "--seed", "1", "--set=ignore_eos=true"]
+    verb = ["generate", str(folder), "The river", "-n", "8", "--set=seed=1", "--set=ignore_eos=true"]
     pyz = str(folder / "merino.pyz")
 
     def run(*call):
