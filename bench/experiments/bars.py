@@ -43,7 +43,7 @@ OPT = "opt-350m"
 VOCAB_PREFERRED = 16384  # what the search takes for a Pi 4
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
-DESIGN = ("--board", "jetson-nano", "--backend", "onnxruntime", "--budget", "params-m=60.2", "--budget", "flops-g=110")
+DESIGN = ("--board", "jetson-nano:onnxruntime", "--budget", "params-m=60.2", "--budget", "flops-g=110")
 TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
 CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes

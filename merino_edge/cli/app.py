@@ -109,9 +109,6 @@ def calibrate(
     ssh: Annotated[
         str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
-    ] = None,
 ) -> None:
     """Fit a board's profile to its measurements. `--board host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
@@ -121,9 +118,7 @@ def calibrate(
 
     measure = None if ssh is None else partial(probe_there, ssh)
     measure_designs = partial(choose_and_measure, ssh)
-    calibrated = recalibrate(
-        board_name, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
-    )
+    calibrated = recalibrate(board_name, probe or (), out, say, probe_board=measure, choose=measure_designs)
     if out is not None and is_stdout(str(out)):
         return
     if out:

@@ -192,7 +192,7 @@ def fitting_formats(decoder: "Geometry", profile: "DeviceProfile", context: int)
     from merino_edge.design.budgets import surely_over
 
     fitting, free_mb = [], profile.memory.free_mb.value
-    for name, cost in costs_of(profile, decoder, context, None).items():
+    for name, cost in costs_of(profile, decoder, context).items():
         fits = not surely_over({"memory_mb": free_mb}, cost)
         fitting += [name] * fits
         verdict = f"{1e3 / cost.decode_ms:,.1f} tokens/s" if fits else f"too large: {free_mb:,.0f} MB are free"

@@ -26,7 +26,6 @@ def design(
     decode_ms: options.DecodeMs = None,
     memory_mb: options.MemoryMb = None,
     budget: Annotated[list[str] | None, options.budget_option(TRAINING)] = None,
-    backend: options.Backend = None,
     context: options.Context = None,
     prompt: options.Prompt = None,
     vocab: options.Vocab = None,
@@ -97,7 +96,7 @@ def design(
         check_file(out)
 
     # 2. Load or measure the board, and take its defaults for what is not given.
-    profile = board(board_name, say, backend)
+    profile = board(board_name, say)
     slots, prompt_tokens = default_lengths(profile, context, prompt)
     limits = with_board_defaults(limits, profile) if preset is None else preset
 

@@ -207,21 +207,22 @@ def choose_and_measure(host: str | None, profile: "DeviceProfile", number: int) 
         return measured_designs(profile, number, bench_on(parse_address(host), say, copied), say)
 
 
-def board(name: str | Path, say: Callable[[str], None], backend: str | None = None) -> "DeviceProfile":
+def board(name: str | Path, say: Callable[[str], None]) -> "DeviceProfile":
     """Return the profile that `--board` names. A running board, USER@HOST, is asked over ssh what it is.
 
     Raise MerinoError as `calibration.board.board` does, or if no shipped profile names the board's model.
     """
     from merino_edge.calibration.board import board as named
+    from merino_edge.calibration.board import with_backend
 
-    if not is_address(name):
-        return named(name, say, backend)
+    where, backend = with_backend(name)
+    if not is_address(where):
+        return named(name, say)
     from merino_edge.delivery.ssh.board import described, profile_of
 
-    facts = on_board(str(name), described, f"asking {name} what it is")
-    profile = profile_of(str(name), facts)
-    say(f"{name} is a {profile.name}: --board {profile.id}")
-    return named(profile.id, say, backend)
+    profile = profile_of(where, on_board(where, described, f"asking {where} what it is"))
+    say(f"{where} is a {profile.name}: --board {profile.id}")
+    return profile.with_backend(backend)
 
 
 def is_address(name: str | Path) -> bool:

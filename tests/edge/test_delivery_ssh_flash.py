@@ -317,7 +317,7 @@ def base(place):
 def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(board, place, base):
     kept = sorted((board.cache / "bundles").glob("*"))
     code, out, err = run(
-        "calibrate", "--ssh", board.address, "--board", base, "--backend", "onnxruntime", "-o", place / "my.toml",
+        "calibrate", "--ssh", board.address, "--board", f"{base}:onnxruntime", "-o", place / "my.toml",
         first=QUICK_BENCH + SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err

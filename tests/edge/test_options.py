@@ -71,7 +71,6 @@ CALLS = [
 ]  # fmt: skip
 VALUES = {
     ("recommend", "--budget"): "file-mb=9", ("design", "--budget"): "tokens=1e6", ("train", "--config"): "c.toml",
-    "--backend": "tensorrt",
     "--ssh": "elsewhere", "--kv": "int8", "--vocab": "512",
     "--precision": "int8", "--score": "merino", "-p": "8", "-d": "8",
     "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
