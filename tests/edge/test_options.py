@@ -91,7 +91,6 @@ DRIVEN_BY = {
     ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--board"): "test_report.py",
     ("job make", "-o"): "test_jobs.py",
-    ("eval", "--json"): "test_evaluation.py",
 }  # fmt: skip
 
 
