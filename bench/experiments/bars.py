@@ -83,7 +83,6 @@ class Section(NamedTuple):
     context: int = CONTEXT
     depths: tuple[int, ...] = (PROMPT,)
     prompt: int | None = PROMPT
-    peers_file: Path | None = None
 
     def bundles(self) -> list[Side]:
         sides = (side for bar in self.bars for side in bar[:2] if side.engine == DEFAULT_ENGINE)
@@ -209,8 +208,7 @@ def measured(name: str, section: Section, cache: Path) -> list[Record]:
     for path, request in saved.items():
         if not path.exists():
             folders = [bundle_of(side, section.context, cache) for side in section.bundles()]
-            run_benchmark(folders, request, None, "md", path, section.peers, None, say,
-                          section.peers_file)  # fmt: skip
+            run_benchmark(folders, request, None, "md", path, section.peers, None, say)
     return read_records(list(saved), say)
 
 

@@ -161,11 +161,8 @@ def bench(
         str | None,
         AgainstOption(
             help="other engines to compare with, a list: transformers, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
-                 " or all"
+                 " or all; and a GGUF of the bundle's weights, for llama.cpp"
         ),
-    ] = None,
-    peers_file: Annotated[
-        Path | None, AgainstOption(help="GGUF of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[
         Literal["md", "json", "jsonl"], typer.Option("--format", help="output format")
@@ -188,7 +185,7 @@ def bench(
     if ssh is not None:
         from merino_edge.cli.over_ssh import bench_there
 
-        refuse_local(peers=peers, peers_file=peers_file)
+        refuse_local(peers=peers)
         given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads}
         options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
@@ -197,7 +194,6 @@ def bench(
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline=baseline, output=output, save=save, peers=peers, progress=progress, say=say,
-            peers_file=peers_file,
         )  # fmt: skip
     raise typer.Exit(code)
 
@@ -212,7 +208,7 @@ add_to(app, "info", DELIVER)
 
 @app.command(rich_help_panel=RUN)
 def demo(
-    out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
+    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="output folder")] = Path("out/demo"),
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
     from merino_edge.cli.demo import run_demo

@@ -12,6 +12,7 @@ import typer
 from merino_edge.cli.deliver import flash, flash_boards, only_place
 from merino_edge.cli.options import HOST
 from merino_edge.cli.terminal import put, say, working
+from merino_runtime.delivery.verbs import ANY_BOARD
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ def deploy(
     precision: Annotated[str, typer.Option(
         help="weight format: int4, int8, fp32 or fp16; auto: the fastest that keeps 95 % of the model's answers"
     )] = "auto",
-    context: Annotated[int | None, typer.Option(
-        help="length of the KV cache in tokens; default: the board's, or the model's if that is shorter"
-    )] = None,
     sign: Annotated[Path | None, TrustOption(
         metavar="NAME.key", help="private key that signs, with NAME.pub beside it; default: a key of yours, made at the"
         " first use"
@@ -80,7 +78,7 @@ def deploy(
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []
     # 2. The bundle, from the cache if this source was exported for this board before.
-    folder = bundle_for(source, target.profile, precision, context)
+    folder = bundle_for(source, target.profile, precision)
     bundle = load_bundle(str(folder), verify=False)
     # 3. The package, with wheels unless the board's own Python has the packages.
     file = cache_folder() / "deploy" / f"{bundle.name.replace('/', '--')}.merino"
@@ -94,7 +92,7 @@ def deploy(
     # A board that is only like the profile's has another model, which the package would refuse.
     is_like = target.facts is not None and target.facts.profile != target.profile
     done, = flash_boards(
-        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, force=is_like, quick=True
+        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, allow=[ANY_BOARD] * is_like, quick=True
     )
     for note in done.notes:
         say(f"note: {note}")
@@ -133,7 +131,7 @@ def target_of(ssh: str | None, board_name: str | None, yes: bool) -> Target:
     return Target(profile, facts, ready)
 
 
-def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: int | None) -> Path:
+def bundle_for(source: str, profile: "DeviceProfile", precision: str) -> Path:
     """Return the bundle of `source` for a board: itself if it is a quantized one, else an export, kept in the cache by
     the source's content. Raise MerinoError as `export` does, and if no format fits into the memory."""
     from merino_edge.bundles.files import is_bundle
@@ -160,7 +158,7 @@ def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: i
         decoder = describe(str(path))
     name = found.id if isinstance(found, Model) else source.rpartition("/")[2] if model else decoder.name
     # 2. What fits the board.
-    slots = min(default_lengths(profile, None, None)[0], decoder.geometry.context) if context is None else context
+    slots = min(default_lengths(profile, None, None)[0], decoder.geometry.context)
     formats = fitting_formats(decoder.geometry, profile, slots)
     if precision != "auto" and precision not in formats:
         raise MerinoError(f"--precision {precision} is not for {profile.name}: choose auto, {', '.join(formats)}")

@@ -12,6 +12,7 @@ import typer
 from merino_edge.cli.options import KV
 from merino_edge.cli.terminal import put, say
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import read_settings, settings_help
 
 if TYPE_CHECKING:
     from merino_edge.bundles.source_name import FoundSource
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
     from merino_edge.families.geometry import Geometry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-FormatOption, MixedOption, ModelOption = (
-    partial(typer.Option, rich_help_panel=panel) for panel in ("Format", "With --precision mixed", "Model")
-)
+SETTINGS: dict[str, tuple[type, str]] = {
+    "weights": (str, "for a catalog name: a Hugging Face folder, or random; default: the published ones"),
+    "chat": (bool, "include the model's chat template; default true"),
+    "all_logits": (bool, "return the logits of all positions: faster `eval`, slower prefill; default false"),
+    "file_mb": (float, "with --precision mixed: limit of all weights in MB; default: the mean of int4 and int8"),
+    "decode_ms": (float, "with --precision mixed: limit of the predicted decode latency on the board in ms"),
+}
+FormatOption = partial(typer.Option, rich_help_panel="Format")
 
 
 def export(
@@ -40,7 +46,7 @@ def export(
     )] = None,
     board_name: Annotated[str | None, FormatOption(
         "--board", metavar="BOARD",
-        help="target board: sets the dialect; --precision auto and --decode-ms predict for it",
+        help="target board: sets the dialect; --precision auto and --set decode_ms predict for it",
     )] = None,
     dialect: Annotated[str | None, FormatOption(
         help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT; default: the board's or the"
@@ -50,23 +56,12 @@ def export(
         help="length of the KV cache in tokens; default: the model's context"
     )] = None,
     kv: Annotated[str | None, FormatOption(help=KV)] = None,
-    all_logits: Annotated[bool, FormatOption(
-        "--all-logits", help="return the logits of all positions: faster `eval`, slower prefill, since the LM head runs"
-        " for each token",
-    )] = False,
-    file_mb: Annotated[float | None, MixedOption(
-        metavar="MB", help="limit of all weights in MB; default: the mean of int4 and int8"
-    )] = None,
-    decode_ms: Annotated[float | None, MixedOption(
-        metavar="MS", help="limit of the predicted decode latency on the board of --board, in ms"
-    )] = None,
-    weights: Annotated[Path | None, ModelOption(
-        help="weights for a catalog name: a Hugging Face folder, or random; default: the published ones"
-    )] = None,
-    text: Annotated[Path | None, ModelOption(
+    text: Annotated[Path | None, FormatOption(
         metavar="FILE", help="text for quantization: GPTQ, SmoothQuant and the scales of --kv"
     )] = None,
-    no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
+    given: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help=settings_help(SETTINGS)
+    )] = None,
 ) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
     from merino_edge.bundles.source_name import find_source, published
@@ -78,12 +73,13 @@ def export(
     # 1. Check all that needs neither torch nor weights.
     if name is not None and not NAME.fullmatch(name):
         raise MerinoError(f"--name {name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
-    random = weights == Path("random")
-    folder = None if random else weights
+    settings = read_settings(given or (), SETTINGS)
+    weights = settings.pop("weights", None)
+    random = weights == "random"
+    folder = Path(weights) if weights and not random else None
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
-        context=context, calibration=text, chat=not no_chat,
-        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
+        context=context, calibration=text, **settings,
     )  # fmt: skip
     check_files_of(source, folder, request, out)
     named = find_source(source, folder, random=random)

@@ -88,8 +88,8 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
         )
     if loaded.geometry.context < logits.length:
         raise MerinoError(
-            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {logits.length}: give --length"
-            f" {loaded.geometry.context}"
+            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {logits.length}: give --set"
+            f" length={loaded.geometry.context}"
         )
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -131,7 +131,7 @@ def test_before_anything_goes_over_ssh(trust, forged):
     keys = [forged.pub] if trust else []
 
     def judge(path):
-        check_signer(package(path, keys, allow_unsigned=True), facts)
+        check_signer(package(path, keys, allow=["unsigned"]), facts)
 
     each_refused(forged, judge, "not trusted there")
 
@@ -160,8 +160,8 @@ def test_by_a_boards_installed_application_and_by_the_one_that_is_sent(forged, t
     (installed / "trusted").mkdir()
     public_key_file(installed / "trusted" / "ours.pub", SEED)
     before = tree(tmp_path)
-    forged.by_application("install", None, "--root", installed, "--allow-unsigned")
-    forged.by_application("install", None, "--root", tmp_path / "new", "--allow-unsigned", "--trust", forged.pub)
+    forged.by_application("install", None, "--root", installed, "--allow=unsigned")
+    forged.by_application("install", None, "--root", tmp_path / "new", "--allow=unsigned", "--trust", forged.pub)
     assert tree(tmp_path) == before
 
 

@@ -119,13 +119,13 @@ def short(*arguments):
 
 
 def flash(archive, *arguments):
-    return short("flash", archive, "--allow-unsigned", *arguments)
+    return short("flash", archive, "--allow=unsigned", *arguments)
 
 
 def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstation):
     root = board.home / "merino"
     workstation.known_hosts.write_text("")
-    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow-unsigned", "--ssh",
+    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow=unsigned", "--ssh",
                f"{board.address}{root}", "--dry-run"]  # fmt: skip
     code, shown = on_a_terminal(dry_run, width=200, typed=b"n\n")
     assert code == 1 and "nothing was changed" in shown and workstation.known_hosts.read_text() == ""
@@ -196,7 +196,7 @@ def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, 
     cuts = dict.fromkeys(("copying", "installing", "measuring"), 0)
     for number in range(12):
         newer = packed(place / "cut.merino", name=f"cut-{number}")
-        sent = package(newer, allow_unsigned=True)
+        sent = package(newer, allow=["unsigned"])
         old, new = (root / "current").resolve().name, sent.archive.id
         step = list(cuts)[number % len(cuts)]
         done = asyncio.run(cut_at(board, root, sent, step, rng))
@@ -233,19 +233,19 @@ def test_another_board_is_refused_before_anything_travels(board, place):
     other = packed(place / "pi.merino", boards=[BoardNeed("raspberry-pi-5", ("Raspberry Pi 5",))])
     code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--json")
     (row,) = json.loads(out)
-    assert code == 1 and "raspberry-pi-5" in row["error"] and "--force" in row["error"]
+    assert code == 1 and "raspberry-pi-5" in row["error"] and "--allow=any-board" in row["error"]
     assert "copying" not in err
-    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--force", "--dry-run")
+    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--allow=any-board", "--dry-run")
     assert code == 0, err
 
 
 def test_what_is_refused_here(archive, place, board):
     for arguments, output in (
-        ([archive, "--ssh", board.address], "--allow-unsigned"),
-        ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
+        ([archive, "--ssh", board.address], "--allow=unsigned"),
+        ([archive, "--allow=unsigned"], "one of --ssh, --rootfs, --image"),
         ([archive, "--ssh", "a", "--rootfs", place], "flash has --ssh and --rootfs: give one of"),
-        ([archive, "--rootfs", place, "--force"], "go with --ssh"),
-        ([archive, "--allow-unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
+        ([archive, "--rootfs", place, "--allow=any-board"], "go with --ssh"),
+        ([archive, "--allow=unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
         ([place / "none.merino", "--ssh", "a"], "cannot read"),
     ):
         code, _, err = run("flash", *arguments)

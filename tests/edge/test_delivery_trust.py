@@ -161,7 +161,8 @@ def test_over_ssh_nothing_of_the_file_runs_before_it_is_verified(place, board):
         assert "copying" not in err and not place.ran() and not root.exists()
     assert place.installed(root)[0] == 0
     for more, output in (((), "the board trusts 1 other keys"), (("--dry-run",), "other keys"),
-                       (("--force",), "other keys"), (("--trust", place.pub), "not trusted here")):  # fmt: skip
+                       (("--allow=any-board",), "other keys"),
+                       (("--trust", place.pub), "not trusted here")):  # fmt: skip
         code, row, _ = flash(place.forged, *where, *more)
         assert code == 1 and output in row["error"] and "\n" not in row["error"]
         assert not place.ran() and current(root) == open_archive(str(place.ours)).id

@@ -13,7 +13,6 @@ from merino_edge.delivery.keys import make_key
 from merino_edge.embedded import FOLDER
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.archive import open_archive
-from merino_runtime.delivery.fit import packed_bundle
 from merino_runtime.delivery.keys import read_public_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
@@ -82,14 +81,13 @@ def test_a_system_that_boots_later_gets_the_package_and_the_key(tmp_path, workst
     public = next((workstation.home / ".config/merino_edge").glob("*.pub")).read_text().split()[1]
     assert any(public in path.read_text() for path in root.rglob("*.pub"))
 
-    # A key of one's own in its place, and a shorter cache.
+    # A key of one's own in its place.
     fleet, root = make_key(tmp_path / "fleet"), make_root(tmp_path / "another")
-    own = ("--sign", fleet[0], "--context", "64")
+    own = ("--sign", fleet[0])
     code, _, err = run("deploy", str(FOLDER), "--rootfs", root, *LIKE, *own)
     assert code == 0, err
     (package,) = root.rglob("*.merino")
     archive = open_archive(str(package))
-    assert packed_bundle(archive, archive.manifest.bundles[0]).context == 64
     assert archive.signature.key == read_public_key(str(fleet[1])).key
     assert [path.name for path in root.rglob("*.pub")] == [fleet[1].name]
 

@@ -298,7 +298,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     for what, message in bad.items():
         with pytest.raises(MerinoError, match=message):
             load_source(what)
-    with pytest.raises(MerinoError, match="--weights goes with a model of the catalog"):
+    with pytest.raises(MerinoError, match="--set weights goes with a model of the catalog"):
         load_source(str(tiny_checkpoint), weights=tmp_path)
     with pytest.raises(MerinoError, match="'merino' model, opt-350m is 'opt'"):
         load_source("opt-350m", weights=tiny_checkpoint)

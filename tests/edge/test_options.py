@@ -76,18 +76,19 @@ VALUES = {
     "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--board": "raspberry-pi-5", "-o": "other",
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
-    ("train", "--set"): "weight_decay=0.3", "--set": "prefill_threads=3",
-    "--text": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
+    ("train", "--set"): "weight_decay=0.3", ("export", "--set"): "weights=folder",
+    "--set": "prefill_threads=3",
+    "--text": "text.txt", "--context": "64", "--prompt": "32",
     ("bench", "-n"): "8",
     ("report", "-o"): "out.html",
 }  # fmt: skip
 # Used once the work is done: by whose test each is driven.
 DRIVEN_BY = {
     **{("deploy", option): "test_deploy.py"
-       for option in ("--precision", "--context", "--sign", "--yes", "--chat", "--serve")},
+       for option in ("--precision", "--sign", "--yes", "--chat", "--serve")},
     ("recommend", "--json"): "test_recommend.py",
     ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py",
-    ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_records.py",
+    ("compare", "--json"): "test_records.py",
     ("compare", "--fail-if-slower"): "test_records.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--board"): "test_report.py",
     ("job make", "-o"): "test_jobs.py",
@@ -216,7 +217,7 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     got = []
     monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments, **_: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
-    here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline",
+    here = {"--cache", "--json-schema", "--tools", "--peers", "--baseline",
             "--ssh", "--json", "--format", "-o"}  # fmt: skip
     options = [each for each in options_of(command) if each.opts[0] not in here]
     given = [word for option in options for word in other_value(command, option)]

@@ -138,7 +138,7 @@ def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, gr
     assert first.fits and recommendation_json(recommendation, board, board.id)["command"] == command
     assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in command
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, [*command.split()[1:], "--weights", "random"])
+    done = CliRunner().invoke(app, [*command.split()[1:], "--set=weights=random"])
     assert done.exit_code == 0, done.output
     made = load_bundle(command.split()[-1])
     assert (made.precision, made.context) == (first.chosen.precision, 128)

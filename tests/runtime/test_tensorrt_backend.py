@@ -346,7 +346,7 @@ def run(*command, **environment):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
 def test_install_builds_the_engine_and_the_release_runs_on_it(pack, tmp_path):
     root, app = tmp_path / "root", tmp_path / "merino.pyz"
-    code, out, err = run(sys.executable, app, "install", pack, "--allow-unsigned", "--json", "--root", root,
+    code, out, err = run(sys.executable, app, "install", pack, "--allow=unsigned", "--json", "--root", root,
                          "--backend", "tensorrt")
     assert code == 0, err
     assert err.index("building an engine") < err.index("self-test")
@@ -365,7 +365,7 @@ def test_install_builds_the_engine_and_the_release_runs_on_it(pack, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
 def test_where_no_engine_can_be_built_nothing_is_installed(pack, tmp_path):
     root = tmp_path / "root"
-    code, _, err = run(sys.executable, tmp_path / "merino.pyz", "install", pack, "--allow-unsigned", "--root", root,
+    code, _, err = run(sys.executable, tmp_path / "merino.pyz", "install", pack, "--allow=unsigned", "--root", root,
                        "--backend", "tensorrt", MERINO_STAND_IN_BROKEN="1")
     assert code == 1 and "no engine was built" in err and "no NVIDIA driver" in err and "nothing is installed" in err
     assert list((root / "releases").iterdir()) == []

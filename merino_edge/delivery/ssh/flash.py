@@ -8,7 +8,7 @@ does not stop the others.
 
 import asyncio
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from merino_runtime.delivery.agent import PYTHON
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import key_base64, read_public_key
+from merino_runtime.delivery.verbs import ALLOWED, ANY_BOARD, UNSIGNED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import listed, or_null, problems_in, text
 from merino_runtime.io.streams import visible
@@ -52,9 +53,7 @@ class Package:
     whole: Source
     keys: tuple[Source, ...] = ()
     trusted: frozenset[str] = frozenset()
-    allow_unsigned: bool = False
-    allow_downgrade: bool = False
-    force: bool = False
+    allow: Collection[str] = ()  # of ALLOWED
     service: bool = False
     serve: bool = False  # and the service
     quick: bool = False  # measured by QUICK
@@ -85,7 +84,7 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
     options of `install`, as in Package.
     """
     report(f"hashing {path.name}")
-    archive = checked_archive(path, keys, bool(how.get("allow_unsigned")), boards_decide=True)
+    archive = checked_archive(path, keys, UNSIGNED in how.get("allow", ()), boards_decide=True)
     return Package(
         archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
         tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys),
@@ -125,7 +124,7 @@ async def flash(address: Address, package: Package, done: Flashed, *, dry_run: b
         if facts.foreign:
             done.notes.append(f"{facts.foreign} can be changed by another user of the board")
         check_signer(package, facts)
-        choice = choose(package.archive, facts.machine, package.force)
+        choice = choose(package.archive, facts.machine, ANY_BOARD in package.allow)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
         done.notes += choice.notes
         done.was_there = facts.current == package.archive.id
@@ -210,8 +209,9 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     host = board.address.text
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
     arguments = [PYTHON, facts.app, "install", place, "--json", "--root", facts.root]
-    for option in ("allow_unsigned", "allow_downgrade", "force", "service", "serve"):
-        arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
+    arguments += [f"--allow={name}" for name in ALLOWED if name in package.allow]
+    for option in ("service", "serve"):
+        arguments += [f"--{option}"] * getattr(package, option)
     for key in keys:
         arguments += ["--trust", key]
     ran = await finished(board, "install", run_request(arguments), timeout_s=INSTALL_S)

@@ -143,7 +143,7 @@ def _check_signer(root: str, archive: Archive, new_keys: Sequence[PublicKey], al
     withdrawn = archive.manifest.withdrawn
     if signer is None and not allow_unsigned:
         raise MerinoError(f"{archive.path} has no signature, so nobody vouches for it. Pack it with --sign, or install "
-                          "it all the same with --allow-unsigned.")
+                          "it all the same with --allow unsigned.")
     if signer is None:
         notes.append("the file has no signature: corruption is detected, tampering is not")
         notes += ["the keys that it withdraws stay trusted, since nobody signed that"] if withdrawn else []
