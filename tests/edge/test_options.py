@@ -237,9 +237,9 @@ def test_a_shell_completes_the_options_of_the_boards_commands_too(command):
     assert {name for option in options_of(command) for name in option.opts} <= completed
 
 
-MOST = 15  # options of a command
+MOST, MOST_IN_ALL = 15, 120  # options of a command, and of all commands
 
 
 def test_no_command_has_more_options_than_a_reader_takes_in():
     counts = {command: len(options_of(command)) for command in COMMANDS}
-    assert max(counts.values()) <= MOST, counts
+    assert max(counts.values()) <= MOST and sum(counts.values()) <= MOST_IN_ALL, counts

@@ -198,7 +198,8 @@ def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1"]
     recipe = ["--config", "gpu-day", "--set", "accumulate=1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
-              "--set", f"length={ARCH.context}", "--set", "evaluations=10", "--set", "weight_decay=0.1", "--set", "bf16=false"]
+              "--set", f"length={ARCH.context}", "--set", "evaluations=10", "--set", "weight_decay=0.1",
+              "--set", "bf16=false"]
     return [tmp_path / "arch.json", *data, *recipe, "-o", out, *more]
 
 

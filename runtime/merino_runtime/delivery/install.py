@@ -201,7 +201,7 @@ def _check_space(root: str, checked: Checked) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise MerinoError(f"{needed / MB:.0f} MB are needed in {root}, {free / MB:.0f} MB are free. Free space on that "
-                          "disk, or choose a folder on another one with --root.")
+                          "disk, or choose a folder on another one: --root DIR, of flash --ssh HOST/DIR.")
 
 
 def _kept_files(checked: Checked) -> Dict[str, FileEntry]:

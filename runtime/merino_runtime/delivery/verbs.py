@@ -14,8 +14,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import Verb, say, say_note, write_out
 
 UNSIGNED, DOWNGRADE, ANY_BOARD = ALLOWED = "unsigned", "downgrade", "any-board"
-ALLOW = ("accept a package that is unsigned, a downgrade (older than one that was installed), or for any-board (another "
-         "one, or slow on this one); repeat for more")
+ALLOW = ("accept a package that is unsigned, a downgrade (older than one that was installed), or for any-board "
+         "(another one, or slow on this one); repeat for more")
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
 
