@@ -57,7 +57,7 @@ def open_job(folder: str, model: Optional["LanguageModel"] = None, **options: An
         raise MerinoError("{} has no {}, so it is no bundle of a job: `merino-edge job make` writes one".format(
             folder, JOB))
     content = read_json(path, "Make the bundle again.")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"tools", "threshold"} <= set(content):
         raise MerinoError("{} is not of this version: make the bundle again".format(path))
     return JobModel(model or open_model(folder, **options), content["tools"], content["threshold"])
 
