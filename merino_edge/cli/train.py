@@ -12,6 +12,7 @@ import typer
 
 from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_text
 
 if TYPE_CHECKING:
     from merino_edge.families.hugging_face import Checkpoint
@@ -46,8 +47,8 @@ def read_config(context: typer.Context, name: str | None) -> str | None:
         raise MerinoError(f"--config {name} is neither a file nor one of these recipes: {known}")
     check_files([path], "--config")
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(name, "TOML", "Write options such as steps = 500."))
+    except tomllib.TOMLDecodeError as error:
         raise MerinoError(f"--config {path} is not TOML: {error}") from error
     options = {option.opts[-1].lstrip("-"): option for option in context.command.params if option.opts[0] != "source"}
     options = {"out" if name == "o" else name: option for name, option in options.items()}
