@@ -15,6 +15,8 @@ def board(name: str | Path, say: Callable[[str], None] = lambda _: None) -> Devi
     where, backend = with_backend(name)
     if where != "host":
         return load_profile(where).with_backend(backend)
+    if backend not in (None, BACKENDS[0]):  # before it is measured
+        raise MerinoError(f"--board {name}: this machine is measured on its CPU: give host")
     from merino_edge.calibration.host import host_probes, profile_from  # loads scipy and the harness
 
     return parse_profile(profile_from(host_probes(say)), "The profile probed from this machine").with_backend(backend)
@@ -27,5 +29,5 @@ def with_backend(name: str | Path) -> tuple[str, str | None]:
     if not where or backend not in BACKENDS and ("@" in where or Path(name).suffix == ".toml"):  # a port, a file
         return str(name), None
     if backend not in BACKENDS:
-        raise MerinoError(f"--board {name}: the backend {backend} is not known: choose {' or '.join(BACKENDS)}")
+        raise MerinoError(f"--board {str(name)!r} has the unknown backend {backend!r}: choose {' or '.join(BACKENDS)}")
     return where, backend

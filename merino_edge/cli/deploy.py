@@ -64,9 +64,12 @@ def deploy(
     from merino_edge.cli.board_verbs import called
     from merino_edge.cli.over_ssh import let_trust
     from merino_edge.cli.record_tables import speeds_ms
+    from merino_edge.delivery.first_boot import checked_root
     from merino_edge.delivery.keys import own_key
     from merino_edge.delivery.pack import pack
+    from merino_edge.delivery.root_tree import FolderTree, root_facts
     from merino_edge.storage.atomic import cache_folder
+    from merino_edge.text.documents import check_files
     from merino_runtime.bundle import load_bundle
     from merino_runtime.delivery.keys import SUFFIX
 
@@ -74,6 +77,9 @@ def deploy(
     place = only_place("deploy", ssh=ssh, image=image, rootfs=rootfs)
     if not ssh and (chat or serve):
         raise MerinoError(f"--chat and --serve go with --ssh, not {place}: leave them out")
+    if rootfs:
+        root_facts(FolderTree(checked_root(rootfs)))
+    check_files([image] if image else [], "--image")
     target = target_of(ssh, board_name, yes)
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []
@@ -126,7 +132,7 @@ def target_of(ssh: str | None, board_name: str | None, yes: bool) -> Target:
         return await described(board), await python_with(board, [PYTHON], MODULES) is not None
 
     facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
-    profile = named(board_name, say) if board_name else profile_of(ssh, facts)
+    profile = named(board_name, say) if board_name is not None else profile_of(ssh, facts)
     say(f"{ssh}: {facts.model}, planned as {profile.name}")
     return Target(profile, facts, ready)
 

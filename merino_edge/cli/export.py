@@ -78,7 +78,7 @@ def export(
     random = weights == "random"
     folder = Path(weights) if weights and not random else None
     request = ExportRequest(
-        precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
+        precision=precision, board=board(board_name, say) if board_name is not None else None, dialect=dialect, kv=kv,
         context=context, calibration=text, **settings,
     )  # fmt: skip
     check_files_of(source, folder, request, out)

@@ -53,7 +53,7 @@ def recommend(
     if not sources and board_name is None:
         raise typer.BadParameter("it is missing: choose one of `merino-edge devices`", param_hint="--board")
     decoders = [describe(source) for source in sources or ()]
-    profile = board(board_name, say) if board_name else None
+    profile = board(board_name, say) if board_name is not None else None
     if sources or profile is None:
         print_scores(sources or (), decoders, profile, context, as_json=as_json)
         return

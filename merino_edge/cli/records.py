@@ -53,7 +53,7 @@ def report(
         check_keeps(out, [*results, *([Path(board_name)] if board_name else [])])
         check_file(out)
     records, evaluations = read_all(results, say)
-    summary = summarize(records, board(board_name, say) if board_name else None, evaluations)
+    summary = summarize(records, board(board_name, say) if board_name is not None else None, evaluations)
     if out:
         save(out, page(summary))
     else:

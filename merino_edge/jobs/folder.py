@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,9 +46,9 @@ class Decoder(Part):
 
     architecture: str = ""
     device: str = "raspberry-pi-zero-2w"
-    budget: dict[str, float] = {"decode_ms": 4.0, "params_m": 2.0}
+    budget: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {"decode_ms": 4.0, "params_m": 2.0}
     context: int = Field(default=256, ge=64)
-    vocab: int = Field(default=768, ge=300)
+    vocab: int = Field(default=768, ge=300, le=1_000_000)
     precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
 
 
@@ -141,8 +141,10 @@ def loaded(folder: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise MerinoError(f"{folder / PROGRAM}: {error}. Install what {folder / 'requirements.txt'} lists") from error
-    except SyntaxError as error:
-        raise MerinoError(f"{folder / PROGRAM} is not Python: {error}. Correct it") from error
+    except Exception as error:  # of the user's own program
+        raise MerinoError(f"{folder / PROGRAM} cannot be run: {type(error).__name__}: {error}. Correct it") from error
+    if lacking := [name for name in ("samples", "tests", "judge") if not hasattr(module, name)]:
+        raise MerinoError(f"{folder / PROGRAM} has no {', '.join(lacking)}: write them as docs/jobs.md has them")
     return module
 
 
@@ -169,8 +171,9 @@ def lines_of(path: Path) -> Iterator[str]:
         if line.strip() and not line.startswith("#"):
             try:
                 parsed(line.strip())
-            except MerinoError as error:
-                raise MerinoError(f"{path}, line {number}: {error}") from error
+            except (MerinoError, RecursionError) as error:
+                why = error if isinstance(error, MerinoError) else "its brackets are nested too deeply"
+                raise MerinoError(f"{path}, line {number}: {why}") from error
             yield line.strip()
 
 

@@ -3,6 +3,7 @@ output folder, so that a run that was stopped goes on."""
 
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merino_edge.calibration.board import board
+from merino_edge.design.budgets import predictable
 from merino_edge.jobs.data import fitted, records, test_rows
 from merino_edge.jobs.folder import Job
 from merino_edge.storage.atomic import write_text
@@ -33,10 +35,10 @@ Say = Callable[[str], None]
 def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     """Write all steps that `out` does not have -> the evaluation. Raises MerinoError if `out` is of another job, or of
     this one before its files were changed."""
-    if job.folder.resolve() in (out / STATE).resolve().parents:
+    if job.folder.resolve() in Path(os.path.realpath(out / STATE)).parents:
         raise MerinoError(f"-o {out} is in the job's folder, whose files make the job: choose another -o")
     if not job.settings.decoder.architecture:
-        board(job.settings.decoder.device)
+        predictable(job.settings.decoder.budget, board(job.settings.decoder.device))
     recipe_of(job, job.settings.decoder.context)
     check_state(job, out)
     steps: list[tuple[str, str, Callable[[], None]]] = [
@@ -144,6 +146,9 @@ def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], Non
 def recipe_of(job: Job, context: int) -> Recipe:
     """Raises MerinoError for a setting that `train` does not have, or a value that it does not allow."""
     training = job.settings.training
+    if unknown := training.settings.keys() - Recipe.model_fields.keys():
+        allowed = ", ".join(sorted(Recipe.model_fields))
+        raise MerinoError(f"{job.folder}/job.toml: training.settings has {min(unknown)}: choose from {allowed}")
     options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
                "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
                **training.settings}  # fmt: skip

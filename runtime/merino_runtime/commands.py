@@ -92,7 +92,8 @@ def run_generate(arguments: Namespace) -> int:
 def open_bundle(arguments: Namespace, known: Mapping[str, Any]) -> LanguageModel:
     """Open the bundle of the arguments with the threads and the backend of their `--set`."""
     settings = read_settings(arguments.settings, known)
-    return open_model(arguments.bundle, say=say_note, **{name: settings.get(name) for name in OPENING_SETTINGS})
+    opening: Dict[str, Any] = {name: settings.get(name) for name in OPENING_SETTINGS}
+    return open_model(arguments.bundle, say=say_note, **opening)
 
 
 def json_at(path: Optional[str], remedy: str) -> Any:

@@ -133,9 +133,11 @@ def read_settings(words: Sequence[str], known: Mapping[str, Tuple[type, str]]) -
                               f"{', '.join(sorted(known))}.")
         kind = known[name][0]
         try:
+            if not value:
+                raise ValueError
             settings[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
         except (KeyError, ValueError):
-            allowed = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+            allowed = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
             raise MerinoError(f"--set {word:.80}: {name} is {value!r:.80}, allowed: {allowed}.") from None
     return settings
 
