@@ -37,7 +37,7 @@ class Server:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         program = before + "\nimport sys; from merino_bench.__main__ import main; sys.exit(main())"
         words = [python] if isinstance(python, str) else python
-        command = [*words, "-c", program, "serve", *map(str, bundles), "--port", "0", "-t", str(threads),
+        command = [*words, "-c", program, "serve", *map(str, bundles), "--port", "0", f"--set=threads={threads}",
                    *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
                                         env=dict(os.environ, PYTHONPATH=os.path.join(ROOT, "runtime"), **environment))

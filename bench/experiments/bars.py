@@ -43,7 +43,7 @@ OPT = "opt-350m"
 VOCAB_PREFERRED = 16384  # what the search takes for a Pi 4
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
-DESIGN = ("--board", "jetson-nano", "--backend", "onnxruntime", "--budget", "params-m=60.2", "--budget", "flops-g=110")
+DESIGN = ("--board", "jetson-nano:onnxruntime", "--budget", "params-m=60.2", "--budget", "flops-g=110")
 TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
 CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
@@ -83,7 +83,6 @@ class Section(NamedTuple):
     context: int = CONTEXT
     depths: tuple[int, ...] = (PROMPT,)
     prompt: int | None = PROMPT
-    peers_file: Path | None = None
 
     def bundles(self) -> list[Side]:
         sides = (side for bar in self.bars for side in bar[:2] if side.engine == DEFAULT_ENGINE)
@@ -209,8 +208,7 @@ def measured(name: str, section: Section, cache: Path) -> list[Record]:
     for path, request in saved.items():
         if not path.exists():
             folders = [bundle_of(side, section.context, cache) for side in section.bundles()]
-            run_benchmark(folders, request, None, "md", path, section.peers, None, say,
-                          section.peers_file)  # fmt: skip
+            run_benchmark(folders, request, None, "md", path, section.peers, None, say)
     return read_records(list(saved), say)
 
 

@@ -100,7 +100,7 @@ def main() -> None:
     given = parser.parse_args()
     threads = os.cpu_count() or 1
     results: dict[tuple[str, int, str], list[dict[str, float]]] = {}
-    with Server(given.bundle, options=["--cache-mb", 0, "--slots", max(CLIENTS)], threads=threads) as server, \
+    with Server(given.bundle, options=["--set=cache_mb=0", "--slots", max(CLIENTS)], threads=threads) as server, \
             llama_server(given.llama_server, given.file, threads) as port:  # fmt: skip
         for turn in range(given.turns + 1):
             for kind, length in PROMPTS.items():

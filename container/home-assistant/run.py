@@ -23,9 +23,9 @@ def main() -> None:
     keys.write_text(f"{options['api_key']}\n", encoding="utf-8")
     cache.mkdir(exist_ok=True)
     command = [str(Path(sys.executable).with_name("merino")), "serve", str(bundle), "--host", "0.0.0.0"]
-    command += ["--api-key-file", str(keys), "--cache-dir", str(cache)]
+    command += ["--api-key-file", str(keys), "--set", f"cache_dir={cache}"]
     if "max_seconds" in options:
-        command += ["--max-seconds", str(options["max_seconds"])]
+        command += ["--set", f"max_seconds={options['max_seconds']}"]
     keys.chmod(0o640)
     if os.getuid() == 0:
         data.chmod(0o711)

@@ -45,7 +45,7 @@ def speeds_of(profile: DeviceProfile, name: str) -> dict[str, float]:
     """{format: tokens per second}, where the runtime takes the format and the free memory holds the model."""
     ms, geometry = {}, model(name).geometry
     for precision in formats_of(profile):
-        shape = InferenceShape(precision, CONTEXT, PROMPT, cache_on(profile, geometry, precision, None))
+        shape = InferenceShape(precision, CONTEXT, PROMPT, cache_on(profile, geometry, precision))
         costs = cost_model(profile, shape).predict(geometry.operators)
         if costs.memory_mb <= profile.memory.free_mb.value and not refused_words(profile, precision):
             ms[precision] = 1e3 / costs.decode_ms

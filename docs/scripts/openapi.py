@@ -179,7 +179,7 @@ USAGE = answer(
     prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=answer(cached_tokens=COUNT)
 )
 ENERGY = described("where the board has a power sensor", answer(joules=NUMBER, sensor=TEXT))
-THERMAL = described("with --max-temperature", answer(ceiling_c=NUMBER, hottest_c=or_null(NUMBER), paused_ms=NUMBER))
+THERMAL = described("with --set max_temperature", answer(ceiling_c=NUMBER, hottest_c=or_null(NUMBER), paused_ms=NUMBER))
 TOKEN = {"token": TEXT, "logprob": NUMBER, "bytes": a_list(COUNT)}
 CHAT_LOGPROBS = answer(content=a_list(answer(**TOKEN, top_logprobs=a_list(answer(**TOKEN)))), refusal={"type": "null"})
 TEXT_LOGPROBS = answer(

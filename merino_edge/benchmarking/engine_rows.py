@@ -29,29 +29,19 @@ TIMEOUT_S = 3600.0  # of making one model
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def check_peers(engines: str | None, file: Path | None) -> None:
-    """Raise MerinoError for an unknown engine, and for a file that no engine would use, before a model is made."""
-    if engines is None and file is not None:
-        raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
-    if engines is not None:
-        parse_engines(engines)
-    if file is not None and not file.is_file():
-        raise MerinoError(f"--peers-file {file} is no file: give a GGUF of the bundle's weights")
-
-
 @contextmanager
 def peers_beside(
-    engines: str | None, folders: Sequence[str], say: Callable[[str], None], file: Path | None = None
+    engines: str | None, folders: Sequence[str], say: Callable[[str], None]
 ) -> Iterator[list[Engine]]:
     """Yield the engines for `bench_command`; none if `engines` is None.
 
-    A bundle that cannot be read is left out, because the harness gives it a failed row. `file`: a GGUF with the
-    bundles' weights, for llama.cpp. Raise MerinoError for an unknown engine or another file.
+    A bundle that cannot be read is left out, because the harness gives it a failed row. Raise MerinoError for
+    an unknown engine, and for a file that is no GGUF.
     """
     if engines is None:
         yield []
         return
-    peers = peers_of(parse_engines(engines), file)
+    peers = peers_of(*parse_engines(engines))
     bundles = []
     for folder in folders:
         with suppress(MerinoError):

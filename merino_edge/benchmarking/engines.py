@@ -54,15 +54,20 @@ EMBEDDING = "token_embd.weight"
 SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token that is chosen last
 
 
-def parse_engines(text: str) -> tuple[str, ...]:
-    """Parse `all`, or names with commas between them. Raise MerinoError for a name that is not an engine's."""
-    names = [word.strip() for word in text.split(",") if word.strip()]
+def parse_engines(text: str) -> tuple[tuple[str, ...], Path | None]:
+    """Parse `all`, or names with commas between them -> the engines, and the GGUF among them, which llama.cpp runs.
+    Raise MerinoError for a name that is not an engine's."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    paths = [Path(word) for word in words if word.endswith(".gguf")]
+    names = [word for word in words if not word.endswith(".gguf")] or ["llama.cpp"] * len(paths)
+    if paths and (len(paths) > 1 or not paths[0].is_file()):
+        raise MerinoError(f"--peers {text} must name one file: give a GGUF of the bundle's weights")
     unknown = sorted(set(names) - {*ENGINES, "all"})
     if unknown or not names:
         raise MerinoError(
-            f"--peers {text!r} names {', '.join(unknown) or 'no engine'}: known are {', '.join(ENGINES)}, and all"
+            f"--peers {text!r} names {', '.join(unknown) or 'no engine'}: known are {', '.join(ENGINES)}, all, a GGUF"
         )
-    return ENGINES if "all" in names else tuple(dict.fromkeys(names))
+    return (ENGINES if "all" in names else tuple(dict.fromkeys(names))), (paths[0] if paths else None)
 
 
 def peers_of(engines: Sequence[str], file: Path | None = None) -> list[Peer]:

@@ -13,7 +13,8 @@ from merino_bench.harness.cases import BenchRequest, check_request
 from merino_bench.harness.render import append, appends, check_can_save
 from merino_bench.harness.run import Progress, bench_command, deliver
 from merino_bench.harness.turns import check_baselines
-from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
+from merino_edge.benchmarking.engine_rows import peers_beside
+from merino_edge.benchmarking.engines import parse_engines
 from merino_edge.export.request import PRECISIONS, ExportRequest, graph_format
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
@@ -116,21 +117,22 @@ def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportReq
 
 def run_benchmark(
     bundles: Sequence[str], request: BenchRequest, baseline: str | None, output: str, save: Path | None,
-    peers: str | None, progress: Progress | None, say: Callable[[str], None], peers_file: Path | None = None,
+    peers: str | None, progress: Progress | None, say: Callable[[str], None],
 ) -> int:  # fmt: skip
     """Measure, and write the records to stdout in the form `output` and to the file `save`. Return the exit code, 1 if
     a row failed.
 
     `baseline`: see `bundles_of`. `say` gets a line for each model that must be made first: a baseline, or
-    another engine's. `peers_file`: a GGUF with the bundles' weights for llama.cpp. Raise MerinoError for a request that
-    is not possible, and KeyboardInterrupt after the complete rows were written.
+    another engine's. Raise MerinoError for a request that is not possible, and KeyboardInterrupt after the complete
+    rows were written.
     """
     check_request(request)
-    check_peers(peers, peers_file)
+    if peers is not None:
+        parse_engines(peers)
     if save is not None:
         check_can_save(str(save))
     folders, bases = bundles_of(bundles, baseline, say)
-    with peers_beside(peers, [*folders, *bases], say, peers_file) as others:
+    with peers_beside(peers, [*folders, *bases], say) as others:
         return bench_command(
             folders, request, bases, output=output, save_path=None if save is None else str(save),
             progress=progress, more=others,
@@ -138,12 +140,12 @@ def run_benchmark(
 
 
 def run_there(
-    host: str, bundles: Sequence[str], options: Sequence[str], *, root: str | None,
-    baseline: str | None, output: str, save: Path | None, say: Callable[[str], None], copied: "Copied",
+    host: str, bundles: Sequence[str], options: Sequence[str], *, baseline: str | None, output: str, save: Path | None,
+    say: Callable[[str], None], copied: "Copied",
 ) -> int:  # fmt: skip
     """Measure on a board, and write the records here as `run_benchmark` does. Return the exit code, 1 if a row failed.
 
-    root: the folder of releases there; None: its user's. options: of `merino bench`, as words. Raise MerinoError.
+    options: of `merino bench`, as words. Raise MerinoError.
     """
     from merino_edge.delivery.ssh.board import bundle_there, program
     from merino_edge.delivery.ssh.connect import connected, parse_address
@@ -155,7 +157,7 @@ def run_there(
 
     async def work() -> list[dict[str, Any]]:
         async with connected(address) as board:
-            there = await program(board, root)
+            there = await program(board)
             places = [await bundle_there(there, folder, copied) for folder in folders]
             words = [word for base in bases for word in ("--baseline", await bundle_there(there, base, copied))]
             return await records_of(there, places, [*options, *words], say, copied)

@@ -54,7 +54,7 @@ def chat_of(given: ChatTemplate) -> BundleChat:
             rendered(template, given.tokens, messages_of(None, [Turn("x", "y")] * count, "z"))
     except MerinoError as error:
         raise MerinoError(
-            f"{given.source}: {error}. Correct the template, or leave it out of the bundle with --no-chat;"
+            f"{given.source}: {error}. Correct the template, or leave it out of the bundle with --set chat=false;"
             " nothing was written"
         ) from error
     try:

@@ -58,7 +58,7 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
         return named
     if weights or random:
         raise MerinoError(
-            "--weights goes with a model of the catalog, such as opt-350m: give a checkpoint folder by its own path"
+            "--set weights goes with a model of the catalog, such as opt-350m: give a checkpoint folder by its own path"
         )
     path = Path(named)
     if path.is_file():

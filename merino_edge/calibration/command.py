@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+from merino_edge.calibration.board import with_backend
 from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, check_same_machine, mode_of
 from merino_edge.calibration.host import kept_probes, new_probe, profile_from
 from merino_edge.calibration.probe import MeasuredDesign, Probe, joined, read_probe
@@ -24,20 +25,21 @@ Choose = Callable[[DeviceProfile, int], list[MeasuredDesign]]  # by the fitted p
 
 def recalibrate(
     device: str, probes: Sequence[Path], out: Path | None, say: Say = lambda _: None,
-    probe_board: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None,
-    choose: Choose | None = None,
+    probe_board: Callable[[DeviceProfile], Probe] | None = None, choose: Choose | None = None,
 ) -> Fit:  # fmt: skip
     """Write the profile `out` from the board's profile and its probes; for `host`, measure and store one more probe.
     Without `probes` and `probe_board`, the collected probes of the board are used. Return the fit.
 
     probe_board: probes the profile's board with its backend, instead of `probes`; called after all checks. choose:
-    measures designs that a search picks, on the probed machine; None: no designs are measured. backend: of the probes;
-    None: that of the probes, else the board's default. Raise MerinoError for a wrong request; nothing is written then.
+    measures designs that a search picks, on the probed machine; None: no designs are measured. device: of --board; its
+    backend, as in jetson-nano:tensorrt, is that of the probes. Raise MerinoError for a wrong request; nothing is
+    written then.
     """
+    device, backend = with_backend(device)
     if device == "host":
         if probes or out or probe_board or backend not in (None, "onnxruntime"):
             raise MerinoError(
-                "--board host takes no --probe, --ssh, -o or --backend tensorrt: leave them out, it measures this"
+                "--board host takes no --probe, --ssh, -o or :tensorrt: leave them out, it measures this"
                 " machine's CPU and keeps the result"
             )
         return recalibrate_host(say, choose)
@@ -60,7 +62,7 @@ def recalibrate(
     for probe in used:
         check_same_machine(probe, profile)
         if backend and probe.backend != backend:
-            raise MerinoError(f"the probe was made with {probe.backend}, not with --backend {backend}: leave it out")
+            raise MerinoError(f"the probe was made with {probe.backend}, not with {backend}: leave :{backend} out")
     boards = sorted({f"{probe.machine.get('board')}, {probe.backend}, {probe.dialect}" for probe in used})
     if len(boards) > 1 and not collected:
         raise MerinoError(
@@ -90,7 +92,7 @@ def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> l
     if not own:
         others = ", ".join(sorted({probe.backend for probe in probes}))
         raise MerinoError(f"no probe of {profile.id} with {profile.backend} was collected, only with {others}: give"
-                          " --backend, or --probe FILE of your own")  # fmt: skip
+                          f" --board {profile.id}:BACKEND, or --probe FILE of your own")  # fmt: skip
     alike = [probe for probe in own if probe.dialect == own[-1].dialect]
     say(f"collected probes of {profile.id}, of {alike[-1].dialect} graphs: {len(alike)}")
     return alike

@@ -27,7 +27,7 @@ from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.house import house
 from merino_edge.cli.job import job
-from merino_edge.cli.options import HOST, Board, Json, Root, Ssh
+from merino_edge.cli.options import HOST, Board, Json, Ssh
 from merino_edge.cli.recommend import recommend
 from merino_edge.cli.records import compare, evaluate, report
 from merino_edge.cli.terminal import say
@@ -109,9 +109,6 @@ def calibrate(
     ssh: Annotated[
         str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
-    ] = None,
 ) -> None:
     """Fit a board's profile to its measurements. `--board host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
@@ -121,9 +118,7 @@ def calibrate(
 
     measure = None if ssh is None else partial(probe_there, ssh)
     measure_designs = partial(choose_and_measure, ssh)
-    calibrated = recalibrate(
-        board_name, probe or (), out, say, probe_board=measure, backend=backend, choose=measure_designs
-    )
+    calibrated = recalibrate(board_name, probe or (), out, say, probe_board=measure, choose=measure_designs)
     if out is not None and is_stdout(str(out)):
         return
     if out:
@@ -166,11 +161,8 @@ def bench(
         str | None,
         AgainstOption(
             help="other engines to compare with, a list: transformers, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
-                 " or all"
+                 " or all; and a GGUF of the bundle's weights, for llama.cpp"
         ),
-    ] = None,
-    peers_file: Annotated[
-        Path | None, AgainstOption(help="GGUF of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[
         Literal["md", "json", "jsonl"], typer.Option("--format", help="output format")
@@ -179,12 +171,11 @@ def bench(
         Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")
     ] = None,
     ssh: Ssh = None,
-    root: Root = None,
 ) -> None:
     """Benchmark bundles in fresh processes, here or on a board. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
-    from merino_edge.cli.over_ssh import refuse_local, refuse_remote
+    from merino_edge.cli.over_ssh import refuse_local
     from merino_edge.cli.terminal import bench_progress
 
     request = BenchRequest(
@@ -194,19 +185,15 @@ def bench(
     if ssh is not None:
         from merino_edge.cli.over_ssh import bench_there
 
-        refuse_local(peers=peers, peers_file=peers_file)
+        refuse_local(peers=peers)
         given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads}
         options = [f"{option}{value}" for option, value in given.items() if value is not None]
         raise typer.Exit(
-            bench_there(
-                ssh, bundles, options, root=root, baseline=baseline, output=output, save=save
-            )
+            bench_there(ssh, bundles, options, baseline=baseline, output=output, save=save)
         )
-    refuse_remote(root=root)
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline=baseline, output=output, save=save, peers=peers, progress=progress, say=say,
-            peers_file=peers_file,
         )  # fmt: skip
     raise typer.Exit(code)
 
@@ -221,7 +208,7 @@ add_to(app, "info", DELIVER)
 
 @app.command(rich_help_panel=RUN)
 def demo(
-    out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
+    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="output folder")] = Path("out/demo"),
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
     from merino_edge.cli.demo import run_demo

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from merino_bench.__main__ import VERBS as BENCH_VERBS
-from merino_edge.cli.options import HOST, ROOT, SSH
+from merino_edge.cli.options import HOST, SSH
 from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
 from merino_runtime.io.streams import Verb
 
@@ -60,9 +60,7 @@ def parser_of(verb: Verb) -> ArgumentParser:
     ))  # fmt: skip
     verb.add_arguments(parser)
     if over_ssh:
-        group = parser.add_argument_group("on a board")
-        group.add_argument("--ssh", metavar=HOST, help=SSH)
-        group.add_argument("--root", metavar="DIR", help=ROOT)
+        parser.add_argument("--ssh", metavar=HOST, help=SSH)
     return parser
 
 
@@ -72,18 +70,14 @@ def called(name: str, words: list[str]) -> int:
 
     verb, parser = VERBS[name], parser_of(VERBS[name])
     arguments = parser.parse_args(words)
-    if name in OVER_SSH:
-        from merino_edge.cli.over_ssh import refuse_local, refuse_remote
+    if name in OVER_SSH and arguments.ssh is not None:
+        from merino_edge.cli.over_ssh import chat_there, generate_there, refuse_local
+        from merino_runtime.commands import chat_options, generate_options
 
-        if arguments.ssh is not None:
-            from merino_edge.cli.over_ssh import chat_there, generate_there
-            from merino_runtime.commands import chat_options, generate_options
-
-            refuse_local(**{option: getattr(arguments, option, None) for option in LOCAL_OPTIONS})
-            check, run = (generate_options, generate_there) if name == "generate" else (chat_options, chat_there)
-            check(arguments)  # before the bundle is copied
-            return run(arguments, words_of(parser, arguments))
-        refuse_remote(root=arguments.root)
+        refuse_local(**{option: getattr(arguments, option, None) for option in LOCAL_OPTIONS})
+        check, run = (generate_options, generate_there) if name == "generate" else (chat_options, chat_there)
+        check(arguments)  # before the bundle is copied
+        return run(arguments, words_of(parser, arguments))
     if name == "serve":
         arguments.bundles = [bundle_path(path) for path in arguments.bundles]
     else:
@@ -92,11 +86,11 @@ def called(name: str, words: list[str]) -> int:
 
 
 def words_of(parser: ArgumentParser, arguments: Namespace) -> list[str]:
-    """Return the options for the board as words, without defaults and options of the connection."""
+    """Return the options for the board as words, without defaults and without --ssh."""
     words = []
     for action in parser._actions:
         value = getattr(arguments, action.dest, action.default)
-        if not action.option_strings or value == action.default or action.dest in ("ssh", "root"):
+        if not action.option_strings or value == action.default or action.dest == "ssh":
             continue
         option = action.option_strings[-1]
         if action.nargs == 0:

@@ -10,13 +10,12 @@ import typer
 
 from merino_edge.cli.options import HOST, Json
 from merino_edge.cli.terminal import put, say, working
+from merino_runtime.delivery.verbs import ALLOW, ALLOWED, UNSIGNED
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # imports asyncssh
     from merino_edge.delivery.ssh.flash import Flashed
 
-SCHEMA = 1
-SHOWN = 20  # problems; --json has all
 PlaceOption, TrustOption, SshOption = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("One place", "Trust", "With --ssh")
 )
@@ -69,7 +68,7 @@ def pack(
     size_mb = packed.size_bytes / 2**20
     put(f"{out}: release {packed.id}, {size_mb:.1f} MB, for {names}; packages for {pythons or 'none'}")
     if not packed.signed:
-        say("it is not signed: boards install it with --allow-unsigned only")
+        say("it is not signed: boards install it with --allow unsigned only")
 
 
 def check(
@@ -77,7 +76,6 @@ def check(
     tensorrt: Annotated[
         str, typer.Option(metavar="VERSION", help="TensorRT version: 8.2 (JetPack 4.6) or 10.3 (JetPack 6)")
     ],
-    as_json: Json = False,
 ) -> None:
     """Check that TensorRT's parser supports the graph; else list unsupported nodes and exit 1. Builds no engine."""
     from merino_edge.bundles.tensorrt import check_bundle
@@ -86,24 +84,17 @@ def check(
 
     loaded = load_bundle(bundle_path(bundle))
     result = check_bundle(loaded, tensorrt)
-    if as_json:
-        print(json.dumps({
-            "schema": SCHEMA, "bundle": loaded.name, "tensorrt": result.version, "opset": result.opset,
-            "nodes": result.nodes, "problems": [problem._asdict() for problem in result.problems],
-        }, indent=1))  # fmt: skip
-    elif not result.problems:
+    if not result.problems:
         put(
             f"{loaded.name}: the parser of TensorRT {result.version} takes its graph: {result.nodes:,} nodes of opset"
             f" {result.opset}"
         )
     else:
-        for problem in result.problems[:SHOWN]:
+        for problem in result.problems:
             put(f"{problem.node}{f' ({problem.operator})' if problem.operator else ''}: {problem.what}")
-        more = len(result.problems) - SHOWN
-        hidden = f"; --json lists {more} more problems" if more > 0 else ""
         remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
             "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip
-        say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{hidden}{remedy}")
+        say(f"merino-edge: {loaded.name} is not for TensorRT {result.version}{remedy}")
     if result.problems:
         raise typer.Exit(1)
 
@@ -118,14 +109,7 @@ def flash(
     trust: Annotated[list[Path] | None, TrustOption(
         metavar="KEY.pub", help="public key to trust from now on; repeat for more"
     )] = None,
-    allow_unsigned: Annotated[bool, TrustOption("--allow-unsigned", help="accept an unsigned package")] = False,
-    allow_downgrade: Annotated[bool, SshOption(
-        "--allow-downgrade", help="accept a package older than one that was installed"
-    )] = False,
-    root: Annotated[str | None, SshOption(help="folder of releases on the board; default: as `install`")] = None,
-    force: Annotated[bool, SshOption(
-        "--force", help="install even if the package is for another board or slow on it"
-    )] = False,
+    allow: Annotated[list[str] | None, TrustOption(metavar="|".join(ALLOWED), help=ALLOW)] = None,
     service: Annotated[bool, SshOption(
         "--service", help="as root: test the release at each boot, roll back if it fails"
     )] = False,
@@ -137,23 +121,25 @@ def flash(
 ) -> None:  # fmt: skip
     """Install a package on boards over ssh, tested and measured there; or write it into a system that boots later."""
     place = only_place("flash", ssh=ssh, rootfs=rootfs, image=image)
-    options: dict[str, Any] = {"allow_unsigned": allow_unsigned, "dry_run": dry_run}
+    allowed = allow or []
+    if unknown := {*allowed} - {*ALLOWED}:
+        raise MerinoError(f"--allow {min(unknown)!r} is not known: choose from {', '.join(ALLOWED)}")
     if ssh:
         done = flash_boards(
-            file, ssh, keys=trust or (), allow_downgrade=allow_downgrade, force=force,
-            service=service or serve, serve=serve, root=root, **options,
-        )  # fmt: skip
+            file, ssh, keys=trust or (), allow=allowed, service=service or serve, serve=serve, dry_run=dry_run
+        )
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(board.error for board in done) else 0)
-    if root or force or service or serve or allow_downgrade:
+    if service or serve or {*allowed} - {UNSIGNED}:
         raise MerinoError(
-            "--root, --force, --service, --serve and --allow-downgrade go with --ssh, not with"
-            f" {place}: leave them out"
+            f"--service, --serve and --allow downgrade or any-board go with --ssh, not with {place}: leave them out"
         )
     from merino_edge.delivery.first_boot import flash_rootfs
     from merino_edge.delivery.image import finished_image, flash_image
 
-    options |= {"trust": trust or (), "report": say}
+    options: dict[str, Any] = {
+        "allow_unsigned": UNSIGNED in allowed, "dry_run": dry_run, "trust": trust or (), "report": say
+    }
     steps = flash_rootfs(file, rootfs, **options) if rootfs else flash_image(file, cast(Path, image), **options)
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
@@ -172,7 +158,7 @@ def only_place(command: str, **places: Any) -> str:
 
 
 def flash_boards(file: Path, ssh: list[str], *, dry_run: bool, **options: Any) -> "list[Flashed]":
-    """Check the package, then install it on the boards. `options`: those of `package`, such as `keys` and `force`."""
+    """Check the package, then install it on the boards. `options`: those of `package`, such as `keys` and `allow`."""
     from merino_edge.cli.over_ssh import ask_about
     from merino_edge.cli.terminal import boards_progress
     from merino_edge.delivery.ssh.connect import parse_addresses

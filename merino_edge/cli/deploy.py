@@ -12,6 +12,7 @@ import typer
 from merino_edge.cli.deliver import flash, flash_boards, only_place
 from merino_edge.cli.options import HOST
 from merino_edge.cli.terminal import put, say, working
+from merino_runtime.delivery.verbs import ANY_BOARD
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
@@ -44,13 +45,9 @@ def deploy(
     board_name: Annotated[str | None, WhereOption(
         "--board", help="board id or profile; needed without --ssh, and for a board that no profile names"
     )] = None,
-    root: Annotated[str | None, WhereOption(help="with --ssh: folder of releases on the board")] = None,
     precision: Annotated[str, typer.Option(
         help="weight format: int4, int8, fp32 or fp16; auto: the fastest that keeps 95 % of the model's answers"
     )] = "auto",
-    context: Annotated[int | None, typer.Option(
-        help="length of the KV cache in tokens; default: the board's, or the model's if that is shorter"
-    )] = None,
     sign: Annotated[Path | None, TrustOption(
         metavar="NAME.key", help="private key that signs, with NAME.pub beside it; default: a key of yours, made at the"
         " first use"
@@ -67,21 +64,27 @@ def deploy(
     from merino_edge.cli.board_verbs import called
     from merino_edge.cli.over_ssh import let_trust
     from merino_edge.cli.record_tables import speeds_ms
+    from merino_edge.delivery.first_boot import checked_root
     from merino_edge.delivery.keys import own_key
     from merino_edge.delivery.pack import pack
+    from merino_edge.delivery.root_tree import FolderTree, root_facts
     from merino_edge.storage.atomic import cache_folder
+    from merino_edge.text.documents import check_files
     from merino_runtime.bundle import load_bundle
     from merino_runtime.delivery.keys import SUFFIX
 
     # 1. The board, and the key that signs, before minutes of work.
     place = only_place("deploy", ssh=ssh, image=image, rootfs=rootfs)
-    if not ssh and (chat or serve or root):
-        raise MerinoError(f"--root, --chat and --serve go with --ssh, not {place}: leave them out")
-    target = target_of(ssh, board_name, root, yes)
+    if not ssh and (chat or serve):
+        raise MerinoError(f"--chat and --serve go with --ssh, not {place}: leave them out")
+    if rootfs:
+        root_facts(FolderTree(checked_root(rootfs)))
+    check_files([image] if image else [], "--image")
+    target = target_of(ssh, board_name, yes)
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []
     # 2. The bundle, from the cache if this source was exported for this board before.
-    folder = bundle_for(source, target.profile, precision, context)
+    folder = bundle_for(source, target.profile, precision)
     bundle = load_bundle(str(folder), verify=False)
     # 3. The package, with wheels unless the board's own Python has the packages.
     file = cache_folder() / "deploy" / f"{bundle.name.replace('/', '--')}.merino"
@@ -95,7 +98,7 @@ def deploy(
     # A board that is only like the profile's has another model, which the package would refuse.
     is_like = target.facts is not None and target.facts.profile != target.profile
     done, = flash_boards(
-        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, force=is_like, quick=True, root=root
+        file, [ssh], dry_run=False, keys=trust, service=serve, serve=serve, allow=[ANY_BOARD] * is_like, quick=True
     )
     for note in done.notes:
         say(f"note: {note}")
@@ -109,12 +112,12 @@ def deploy(
     rate = f": {1e3 / measured['decode']:,.1f} tokens/s" if measured.get("decode") else ""
     put(f"{ssh} runs {done.bundle} in {done.precision}{rate}; {', '.join(speeds) or 'not measured'}")
     verb = "chat" if bundle.chat else "generate"
-    words = ["installed", "--ssh", ssh, *(["--root", root] if root else [])]
+    words = ["installed", "--ssh", ssh]
     put(f"to talk to it: merino-edge {verb} {shlex.join(words)}")
     raise typer.Exit(called(verb, words) if chat else 0)
 
 
-def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bool) -> Target:
+def target_of(ssh: str | None, board_name: str | None, yes: bool) -> Target:
     """Ask a running board what it is. Raise MerinoError if no profile names it and no --board does."""
     from merino_edge.calibration.board import board as named
 
@@ -126,15 +129,15 @@ def target_of(ssh: str | None, board_name: str | None, root: str | None, yes: bo
     from merino_edge.delivery.ssh.board import PYTHON, described, profile_of, python_with
 
     async def look(board: "Board") -> "tuple[Facts, bool]":
-        return await described(board, root), await python_with(board, [PYTHON], MODULES) is not None
+        return await described(board), await python_with(board, [PYTHON], MODULES) is not None
 
     facts, ready = on_board(ssh, look, f"asking {ssh} what it is", yes)
-    profile = named(board_name, say) if board_name else profile_of(ssh, facts)
+    profile = named(board_name, say) if board_name is not None else profile_of(ssh, facts)
     say(f"{ssh}: {facts.model}, planned as {profile.name}")
     return Target(profile, facts, ready)
 
 
-def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: int | None) -> Path:
+def bundle_for(source: str, profile: "DeviceProfile", precision: str) -> Path:
     """Return the bundle of `source` for a board: itself if it is a quantized one, else an export, kept in the cache by
     the source's content. Raise MerinoError as `export` does, and if no format fits into the memory."""
     from merino_edge.bundles.files import is_bundle
@@ -161,7 +164,7 @@ def bundle_for(source: str, profile: "DeviceProfile", precision: str, context: i
         decoder = describe(str(path))
     name = found.id if isinstance(found, Model) else source.rpartition("/")[2] if model else decoder.name
     # 2. What fits the board.
-    slots = min(default_lengths(profile, None, None)[0], decoder.geometry.context) if context is None else context
+    slots = min(default_lengths(profile, None, None)[0], decoder.geometry.context)
     formats = fitting_formats(decoder.geometry, profile, slots)
     if precision != "auto" and precision not in formats:
         raise MerinoError(f"--precision {precision} is not for {profile.name}: choose auto, {', '.join(formats)}")
@@ -193,7 +196,7 @@ def fitting_formats(decoder: "Geometry", profile: "DeviceProfile", context: int)
     from merino_edge.design.budgets import surely_over
 
     fitting, free_mb = [], profile.memory.free_mb.value
-    for name, cost in costs_of(profile, decoder, context, None).items():
+    for name, cost in costs_of(profile, decoder, context).items():
         fits = not surely_over({"memory_mb": free_mb}, cost)
         fitting += [name] * fits
         verdict = f"{1e3 / cost.decode_ms:,.1f} tokens/s" if fits else f"too large: {free_mb:,.0f} MB are free"

@@ -12,6 +12,7 @@ import typer
 from merino_edge.cli.options import KV
 from merino_edge.cli.terminal import put, say
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import read_settings, settings_help
 
 if TYPE_CHECKING:
     from merino_edge.bundles.source_name import FoundSource
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
     from merino_edge.families.geometry import Geometry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-FormatOption, MixedOption, ModelOption = (
-    partial(typer.Option, rich_help_panel=panel) for panel in ("Format", "With --precision mixed", "Model")
-)
+SETTINGS: dict[str, tuple[type, str]] = {
+    "weights": (str, "for a catalog name: a Hugging Face folder, or random; default: the published ones"),
+    "chat": (bool, "include the model's chat template; default true"),
+    "all_logits": (bool, "return the logits of all positions: faster `eval`, slower prefill; default false"),
+    "file_mb": (float, "with --precision mixed: limit of all weights in MB; default: the mean of int4 and int8"),
+    "decode_ms": (float, "with --precision mixed: limit of the predicted decode latency on the board in ms"),
+}
+FormatOption = partial(typer.Option, rich_help_panel="Format")
 
 
 def export(
@@ -40,7 +46,7 @@ def export(
     )] = None,
     board_name: Annotated[str | None, FormatOption(
         "--board", metavar="BOARD",
-        help="target board: sets the dialect; --precision auto and --decode-ms predict for it",
+        help="target board: sets the dialect; --precision auto and --set decode_ms predict for it",
     )] = None,
     dialect: Annotated[str | None, FormatOption(
         help="fused: ONNX Runtime 1.18 and later; portable: ONNX Runtime 1.10 and TensorRT; default: the board's or the"
@@ -50,23 +56,12 @@ def export(
         help="length of the KV cache in tokens; default: the model's context"
     )] = None,
     kv: Annotated[str | None, FormatOption(help=KV)] = None,
-    all_logits: Annotated[bool, FormatOption(
-        "--all-logits", help="return the logits of all positions: faster `eval`, slower prefill, since the LM head runs"
-        " for each token",
-    )] = False,
-    file_mb: Annotated[float | None, MixedOption(
-        metavar="MB", help="limit of all weights in MB; default: the mean of int4 and int8"
-    )] = None,
-    decode_ms: Annotated[float | None, MixedOption(
-        metavar="MS", help="limit of the predicted decode latency on the board of --board, in ms"
-    )] = None,
-    weights: Annotated[Path | None, ModelOption(
-        help="weights for a catalog name: a Hugging Face folder, or random; default: the published ones"
-    )] = None,
-    text: Annotated[Path | None, ModelOption(
+    text: Annotated[Path | None, FormatOption(
         metavar="FILE", help="text for quantization: GPTQ, SmoothQuant and the scales of --kv"
     )] = None,
-    no_chat: Annotated[bool, ModelOption("--no-chat", help="leave out the model's chat template")] = False,
+    given: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help=settings_help(SETTINGS)
+    )] = None,
 ) -> None:  # fmt: skip
     """Export a model to an ONNX bundle with KV cache, compared with torch at each step."""
     from merino_edge.bundles.source_name import find_source, published
@@ -78,19 +73,20 @@ def export(
     # 1. Check all that needs neither torch nor weights.
     if name is not None and not NAME.fullmatch(name):
         raise MerinoError(f"--name {name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
-    random = weights == Path("random")
-    folder = None if random else weights
+    settings = read_settings(given or (), SETTINGS)
+    weights = settings.pop("weights", None)
+    random = weights == "random"
+    folder = Path(weights) if weights and not random else None
     request = ExportRequest(
-        precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
-        context=context, calibration=text, chat=not no_chat,
-        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
+        precision=precision, board=board(board_name, say) if board_name is not None else None, dialect=dialect, kv=kv,
+        context=context, calibration=text, **settings,
     )  # fmt: skip
     check_files_of(source, folder, request, out)
-    named = find_source(source, folder, random=random)
-    check_against(named, folder, request)
+    found = find_source(source, folder, random=random)
+    check_model(found, folder, request)
     with working(f"exporting {source}") as progress:
         # 2. Download a model of the hub, once its geometry is known to fit the memory.
-        hub_model = None if random else published(named, folder)
+        hub_model = None if random else published(found, folder)
         if hub_model:
 
             def judge(geometry: "Geometry") -> None:
@@ -103,8 +99,8 @@ def export(
         from merino_edge.export.export import export as export_source
         from merino_edge.export.source import load_source
 
-        loaded = load_source(source, folder, say, random=random)
-        loaded = loaded if name is None else loaded._replace(name=name)
+        loaded = load_source(found, folder, say, random=random)
+        loaded = loaded._replace(name=name or loaded.name)
         done = export_source(loaded, out, request, last_use=True, say=say, progress=progress)
     print_export(done, request)
 
@@ -126,8 +122,8 @@ def check_files_of(what: str, weights: Path | None, request: "ExportRequest", ou
     check_folder(out, is_bundle_alone)
 
 
-def check_against(source: "FoundSource", weights: Path | None, request: "ExportRequest") -> None:
-    """Raise MerinoError for a checkpoint's folder that is not exported, and for a request that the model excludes."""
+def check_model(source: "FoundSource", weights: Path | None, request: "ExportRequest") -> None:
+    """Raise MerinoError for a model's folder that cannot be exported, and for a request that its model excludes."""
     from merino_edge.bundles.files import is_bundle
     from merino_edge.bundles.source_name import DesignFile
     from merino_edge.design.design_file import DESIGN, load_design
@@ -151,6 +147,7 @@ def check_against(source: "FoundSource", weights: Path | None, request: "ExportR
 def print_export(done: "Exported", request: "ExportRequest") -> None:
     """Print the result of an export."""
     from merino_edge.export.divergence import divergence_words, keeps
+    from merino_runtime.bundle import quantized_cache
 
     bundle = done.bundle
     put(summary_line(done))
@@ -159,9 +156,12 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
         put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
         if not keeps(done.divergence):
             lost = done.divergence.answers - done.divergence.kept
-            say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
-                f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
-    if bundle.kernels and not request.board and (done.folder / "genai_config.json").is_file():
+            say(f"warning: {bundle.precision} loses {lost} of {done.divergence.answers} answers of {bundle.name}."
+                " Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
+    others_run = request.board is None or request.board.id == "host"
+    if others_run and bundle.dialect == "fused" and quantized_cache(bundle):
+        say("for onnxruntime-genai export with --kv fp32")
+    if others_run and bundle.kernels and (done.folder / "genai_config.json").is_file():
         say("other programs load its operators from merino_runtime/bundle/native/kernels-MACHINE.so: onnxruntime-genai"
             " as kernels.so in the bundle, others by register_custom_ops_library")  # fmt: skip
     if bundle.chat:
@@ -215,8 +215,6 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
             put(f"by the KV cache in int8 alone: {words}")
         else:
             say(f"the KV cache is float32. In int8, that alone changes the answers: {words}. --kv int8 takes it anyway")
-    if done.bundle.dialect == "fused" and quantized_cache(done.bundle):
-        say("for onnxruntime-genai export with --kv fp32")
     for kind, exact, requantized in done.stored:
         say(f"{kind}: {exact} matrices taken over exactly, {requantized} requantized")
     if done.note:

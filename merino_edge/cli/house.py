@@ -30,6 +30,8 @@ def house(
     from merino_runtime.api import open_model
 
     home, folder = read_house(devices), model_folder(bundle)
+    if not all(sentence.strip() for sentence in sentences):
+        raise MerinoError("a sentence is empty: give words, such as 'it is dark in here'")
     from merino_runtime.house.answer import answer, threshold
 
     limit = threshold(str(folder))
@@ -60,11 +62,14 @@ def read_house(path: Path) -> "House":
             Device(spoken(name), domain, spoken(area), tuple(map(spoken, aliases)))
             for name, domain, area, *aliases in content["devices"]
         ]
-        floors = tuple((spoken(floor), tuple(map(spoken, areas))) for floor, areas in content.get("floors", {}).items())
-        here = spoken(str(content.get("here", "")))
+        listed = content.get("floors", {}).items()
+        floors = tuple((spoken(floor), tuple(map(spoken, areas))) for floor, areas in listed)
+        here = spoken(content.get("here", ""))
+        if not all(device.name for device in made) or any(isinstance(areas, str) for _, areas in listed):
+            raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise MerinoError(f"--devices {path} is no house: write name, domain and area of each, as in {form}") from error
-    if unknown := [device.domain for device in made if device.domain not in DOMAINS]:
+    if unknown := [device.domain for device in made if device.domain not in [*DOMAINS]]:
         allowed = ", ".join(sorted(DOMAINS))
         raise MerinoError(f"--devices {path}: domain {unknown[0]!r} is not known, allowed: {allowed}")
     return House(tuple(made), here, floors)

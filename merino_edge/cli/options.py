@@ -10,20 +10,17 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME
 
 BUDGETS, CHOICES, PAPER = "Budgets", "Choices of the search", "The paper's search"  # groups of options in a help
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-BOARD = "a board's name, a profile's file, `host` for this machine, or USER@HOST, which is asked over ssh"
+BOARD = (
+    "a board's name, a profile's file, `host` for this machine, or USER@HOST, which is asked over ssh."
+    " BOARD:onnxruntime is a Jetson's CPU instead of its GPU"
+)
 Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
-Backend = Annotated[
-    str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
-]
-HOST = "[USER@]HOST[:PORT]"
-SSH = "run on this board instead of on this machine"
+HOST = "[USER@]HOST[:PORT][/FOLDER]"
+SSH = "run on this board instead of on this machine; FOLDER: that of its releases, such as /srv/merino"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
-ROOT = "with --ssh: folder of releases on the board, as for `flash --root`"
-Root = Annotated[str | None, typer.Option(metavar="DIR", help=ROOT)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 KV = ("KV cache format: fp32, int8 or int4. Default: the design's. Without a design it is int8 if the weights are int8"
       " or int4, the dialect is fused and the model's answers stay the same; otherwise it is the activations' format")
-Kv = Annotated[str | None, typer.Option(help=KV)]
 OpenKv = Annotated[str | None, typer.Option(
     rich_help_panel=CHOICES, help="KV cache format (fp32, int8, int4), or a list to choose from; default: all",
 )]  # fmt: skip

@@ -89,12 +89,12 @@ def on_board(
         return asyncio.run(run())
 
 
-async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
+async def with_bundle(board: "Board", folder: str) -> "tuple[Program, str]":
     """Copy what is missing -> the program on the board, and the bundle's folder there."""
     from merino_edge.cli.terminal import copy_progress
     from merino_edge.delivery.ssh.board import bundle_there, program
 
-    program_there = await program(board, root)
+    program_there = await program(board)
     with copy_progress(board.address.text) as copied:
         return program_there, await bundle_there(program_there, folder, copied)
 
@@ -118,7 +118,7 @@ def generate_there(arguments: Namespace, options: Sequence[str]) -> int:
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        program_there, place = await with_bundle(board, arguments.root, folder)
+        program_there, place = await with_bundle(board, folder)
         ran = await program_there.run(
             ["generate", place, "-", *options], (prompt + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, report=say, take=take,
@@ -148,7 +148,7 @@ def chat_there(arguments: Namespace, options: Sequence[str]) -> int:
     @asynccontextmanager
     async def session() -> AsyncIterator["Session"]:
         async with connected(parse_address(host)) as board:
-            program_there, place = await with_bundle(board, arguments.root, folder)
+            program_there, place = await with_bundle(board, folder)
             words = [word for word in options if word != "--json"]
             async with program_there.interactive(["chat", place, "--json", *words], say) as started:
                 yield started
@@ -207,21 +207,22 @@ def choose_and_measure(host: str | None, profile: "DeviceProfile", number: int) 
         return measured_designs(profile, number, bench_on(parse_address(host), say, copied), say)
 
 
-def board(name: str | Path, say: Callable[[str], None], backend: str | None = None) -> "DeviceProfile":
+def board(name: str | Path, say: Callable[[str], None]) -> "DeviceProfile":
     """Return the profile that `--board` names. A running board, USER@HOST, is asked over ssh what it is.
 
     Raise MerinoError as `calibration.board.board` does, or if no shipped profile names the board's model.
     """
     from merino_edge.calibration.board import board as named
+    from merino_edge.calibration.board import with_backend
 
-    if not is_address(name):
-        return named(name, say, backend)
+    where, backend = with_backend(name)
+    if not is_address(where):
+        return named(name, say)
     from merino_edge.delivery.ssh.board import described, profile_of
 
-    facts = on_board(str(name), described, f"asking {name} what it is")
-    profile = profile_of(str(name), facts)
-    say(f"{name} is a {profile.name}: --board {profile.id}")
-    return named(profile.id, say, backend)
+    profile = profile_of(where, on_board(where, described, f"asking {where} what it is"))
+    say(f"{where} is a {profile.name}: --board {profile.id}")
+    return profile.with_backend(backend)
 
 
 def is_address(name: str | Path) -> bool:
@@ -231,15 +232,8 @@ def is_address(name: str | Path) -> bool:
 
 def refuse_local(**options: Any) -> None:
     """Raise MerinoError if an option was given that only works on this machine."""
-    if wrong := options_in(options):
+    wrong = ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))
+    if wrong:
         raise MerinoError(f"{wrong} is of this machine, and --ssh runs on the board: leave one of them out")
 
 
-def refuse_remote(**options: Any) -> None:
-    """Raise MerinoError if an option was given that requires --ssh."""
-    if wrong := options_in(options):
-        raise MerinoError(f"{wrong} goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
-
-
-def options_in(options: dict[str, Any]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False))

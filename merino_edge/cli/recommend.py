@@ -29,44 +29,41 @@ def recommend(
         metavar="SOURCE", help="score these instead: design.json, architecture, checkpoint, GGUF, bundle or name"
     )] = None,
     board_name: Annotated[str | None, typer.Option("--board", metavar="BOARD", help=options.BOARD)] = None,
-    backend: options.Backend = None,
     decode_ms: options.DecodeMs = None,
     memory_mb: options.MemoryMb = None,
     budget: Annotated[list[str] | None, options.budget_option()] = None,
     context: options.Context = None,
-    prompt: options.Prompt = None,
-    kv: options.Kv = None,
     as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """List the published models and formats that meet a board's budgets; or score SOURCEs, and predict their costs."""
     from merino_edge.bundles.source_name import describe
+    from merino_edge.calibration.board import with_backend
     from merino_edge.cli.over_ssh import board, is_address
     from merino_edge.cli.recommended import budgets_line, first_command, recommendation_json, recommendation_table
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.prediction.formats import quantized_kv
     from merino_edge.prediction.shape import check_lengths, default_lengths
 
     limits = options.limits_of(decode_ms, memory_mb, budget)
-    check_lengths(context, prompt)
-    quantized_kv(kv)  # refuses an unknown one before any work
+    check_lengths(context, None)
     if sources and limits:
         raise MerinoError("budgets are for the list of published models, not for SOURCE: leave one of them out")
     if not sources and board_name is None:
         raise typer.BadParameter("it is missing: choose one of `merino-edge devices`", param_hint="--board")
     decoders = [describe(source) for source in sources or ()]
-    profile = board(board_name, say, backend) if board_name else None
+    profile = board(board_name, say) if board_name is not None else None
     if sources or profile is None:
-        print_scores(sources or (), decoders, profile, context, prompt, kv, as_json=as_json)
+        print_scores(sources or (), decoders, profile, context, as_json=as_json)
         return
-    address = board_name if is_address(board_name or "") else None
-    named = profile.id if address else board_name or ""
-    slots, prompt_tokens = default_lengths(profile, context, prompt)
+    where, _ = with_backend(board_name or "")
+    address = where if is_address(where) else None
+    named = profile.id if address else where
+    slots, prompt_tokens = default_lengths(profile, context, None)
     with working(f"judging models for {profile.name}"):
         recommendation = find(
-            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens, kv=kv
+            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens
         )
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, named), indent=2))
@@ -80,15 +77,15 @@ def recommend(
 
 
 def print_scores(
-    sources: Sequence[str], decoders: "Sequence[Described]", profile: "DeviceProfile | None", context: int | None,
-    prompt: int | None, kv: str | None, *, as_json: bool,
+    sources: Sequence[str], decoders: "Sequence[Described]", profile: "DeviceProfile | None", context: int | None, *,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Print the scores of decoders, and their predicted costs on a board. No weights are read."""
     from merino_edge.cli.tables import show
     from merino_edge.design.score import SCORES, existing_score, layers_weights
 
     costs = [
-        costs_of(profile, decoder.geometry, context, prompt, kv) if profile else {} for decoder in decoders
+        costs_of(profile, decoder.geometry, context) if profile else {} for decoder in decoders
     ]
     rows = []
     for source, decoder, cost in zip(sources, decoders, costs, strict=True):
@@ -110,13 +107,9 @@ def print_scores(
 
 
 def costs_of(
-    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None = None,
-    kv: str | None = None,
-) -> "dict[str, Predicted]":  # fmt: skip
-    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter.
-
-    `kv`: the value of --kv.
-    """
+    profile: "DeviceProfile", decoder: "Geometry", context: int | None
+) -> "dict[str, Predicted]":
+    """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import cache_on, formats_of
     from merino_edge.prediction.shape import InferenceShape, check_lengths, default_lengths
@@ -124,10 +117,10 @@ def costs_of(
     if context is not None and context > decoder.context:
         raise MerinoError(f"--context {context} is not allowed: {decoder.shape()} takes 2 to {decoder.context} tokens")
     longest, _ = default_lengths(profile, context, None)
-    longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
+    longest, tokens = default_lengths(profile, min(longest, decoder.context), None)
     check_lengths(longest, tokens)
     shapes = [
-        InferenceShape(precision, longest, tokens, cache_on(profile, decoder, precision, kv))
+        InferenceShape(precision, longest, tokens, cache_on(profile, decoder, precision))
         for precision in formats_of(profile)
     ]
     return {shape.precision: cost_model(profile, shape).predict(decoder.operators) for shape in shapes}

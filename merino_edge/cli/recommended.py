@@ -11,7 +11,7 @@ from merino_edge.prediction.cost_model import Predicted
 from merino_edge.prediction.shape import lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 def recommendation_json(result: Recommendation, profile: DeviceProfile, named: str) -> dict[str, Any]:
@@ -22,7 +22,6 @@ def recommendation_json(result: Recommendation, profile: DeviceProfile, named: s
         "backend": result.backend,
         "context": result.context,
         "prompt": result.prompt,
-        "kv": result.kv,
         "budget": result.budget,
         "command": first_command(result, profile, named),
         "models": [candidate_json(candidate) for candidate in result.candidates],
@@ -40,17 +39,15 @@ def recommendation_json(result: Recommendation, profile: DeviceProfile, named: s
 def first_command(result: Recommendation, profile: DeviceProfile, named: str) -> str | None:
     """The command that exports the first model in its format; None if no model fits."""
     first = result.candidates[0]
-    return export_command(first, result.context, graph_options(profile, named), result.kv) if first.fits else None
+    return export_command(first, result.context, graph_options(profile, named)) if first.fits else None
 
 
-def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
-    """The shell command. Heads that fused attention refuses need the portable dialect, which has only a float cache."""
+def export_command(candidate: Candidate, context: int, graph: str) -> str:
+    """The shell command. Heads that fused attention refuses need the portable dialect."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
     if portable and "--dialect" not in graph:
         graph += " --dialect portable"
-    if kv and "portable" not in graph:
-        graph += f" --kv {kv}"
     return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
 
 
@@ -167,7 +164,7 @@ def reasons(candidate: Candidate, verdict: Verdict, recommendation: Recommendati
 
 def budgets_line(recommendation: Recommendation, profile: DeviceProfile) -> str:
     """The budgets, and what the verdicts hold for."""
-    tokens = lengths_words(recommendation.context, recommendation.prompt, recommendation.kv)
+    tokens = lengths_words(recommendation.context, recommendation.prompt)
     verdicts = recommendation.candidates[0].verdicts
     board = f"{on_backend(profile, recommendation.device)}{other_backends(profile)}"
     return (

@@ -53,7 +53,7 @@ def report(
         check_keeps(out, [*results, *([Path(board_name)] if board_name else [])])
         check_file(out)
     records, evaluations = read_all(results, say)
-    summary = summarize(records, board(board_name, say) if board_name else None, evaluations)
+    summary = summarize(records, board(board_name, say) if board_name is not None else None, evaluations)
     if out:
         save(out, page(summary))
     else:
@@ -66,7 +66,8 @@ def evaluate(
                                   " folders, GGUF files and names, which run in torch")
     ],
     tasks: Annotated[
-        str | None, typer.Option(metavar="LIST", help="tasks of lm-evaluation-harness, such as hellaswag,arc_easy")
+        str | None, typer.Option(metavar="LIST", help="tasks of lm-evaluation-harness, such as hellaswag,arc_easy;"
+                                  " or task files of your own, FILE.yaml")
     ] = None,
     perplexity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="perplexity on this text instead; <|endoftext|> between"
@@ -75,20 +76,15 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder of the tasks' data (docs/evaluate.md); default: the hub")
     ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="folder of your own task files, in lm-evaluation-harness's form")
-    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="only the first N items of each task, or documents of the text")
     ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="put each question in the model's chat template")
     ] = False,
-    out: Annotated[Path | None, typer.Option("-o", help="output path of the record; `report` shows it")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="resume an interrupted evaluation with the same -o")
-    ] = False,
-    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(
+        "-o", help="output path of the record, which `report` shows; an interrupted evaluation resumes there"
+    )] = None,
 ) -> None:  # fmt: skip
     """Score models on tasks or on a text, bundles through the board's runtime."""
     from merino_edge.cli.record_tables import evaluation_table
@@ -98,12 +94,8 @@ def evaluate(
 
     if (tasks is None) == (perplexity is None):
         raise typer.BadParameter("give --tasks LIST or --perplexity FILE, one of them")
-    if perplexity and (data or include_path or chat_template):
-        raise typer.BadParameter("--data, --include-path and --chat-template go with --tasks")
-    if data and include_path:
-        raise typer.BadParameter("a task file of --include-path names its own data: leave --data out")
-    if resume and out is None:
-        raise typer.BadParameter("--resume goes on with the evaluation whose record is -o FILE: give that")
+    if perplexity and (data or chat_template):
+        raise typer.BadParameter("--data and --chat-template go with --tasks")
     from merino_edge.evaluation.perplexity import evaluate_text
     from merino_edge.evaluation.request_cache import open_cache
     from merino_edge.evaluation.run import TaskRequest
@@ -115,8 +107,8 @@ def evaluate(
         check_file(out)
     if limit is not None and limit < 1:
         raise MerinoError(f"--limit {limit} is not allowed: choose 1 or more")
-    cache = open_cache(out, resume)
-    request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template, include_path)
+    cache = open_cache(out, say)
+    request = TaskRequest(tuple((tasks or "").split(",")), data, limit, chat_template)
     try:
         with counted_progress("request" if tasks else "document", keep=True) as progress:
             if perplexity:
@@ -125,14 +117,11 @@ def evaluate(
                 rows = list(run(sources, request, cache, progress, say))
     except KeyboardInterrupt:
         cache.write()
-        if out and len(cache):
-            say(f"{len(cache):,} answers are kept: the same command with --resume goes on")
+        if cache.path and len(cache):
+            say(f"{len(cache):,} answers are kept: the same command goes on")
         raise
-    text = to_json(rows)
-    free = save(out, text)
-    if out:
-        out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
-    if as_json:
-        print(text, end="")
-    elif free:
+    free = save(out, to_json(rows))
+    if cache.path:
+        cache.path.unlink(missing_ok=True)
+    if free:
         show(evaluation_table(rows))

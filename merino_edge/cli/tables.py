@@ -152,8 +152,8 @@ def on_backend(profile: DeviceProfile, name: str) -> str:
 
 
 def other_backends(profile: DeviceProfile) -> str:
-    """Return the options that give the costs in the board's other backends; empty if it has one backend."""
-    others = [f"--backend {name}" for name in profile.backends if name != profile.backend]
+    """Return the boards that give the costs in the board's other backends; empty if it has one backend."""
+    others = [f"--board {profile.id}:{name}" for name in profile.backends if name != profile.backend]
     return f" ({', '.join(others)} for the other)" if others else ""
 
 

@@ -12,6 +12,7 @@ import typer
 
 from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_text
 
 if TYPE_CHECKING:
     from merino_edge.families.hugging_face import Checkpoint
@@ -33,16 +34,21 @@ class InitialModel(NamedTuple):
     pretrained: "Checkpoint | None" = None
 
 
-def read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the options in a TOML file the defaults of this call. Raise MerinoError for an unknown one."""
-    if path is None:
-        return None
+def read_config(context: typer.Context, name: str | None) -> str | None:
+    """Make the options in a TOML file the defaults of this call; a preset's name stays. Raise MerinoError for an
+    unknown one."""
+    if name is None or name in presets():
+        return name
     from merino_edge.text.documents import check_files
 
+    path = Path(name)
+    if not path.exists():
+        known = "; ".join(f"{preset}: {facts['about']}" for preset, facts in presets().items())
+        raise MerinoError(f"--config {name} is neither a file nor one of these recipes: {known}")
     check_files([path], "--config")
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(name, "TOML", "Write options such as steps = 500."))
+    except tomllib.TOMLDecodeError as error:
         raise MerinoError(f"--config {path} is not TOML: {error}") from error
     options = {option.opts[-1].lstrip("-"): option for option in context.command.params if option.opts[0] != "source"}
     options = {"out" if name == "o" else name: option for name, option in options.items()}
@@ -51,11 +57,14 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         option = options.get(name.replace("_", "-"))
         if option is None or name in ("config", "help"):
             raise MerinoError(f"--config {path}: {name} is not known: choose from {', '.join(sorted(options))}")
+        if isinstance(value, bool) != bool(option.is_flag):
+            allowed = "true or false" if option.is_flag else f"a value, as of --{name}"
+            raise MerinoError(f"--config {path}: {name} is {value!r}, must be {allowed}")
         if name == "set" and isinstance(value, dict):
             value = [f"{setting}={chosen}" for setting, chosen in value.items()]
         values[str(option.name)] = [value] if option.multiple and not isinstance(value, list) else value
     context.default_map = values
-    return path
+    return name
 
 
 def train(
@@ -73,12 +82,6 @@ def train(
     tokenizer: Annotated[Path | None, DataOption(
         help="tokenizer.json; default: train a BPE tokenizer on the text"
     )] = None,
-    length: Annotated[int | None, DataOption(
-        help="sequence length in tokens; default: the context, in fine-tuning at most 1024"
-    )] = None,
-    preset: Annotated[str | None, RecipeOption(
-        help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence"
-    )] = None,
     steps: Annotated[int | None, RecipeOption(
         help="number of optimizer steps; default: 1000, or as many as the design's training time allows"
     )] = None,
@@ -86,10 +89,10 @@ def train(
     learning_rate: Annotated[float | None, RecipeOption(
         help="peak learning rate, after warm-up; default: 0.01, in fine-tuning 5e-05, with --lora 0.0002"
     )] = None,
-    seed: Annotated[int | None, RecipeOption(help="random seed; default: 0")] = None,
     settings: Annotated[list[str] | None, RecipeOption(
         "--set", metavar="NAME=VALUE",
-        help="another setting, repeat for more: optimizer, weight_decay, warmup_share, evaluations, patience (number of"
+        help="another setting, repeat for more: length (of a row in tokens; default: the context, at most 1024"
+        " in fine-tuning), seed (default 0), optimizer, weight_decay, warmup_share, evaluations, patience (number of"
         " evaluations without a lower held-out loss), prompt_weight, teacher_weight, temperature, table_rate, cut_long"
         " (truncate long samples), bf16, compile, accumulate (micro-batches of a step), threads, ignore_memory",
     )] = None,
@@ -99,9 +102,10 @@ def train(
     teacher: Annotated[str | None, TuningOption(
         metavar="SOURCE", help="distill from this model's logits; it must have the same tokenizer"
     )] = None,
-    _config: Annotated[Path | None, RunOption(
-        "--config", is_eager=True, callback=read_config,
-        help="TOML file of these options, such as steps = 500, with a table `set`; the command line comes first",
+    preset: Annotated[str | None, RunOption(
+        "--config", is_eager=True, callback=read_config, metavar="FILE|NAME",
+        help="TOML file of these options, such as steps = 500, with a table `set`; or a recipe by machine: paper,"
+        " gpu-day or laptop-hour. The command line comes first",
     )] = None,
     resume: Annotated[bool, RunOption(
         "--resume", help="resume the run in -o; options default to those of the run"
@@ -120,10 +124,8 @@ def train(
     read_sources(data)
     read_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
-    chosen: dict[str, Any] = read_preset(preset) if preset else {"recipe": {}}
-    typed = {
-        "steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate, "seed": seed, "lora": lora,
-    }  # fmt: skip
+    chosen: dict[str, Any] = presets().get(preset or "", {"recipe": {}})
+    typed = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "lora": lora}
     options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
     if tokenizer and not designed:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
@@ -156,7 +158,7 @@ def train(
             bf16="bf16" not in options and bf16_is_faster(),
         )  # fmt: skip
         planned, arch = start.design and start.design.training, start.architecture
-        if planned and planned.hours and steps is None and not preset:
+        if planned and planned.hours and steps is None and not chosen["recipe"]:
             hours, row_tokens = planned.hours, recipe.length or arch.context
             if process_count() > 1:  # each would time its own
                 raise MerinoError("the design's training time is for one process: give --steps N with several")
@@ -169,7 +171,7 @@ def train(
                 {**options, "steps": counted}, {}, fine_tuned=False, context=arch.context, bf16=recipe.bf16
             )
             say(f"{counted:,} steps for the design's {hours:g} hours of training; --steps decides instead")
-    if preset and is_first():
+    if chosen["recipe"] and is_first():
         tokens = recipe.steps * recipe.batch * (recipe.length or start.architecture.context)
         say(f"preset {preset}: {chosen['about']}. It needs {chosen['needs']}: {tokens:,} tokens")
     keep_free_pages()
@@ -185,13 +187,9 @@ def train(
         say(f"the checkpoint is {out}")
 
 
-def read_preset(name: str) -> dict[str, Any]:
-    """Return `about`, `needs` and `recipe` of a preset. Raise MerinoError for an unknown name."""
-    presets = tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
-    if name not in presets:
-        choices = "; ".join(f"{known}: {preset['about']}" for known, preset in presets.items())
-        raise MerinoError(f"--preset {name} is not known. Choose from: {choices}")
-    return dict(presets[name])
+def presets() -> dict[str, Any]:
+    """Return `about`, `needs` and `recipe` by the name of a preset."""
+    return tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
 
 
 def read_settings(given: Sequence[str]) -> dict[str, Any]:

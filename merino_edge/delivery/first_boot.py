@@ -86,7 +86,7 @@ def checked_archive(
     signer = check_signature(archive, keys)
     if signer is None and not allow_unsigned:
         raise MerinoError(
-            f"{path} is not signed. Pack it with --sign KEY and give --trust KEY.pub, or give --allow-unsigned."
+            f"{path} is not signed. Pack it with --sign KEY and give --trust KEY.pub, or give --allow unsigned."
         )
     check_hashes(archive, report)
     return archive

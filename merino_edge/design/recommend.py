@@ -14,7 +14,7 @@ from merino_edge.design.score import MEASURED, existing_score
 from merino_edge.design.space import SPACE, Space
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
-from merino_edge.prediction.formats import cache_on, check_cache, formats_of, quantized_kv, refused_words
+from merino_edge.prediction.formats import cache_on, formats_of, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.limits import positive
 from merino_edge.prediction.shape import InferenceShape, check_lengths
@@ -94,23 +94,19 @@ class Recommendation:
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     designs: tuple[FormatDesign, ...]
-    kv: str | None = None  # the value of --kv
 
 
 def recommend(
     profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int, space: Space = SPACE,
-    confidence: float = DEFAULT_CONFIDENCE, kv: str | None = None,
+    confidence: float = DEFAULT_CONFIDENCE,
 ) -> Recommendation:  # fmt: skip
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
     A model fits if the upper bounds of its prediction intervals at `confidence` keep the limits, and is refused if a
-    lower bound breaks one; between them it is borderline. A design keeps the upper bounds. `kv`: the value of --kv; by
-    default `export`'s for models, and the best one for designs.
+    lower bound breaks one; between them it is borderline. A design keeps the upper bounds.
     """
     formats = formats_of(profile)
-    for precision in formats:
-        check_cache(profile, quantized_kv(kv), precision)
     check_lengths(context, prompt)
     limits = predictable(limits, profile)
     if bad := [BUDGETS_BY_NAME[name].given(limit) for name, limit in limits.items() if not positive(limit)]:
@@ -118,26 +114,20 @@ def recommend(
             f"a budget must be a positive number, not {', '.join(bad)}: give a larger value or leave it out"
         )
     costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
-    candidates = [judge(model, costs, limits, kv) for model in load_models()]
-    kvs = None if kv is None else [quantized_kv(kv)]
-    designs = [design_at(model, limits, space, kvs) for model in costs]
+    candidates = [judge(model, costs, limits) for model in load_models()]
+    designs = [design_at(model, limits, space) for model in costs]
     return Recommendation(
         device=profile.id, backend=profile.backend, context=context, prompt=prompt, budget=limits,
-        candidates=ranked(candidates), designs=tuple(designs), kv=kv,
+        candidates=ranked(candidates), designs=tuple(designs),
     )  # fmt: skip
 
 
-def judge(
-    model: Model, costs: Sequence[CostModel], limits: Mapping[str, float], kv: str | None = None
-) -> Candidate:
-    """Predict the model in each format.
-
-    `costs`: one cost model per weight format, with a float cache. `kv`: the value of --kv.
-    """
+def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float]) -> Candidate:
+    """Predict the model in each format. `costs`: one cost model per weight format, with a float cache."""
     verdicts = []
     for floats in costs:
         profile, precision = floats.profile, floats.shape.precision
-        shape = replace(floats.shape, kv=cache_on(profile, model.geometry, precision, kv))
+        shape = replace(floats.shape, kv=cache_on(profile, model.geometry, precision))
         predicted = cost_model(profile, shape, floats.confidence).predict(model.geometry.operators)
         over, surely = shares_over(limits, predicted), surely_over(limits, predicted)
         verdicts.append(Verdict(precision, shape.kv, predicted, over, surely, refused_words(profile, precision)))
@@ -145,16 +135,14 @@ def judge(
     return Candidate(model, long_enough, tuple(verdicts))
 
 
-def design_at(
-    costs: CostModel, limits: Mapping[str, float], space: Space, kvs: Sequence[str | None] | None
-) -> FormatDesign:
+def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> FormatDesign:
     shape, precision = costs.shape, costs.shape.precision
     if refused := refused_words(costs.profile, precision):
         return FormatDesign(precision, None, refused)
     try:
         return FormatDesign(precision, design(
             costs.profile, limits, space=space, context=shape.context, prompt=shape.prompt, precisions=[precision],
-            kvs=kvs, confidence=costs.confidence,
+            confidence=costs.confidence,
         ))  # fmt: skip
     except MerinoError as error:
         return FormatDesign(precision, None, str(error))

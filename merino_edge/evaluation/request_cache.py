@@ -7,13 +7,13 @@ figures are those of an evaluation that was not interrupted.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from merino_edge.storage.atomic import append_lines
-from merino_runtime.errors import MerinoError
+from merino_runtime.io.outputs import is_stdout
 
 EVERY_S = 2.0  # an interruption loses the results of so many seconds at most
 
@@ -51,20 +51,13 @@ class RequestCache:
         self._written = time.monotonic()
 
 
-def open_cache(out: Path | None, resume: bool) -> RequestCache:
-    """Return the cache for the output `out`. Raise MerinoError if an interrupted evaluation is not to be resumed, or
-    a finished one is."""
-    if out is None:
+def open_cache(out: Path | None, say: Callable[[str], None] = lambda _: None) -> RequestCache:
+    """Return the cache for the output `out`, with the results that an interrupted evaluation left beside it."""
+    if out is None or is_stdout(str(out)):
         return RequestCache()
-    path = out.with_name(f"{out.name}.partial")
-    if resume and out.exists() and not path.exists():
-        raise MerinoError(f"{out} is finished, so there is nothing to resume: leave --resume out to evaluate again")
-    cache = RequestCache(path)
-    if len(cache) and not resume:
-        raise MerinoError(
-            f"{path} holds {len(cache):,} answers of an evaluation that was interrupted: give --resume to go on with"
-            " it, or remove that file"
-        )
+    cache = RequestCache(out.with_name(f"{out.name}.partial"))
+    if len(cache):
+        say(f"{len(cache):,} answers of an interrupted evaluation are used again: {cache.path}")
     return cache
 
 

@@ -26,14 +26,12 @@ SHOWN = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}  #
 
 
 class TaskRequest(NamedTuple):
-    """`data`: the folder of local files; None: data of the hub. `limit`: items per task; None: all. `include`: a folder
-    of further task files."""
+    """`data`: the folder of local files; None: data of the hub. `limit`: items per task; None: all."""
 
     tasks: tuple[str, ...]
     data: Path | None = None
     limit: int | None = None
     chat_template: bool = False
-    include: Path | None = None
 
 
 def evaluate(
@@ -44,7 +42,7 @@ def evaluate(
     evaluated."""
     if not all(request.tasks):
         raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
-    with loaded_tasks(request.tasks, request.data, request.include) as tasks:
+    with loaded_tasks(request.tasks, request.data) as tasks:
         from merino_edge.evaluation.language_model import CachedLM
 
         for what in sources:

@@ -23,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
+OWN = ".yaml"  # a task file, which may call Python functions beside it
 SEED = 1234  # of the order of examples in a prompt, as lm-eval's own command has it
 
 
@@ -93,6 +94,8 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
     if not folder.is_dir():
         raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/evaluate.md)")
     for name in names:
+        if name.endswith(OWN):
+            raise MerinoError(f"--tasks {name} names its own data: leave --data out")
         if name not in LOCAL_TASKS:
             raise MerinoError(
                 f"--tasks {name!r} cannot be read from files{near_names(name, LOCAL_TASKS)}. Tasks for --data:"
@@ -119,13 +122,9 @@ def check_data(name: str, local: LocalTask, folder: Path) -> TextFile:
 
 
 @contextlib.contextmanager
-def loaded_tasks(
-    names: Sequence[str], folder: Path | None, include: Path | None = None
-) -> Iterator[list[LoadedTask]]:
-    """Yield the tasks, ready to be evaluated. `include`: a folder of further task files, in lm-evaluation-harness's own
-    form. Raise MerinoError if a task is not known, or its data cannot be loaded."""
-    if include and not include.is_dir():
-        raise MerinoError(f"--include-path {include} is no folder: give one with task files of lm-evaluation-harness")
+def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
+    """Yield the tasks, ready to be evaluated; a name may be that of a task file. Raise MerinoError if a task is not
+    known, or its data cannot be loaded."""
     data = check_local(names, folder) if folder else {}
     manager = import_extra("lm_eval.tasks").TaskManager
     with contextlib.ExitStack() as stack:
@@ -134,12 +133,12 @@ def loaded_tasks(
             loader = manager(include_defaults=False)
             groups = {name: loader.load([str(task_file(name, folder, scratch))])["tasks"] for name in names}
         else:
-            loader = manager(include_path=str(include.resolve()) if include else None)
+            loader = manager()
             for name in names:
-                if name not in loader.all_tasks:
+                if not (Path(name).is_file() if name.endswith(OWN) else name in loader.all_tasks):
                     raise MerinoError(
-                        f"--tasks {name!r} is no task of lm-evaluation-harness{near_names(name, loader.all_tasks)}."
-                        f" `lm-eval ls tasks` lists all; with --data: {', '.join(LOCAL_TASKS)}"
+                        f"--tasks {name!r} is neither a file nor a task of lm-evaluation-harness"
+                        f"{near_names(name, loader.all_tasks)}. `lm-eval ls tasks` lists all; with --data: {', '.join(LOCAL_TASKS)}"
                     )
             groups = {name: from_hub(loader, name) for name in names}
         tasks = [
@@ -175,7 +174,6 @@ def from_hub(known: Any, name: str) -> dict[str, Any]:
         loaded: dict[str, Any] = known.load([name])["tasks"]
     except Exception as error:  # of the network, the hub's library and `datasets`, which share no base
         offline = f" or give its file with --data DIR ({LOCAL_TASKS[name].file})" if name in LOCAL_TASKS else ""
-        raise MerinoError(
-            f"the data of the task {name} cannot be had: {one_line(error)}. Check the network{offline}"
-        ) from error
+        remedy = "Correct the file" if name.endswith(OWN) else f"Check the network{offline}"
+        raise MerinoError(f"the task {name} cannot be loaded: {one_line(error)}. {remedy}") from error
     return loaded

@@ -62,13 +62,13 @@ def mixed_plan(
         most_bytes = least + sum(candidate.nbytes for candidate in candidates) / 2
     if most_bytes is not None and most_bytes < least:
         raise MerinoError(
-            f"--file-mb {most_bytes / MB:g} is less than the {least / MB:.1f} MB that the weights of {source.name} take"
-            " in int4: give more, or take int4 alone"
+            f"--set file_mb={most_bytes / MB:g} is less than the {least / MB:.1f} MB that the weights of"
+            f" {source.name} take in int4: give more, or take int4 alone"
         )
     if most_ms is not None and most_ms < ms["int4"]:
         raise MerinoError(
-            f"--decode-ms {most_ms:g} is less than the {ms['int4']:.2f} ms predicted in int4: give more, or take int4"
-            " alone"
+            f"--set decode_ms={most_ms:g} is less than the {ms['int4']:.2f} ms predicted in int4: give more, or take"
+            " int4 alone"
         )
     spare_bytes = None if most_bytes is None else most_bytes - least
     taken = chosen(candidates, spare_bytes, None if most_ms is None else most_ms - ms["int4"])

@@ -53,18 +53,18 @@ def in_one_format(request: ExportRequest) -> ExportRequest:
 
     Raises MerinoError for limits of `mixed` that are not possible, and for a board that is missing.
     """
-    limits = {"--file-mb": request.file_mb, "--decode-ms": request.decode_ms}
+    limits = {"--set file_mb": request.file_mb, "--set decode_ms": request.decode_ms}
     for option, limit in limits.items():
         if limit is not None and request.precision != "mixed":
             raise MerinoError(f"{option} is a limit of --precision mixed: give that, or leave {option} out")
         if limit is not None and not 0 < limit < float("inf"):
-            raise MerinoError(f"{option} {limit:g} is not allowed: give a number above 0")
+            raise MerinoError(f"{option}={limit:g} is not allowed: give a number above 0")
     if request.precision == "auto":
         if request.board is None:
             raise MerinoError("--precision auto takes the fastest format on a board: name it with --board")
         return request._replace(precision="fp32", calibration=None)
     if request.decode_ms is not None and request.board is None:
-        raise MerinoError("--decode-ms is predicted for a board: name it with --board")
+        raise MerinoError("--set decode_ms is predicted for a board: name it with --board")
     return request._replace(precision="int4") if request.precision == "mixed" else request
 
 

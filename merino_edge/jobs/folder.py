@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +16,7 @@ from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list
 from merino_edge.text.documents import read_json_lines
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import read_json
+from merino_runtime.io.json_file import read_json, read_text
 from merino_runtime.job import ITEM, REFUSE, item_kinds
 
 SETTINGS, TOOLS, ITEMS, PHRASES, REFUSALS = "job.toml", "tools.json", "items.jsonl", "phrases", "refusals.txt"
@@ -46,10 +46,10 @@ class Decoder(Part):
 
     architecture: str = ""
     device: str = "raspberry-pi-zero-2w"
-    budget: dict[str, float] = {"decode_ms": 4.0, "params_m": 2.0}
+    budget: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {"decode_ms": 4.0, "params_m": 2.0}
     context: int = Field(default=256, ge=64)
-    vocab: int = Field(default=768, ge=300)
-    precision: str = "int8"
+    vocab: int = Field(default=768, ge=300, le=1_000_000)
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
 
 
 class Training(Part):
@@ -58,14 +58,14 @@ class Training(Part):
     settings: dict[str, Any] = {}
     steps: int = Field(default=3000, ge=1)
     batch: int = Field(default=16, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Settings(Part):
     """job.toml. `wrong_costs`: of a wrong call, in questions."""
 
-    name: str
-    wrong_costs: float = Field(default=20.0, gt=0)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")  # of files too
+    wrong_costs: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     data: Data = Data()
     decoder: Decoder = Decoder()
     training: Training = Training()
@@ -95,10 +95,12 @@ def read_job(folder: Path) -> Job:
     if not (folder / SETTINGS).is_file():
         raise MerinoError(f"{folder} is no job: it has no {SETTINGS}. {REMEDY}")
     try:
-        settings = Settings.model_validate(tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        settings = Settings.model_validate(tomllib.loads(read_text(str(folder / SETTINGS), "TOML", REMEDY)))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
         fault = fault_list(error) if isinstance(error, ValidationError) else error
         raise MerinoError(f"{folder / SETTINGS}: {fault}. Correct it") from error
+    if settings.decoder.architecture and not (folder / settings.decoder.architecture).is_file():
+        raise MerinoError(f"{folder / SETTINGS}: decoder.architecture names no file of {folder}. Correct it")
     files = sorted(file for file in folder.rglob("*") if file.suffix in (".toml", ".json", ".jsonl", ".txt", ".py"))
     content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
     if (folder / PROGRAM).is_file():
@@ -111,8 +113,10 @@ def read_job(folder: Path) -> Job:
         for where, row in read_json_lines(path, str(path)):
             if not all(isinstance(row.get(key), str) and row[key].strip() for key in ("kind", "name")):
                 raise MerinoError(f"{where}, must have `kind` and `name`, with `aliases` or without")
-            spoken = (row["name"], *row.get("aliases", ()))
-            items.setdefault(row["kind"], []).append(Item(row["name"].lower(), tuple(map(str, spoken))))
+            aliases = row.get("aliases", [])
+            if not (isinstance(aliases, list) and all(isinstance(alias, str) for alias in aliases)):
+                raise MerinoError(f"{where}: `aliases` must be a list of texts")
+            items.setdefault(row["kind"], []).append(Item(row["name"].lower(), (row["name"], *aliases)))
     for kind in item_kinds(tools):
         if (count := len(items.get(kind, ()))) < LEAST_ITEMS:
             raise MerinoError(
@@ -137,6 +141,10 @@ def loaded(folder: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise MerinoError(f"{folder / PROGRAM}: {error}. Install what {folder / 'requirements.txt'} lists") from error
+    except Exception as error:  # of the user's own program
+        raise MerinoError(f"{folder / PROGRAM} cannot be run: {type(error).__name__}: {error}. Correct it") from error
+    if lacking := [name for name in ("samples", "tests", "judge") if not hasattr(module, name)]:
+        raise MerinoError(f"{folder / PROGRAM} has no {', '.join(lacking)}: write them as docs/jobs.md has them")
     return module
 
 
@@ -159,12 +167,13 @@ def checked_tools(path: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(str(path), "text", REMEDY).splitlines(), 1):
         if line.strip() and not line.startswith("#"):
             try:
                 parsed(line.strip())
-            except MerinoError as error:
-                raise MerinoError(f"{path}, line {number}: {error}") from error
+            except (MerinoError, RecursionError) as error:
+                why = error if isinstance(error, MerinoError) else "its brackets are nested too deeply"
+                raise MerinoError(f"{path}, line {number}: {why}") from error
             yield line.strip()
 
 

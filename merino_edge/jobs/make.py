@@ -3,6 +3,7 @@ output folder, so that a run that was stopped goes on."""
 
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -11,11 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.calibration.board import board
+from merino_edge.design.budgets import predictable
 from merino_edge.jobs.data import fitted, records, test_rows
 from merino_edge.jobs.folder import Job
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.documents import read_json_lines
+from merino_edge.training.recipe import Recipe, new_recipe
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
 from merino_runtime.job import JOB, REFUSE, SCHEMA, JobModel, open_job
 
 TRAIN, TEST, CALIBRATION, TOKENIZER = "train.jsonl", "test.jsonl", "calibrate.txt", "tokenizer.json"
@@ -30,6 +35,11 @@ Say = Callable[[str], None]
 def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     """Write all steps that `out` does not have -> the evaluation. Raises MerinoError if `out` is of another job, or of
     this one before its files were changed."""
+    if job.folder.resolve() in Path(os.path.realpath(out / STATE)).parents:
+        raise MerinoError(f"-o {out} is in the job's folder, whose files make the job: choose another -o")
+    if not job.settings.decoder.architecture:
+        predictable(job.settings.decoder.budget, board(job.settings.decoder.device))
+    recipe_of(job, job.settings.decoder.context)
     check_state(job, out)
     steps: list[tuple[str, str, Callable[[], None]]] = [
         ("tokenizer", TOKENIZER, lambda: write_tokenizer(job, out)),
@@ -47,7 +57,7 @@ def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None
             start = time.perf_counter()
             run()
             say(f"  {time.perf_counter() - start:.1f} s")
-    result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    result: dict[str, Any] = read_json(str(out / RESULT), "Remove it and run this again.")
     return result
 
 
@@ -58,7 +68,7 @@ def check_state(job: Job, out: Path) -> None:
             raise MerinoError(f"{out} is not empty: choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"sha256": job.sha256}) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")).get("sha256") != job.sha256:
+    elif read_json(str(path), f"Remove {out}, or choose another -o.") != {"sha256": job.sha256}:
         raise MerinoError(f"{out} was made of other files than {job.folder} has now: remove it, or choose another -o")
 
 
@@ -97,7 +107,6 @@ def write_tokenizer(job: Job, out: Path) -> None:
 
 
 def write_design(job: Job, out: Path) -> None:
-    from merino_edge.calibration.board import board
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.designer import design
     from merino_edge.text.tokenizer import load_tokenizer
@@ -106,7 +115,7 @@ def write_design(job: Job, out: Path) -> None:
     if decoder.architecture:
         write_text(out / DESIGN, (job.folder / decoder.architecture).read_text(encoding="utf-8"))
         return
-    profile = board(decoder.device, lambda _: None, None)
+    profile = board(decoder.device)
     made = design(
         profile, with_board_defaults(decoder.budget, profile), context=decoder.context, prompt=decoder.context // 2,
         vocabs=[load_tokenizer(out / TOKENIZER).get_vocab_size()], precisions=[decoder.precision], kvs=[None],
@@ -117,25 +126,33 @@ def write_design(job: Job, out: Path) -> None:
 def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> None:
     from merino_edge.design.design_file import Design, read_plan
     from merino_edge.training.checkpoint import saved_states
-    from merino_edge.training.recipe import new_recipe
     from merino_edge.training.train import train as run
 
-    made, training = read_plan(out / DESIGN), job.settings.training
-    options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
-               "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
-               **training.settings}  # fmt: skip
+    made = read_plan(out / DESIGN)
     design = made if isinstance(made, Design) else None
     architecture = made.architecture if isinstance(made, Design) else made
 
     def say_without_resume(line: str) -> None:  # `job make` resumes without an option
         say(line.replace(" and --resume", "").replace("--resume continues", "the same command continues"))
 
-    recipe = new_recipe(options, {}, fine_tuned=False, context=architecture.context, bf16=False)
     run(
-        architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe, name=job.settings.name, design=design,
+        architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe_of(job, architecture.context),
+        name=job.settings.name, design=design,
         tokenizer_file=out / TOKENIZER, resume=bool(saved_states(out / CHECKPOINT / "trainer")),
         say=say_without_resume, progress=progress,
     )  # fmt: skip
+
+
+def recipe_of(job: Job, context: int) -> Recipe:
+    """Raises MerinoError for a setting that `train` does not have, or a value that it does not allow."""
+    training = job.settings.training
+    if unknown := training.settings.keys() - Recipe.model_fields.keys():
+        allowed = ", ".join(sorted(Recipe.model_fields))
+        raise MerinoError(f"{job.folder}/job.toml: training.settings has {min(unknown)}: choose from {allowed}")
+    options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
+               "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
+               **training.settings}  # fmt: skip
+    return new_recipe(options, {}, fine_tuned=False, context=context, bf16=False)
 
 
 def export(job: Job, out: Path, say: Say) -> None:

@@ -51,10 +51,9 @@ def default_cache(arch: Geometry, precision: str, dialect: str) -> str | None:
     return "int8" if in_kernels else None
 
 
-def cache_on(profile: DeviceProfile, arch: Geometry, precision: str, kv: str | None) -> str | None:
-    """Return the quantized format of the cache that `export` writes for the board. `kv`: the value of --kv; None: not
-    given."""
-    return quantized_kv(kv) if kv is not None else default_cache(arch, precision, dialect_of(profile))
+def cache_on(profile: DeviceProfile, arch: Geometry, precision: str) -> str | None:
+    """Return the quantized format of the cache that `export` writes for the board without --kv."""
+    return default_cache(arch, precision, dialect_of(profile))
 
 
 def quantized_kv(kv: str | None) -> str | None:
@@ -108,7 +107,7 @@ def check_format(profile: DeviceProfile, precision: str) -> None:
         others = [name for name in profile.backends if precision in formats_of(profile.with_backend(name))]
         raise MerinoError(
             f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
-            + "".join(f", or --backend {name}" for name in others)
+            + "".join(f", or --board {profile.id}:{name}" for name in others)
         )
 
 

@@ -20,7 +20,7 @@ class InferenceShape:
     kv: str | None = None
 
 
-def lengths_words(context: int, prompt: int, kv: str | None) -> str:
+def lengths_words(context: int, prompt: int, kv: str | None = None) -> str:
     """Return the shape in words, without the weight format."""
     return f"context {context}, prompt {prompt} tokens" + (f", a cache of {kv}" if kv else "")
 

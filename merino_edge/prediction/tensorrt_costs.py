@@ -98,10 +98,10 @@ class TensorRtCosts:
         if hashes_ids(operators) and version_tuple(self.version) < version_tuple(FIRST_HASHING):
             raise MerinoError(
                 f"n-gram tables need TensorRT {FIRST_HASHING} or later, and the board has {self.version}: design"
-                " without ngrams, or for --backend onnxruntime"
+                " without ngrams, or for --board BOARD:onnxruntime"
             )
         if has_states(operators):
-            raise MerinoError("gated DeltaNet is not possible in TensorRT: give --backend onnxruntime")
+            raise MerinoError("gated DeltaNet is not possible in TensorRT: give --board BOARD:onnxruntime")
         for op in operators:
             launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
             rows = 1 if op.kind == "head" or op.final else tokens

@@ -184,7 +184,7 @@ class DeviceProfile(Facts):
             return self
         if name not in self.backends:
             raise MerinoError(
-                f"--backend {name}: the profile of {self.name} has no performance.{name}: choose"
+                f"--board {self.id}:{name}: the profile of {self.name} has no performance.{name}: choose"
                 f" {' or '.join(self.backends)}, or add these figures to a copy of the profile"
             )
         return self.model_copy(update={"backend": name})

@@ -71,7 +71,10 @@ def check_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: in
             raise MerinoError(f"{path} is a file, a folder is to be written: choose another -o")
         if any(path.iterdir()) and not replaceable(path):
             raise MerinoError(f"{path} holds other files, which are not replaced: choose another -o, or empty it first")
-    outputs.check_room(str(path), str(existing_parent(path.resolve())), size_bytes)
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise MerinoError(f"{path} is a link whose links lead in a circle: choose another -o")
+    outputs.check_room(str(path), str(existing_parent(real)), size_bytes)
 
 
 def check_keeps(out: Path, inputs: Iterable[Path], option: str = "-o") -> None:

@@ -56,7 +56,7 @@ class PackedRows(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
                 raise MerinoError(
                     f"{len(long):,} of {len(sizes):,} samples of {shard.source.what} are longer than a row of {length}"
                     f" tokens, the longest {sizes.max():,}, the first is sample {shard.first + long[0] + 1:,}: give"
-                    " --set cut_long=true, which cuts off their ends, a longer --length, or shorter samples"
+                    " --set cut_long=true, which cuts off their ends, a longer --set length, or shorter samples"
                 )
             for start, end in zip(map(int, shard.ends - sizes), map(int, shard.ends), strict=True):
                 stop = min(end, start + length)

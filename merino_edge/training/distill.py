@@ -84,12 +84,12 @@ def keep_logits(teacher: Teacher, logits: Logits, tokenizer: Tokenizer, rows: Ro
         raise MerinoError(
             f"the teacher {name} has another tokenizer than the run, so its logits are of other tokens. Give its"
             " tokenizer.json as --tokenizer, and design with its --vocab; or let it write text and train on that:"
-            " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1 --seed N` for many N"
+            " `merino-edge export` it, then `merino-edge generate BUNDLE PROMPT --temperature 1`, many times"
         )
     if loaded.geometry.context < logits.length:
         raise MerinoError(
-            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {logits.length}: give --length"
-            f" {loaded.geometry.context}"
+            f"the teacher {name} reads {loaded.geometry.context} tokens, and a row has {logits.length}: give --set"
+            f" length={loaded.geometry.context}"
         )
     say(f"{teacher.name} reads {logits.rows:,} rows, once; its {TOP} likeliest tokens are kept in {logits.path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from merino_edge.storage.faults import in_words
 from merino_runtime.errors import MerinoError
 
 BETA2 = 0.95  # of AdamW
-OPTIONS = ("steps", "batch", "learning_rate", "seed", "length", "lora")  # the other settings: `--set NAME=VALUE`
+OPTIONS = ("steps", "batch", "learning_rate", "lora")  # the other settings: `--set NAME=VALUE`
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
 TUNING_LENGTH = 1024  # tokens of a row in fine-tuning, if the context is not shorter

@@ -140,7 +140,7 @@ def check_memory(arch: Geometry, recipe: Recipe, trained: int | None = None, row
             remedy = "Not even --batch 1 fits: close other programs, or train a smaller design"
         raise MerinoError(
             f"{line}. {remedy}; --set accumulate=N computes a batch in parts."
-            " A smaller --length or vocabulary (`design --vocab`) needs less. --set ignore_memory=true starts anyway"
+            " A smaller --set length or vocabulary (`design --vocab`) needs less. --set ignore_memory=true starts it"
         )
     return line
 
@@ -157,8 +157,8 @@ def reported_faults(folder: Path, batch: int) -> Iterator[None]:
         if not isinstance(error, MerinoError) and (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
             raise MerinoError(
                 f"out of memory in training with --batch {batch}. The process has held up to {peak_mb():,.0f} MB;"
-                f" {size(available_bytes())} are available. Close other programs, lower --batch or --length (a new run,"
-                " with another -o), or design with a smaller --vocab"
+                f" {size(available_bytes())} are available. Close other programs, lower --batch or --set length (a new"
+                " run, with another -o), or design with a smaller --vocab"
             ) from error
         cause = error.__cause__ if isinstance(error, MerinoError) else error
         if not (getattr(cause, "errno", None) in FULL or DISK_WORDS.search(str(cause))):

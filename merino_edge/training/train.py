@@ -135,7 +135,7 @@ def check_and_describe(
             " apt install g++), or leave it out"
         )
     if request.length > arch.context:
-        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}: give less")
+        raise MerinoError(f"--set length={recipe.length} is more than the model's context, {arch.context}: give less")
     if recipe.batch % divided:
         of = f"{resources.process_count()} processes and " if resources.process_count() > 1 else ""
         raise MerinoError(

@@ -14,10 +14,10 @@ import argparse
 from typing import Dict, Optional, Sequence, Tuple
 
 from merino_runtime import __version__, commands
-from merino_runtime.backends import add_opening
+from merino_runtime.backends import BACKENDS
 from merino_runtime.delivery import verbs
 from merino_runtime.io.streams import Verb, exit_code
-from merino_runtime.sampling import CHAT_SETTINGS, GENERATE_SETTINGS, Sampling
+from merino_runtime.sampling import CHAT_SETTINGS, GENERATE_SETTINGS, Sampling, settings_help
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
@@ -59,9 +59,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser, GENERATE_SETTINGS)
     parser.add_argument("--stop", action="append", default=[], metavar="S",
                         help="stop string, not printed; repeat for more")
-    parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
-                        help="when the context is full: stop; error refuses a request that does not fit; shift drops "
-                             "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per token, the measurements last")
     _add_schema(parser)
     parser.add_argument("--tools", metavar="FILE",
@@ -69,7 +66,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="FILE",
                         help="file of the prompt's KV cache: written if FILE does not exist; else read, and only the "
                              "rest of a prompt with the same beginning is prefilled")
-    add_opening(parser)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +75,10 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
                         help="maximum number of tokens per answer; default: what the context holds")
     _add_sampling(parser, CHAT_SETTINGS)
-    parser.add_argument("--overflow", choices=("error", "shift"), default="error",
-                        help="when the context is full: error refuses the message; shift drops the oldest turns and "
-                             "prints a note (default %(default)s)")
     _add_schema(parser)
     parser.add_argument("--json", action="store_true",
                         help="print one JSON line per event; stdin has a message or command per line, and a line of "
                              "U+0003 stops the pending answers")
-    add_opening(parser)
 
 
 def _add_schema(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +89,8 @@ def _add_schema(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser, settings: Dict[str, Tuple[type, str]]) -> None:
     parser.add_argument("--temperature", type=float, default=Sampling().temperature, metavar="N",
                         help="sampling temperature; 0: greedy (default %(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed; default: a random one")
-    listed = "; ".join(f"{name} ({text})" for name, (_, text) in settings.items())
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                        help="another setting, repeat for more: " + listed)
+                        help=settings_help(settings))
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +105,8 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    add_opening(parser)
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
 
 
 def _add_build_engine(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends import TENSORRT, choose_backend
@@ -25,6 +25,7 @@ from merino_runtime.io.streams import as_text, harmless, say, say_note, stdout_i
 from merino_runtime.sampling import (
     CHAT_SETTINGS,
     GENERATE_SETTINGS,
+    OPENING_SETTINGS,
     SAMPLING_SETTINGS,
     GenerateOptions,
     Sampling,
@@ -42,7 +43,7 @@ PROGRAMS = (b"#!", b"\x7fELF", b"PK", b"MZ")  # first bytes of scripts, native c
 
 
 def sampling_of(arguments: Namespace, settings: Dict[str, Any]) -> Sampling:
-    return Sampling(temperature=arguments.temperature, seed=arguments.seed,
+    return Sampling(temperature=arguments.temperature,
                     **{name: value for name, value in settings.items() if name in SAMPLING_SETTINGS})
 
 
@@ -51,7 +52,7 @@ def generate_options(arguments: Namespace) -> GenerateOptions:
     settings = read_settings(arguments.settings, GENERATE_SETTINGS)
     return GenerateOptions(
         arguments.max_new_tokens, sampling_of(arguments, settings), stops=[as_text(stop) for stop in arguments.stop],
-        ignore_eos=settings.get("ignore_eos", False), overflow=arguments.overflow,
+        ignore_eos=settings.get("ignore_eos", False), overflow=settings.get("overflow", "stop"),
         lookup=settings.get("lookup", True),
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
         tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
@@ -67,8 +68,7 @@ def run_generate(arguments: Namespace) -> int:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
     # 2. Generate. `LanguageModel.generate` encodes the prompt and returns a `Generation`.
-    settings = read_settings(arguments.settings, GENERATE_SETTINGS)
-    with open_bundle(arguments, settings.get("prefill_threads")) as model:
+    with open_bundle(arguments, GENERATE_SETTINGS) as model:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
@@ -89,10 +89,11 @@ def run_generate(arguments: Namespace) -> int:
     return 0
 
 
-def open_bundle(arguments: Namespace, prefill_threads: Optional[int] = None) -> LanguageModel:
-    """Open the bundle of the arguments with their threads and backend. prefill_threads: of `--set`."""
-    return open_model(arguments.bundle, threads=arguments.threads, prefill_threads=prefill_threads,
-                      backend=arguments.backend, say=say_note)
+def open_bundle(arguments: Namespace, known: Mapping[str, Any]) -> LanguageModel:
+    """Open the bundle of the arguments with the threads and the backend of their `--set`."""
+    settings = read_settings(arguments.settings, known)
+    opening: Dict[str, Any] = {name: settings.get(name) for name in OPENING_SETTINGS}
+    return open_model(arguments.bundle, say=say_note, **opening)
 
 
 def json_at(path: Optional[str], remedy: str) -> Any:
@@ -121,13 +122,13 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
     return ChatOptions(
         system=None if arguments.system is None else as_text(arguments.system),
         max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments, settings), no_think=arguments.no_think,
-        overflow=arguments.overflow, json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
+        overflow=settings.get("overflow", "error"),
+        json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
 
 
 def run_chat(arguments: Namespace) -> int:
     options = chat_options(arguments)
-    settings = read_settings(arguments.settings, CHAT_SETTINGS)
-    with open_bundle(arguments, settings.get("prefill_threads")) as model:
+    with open_bundle(arguments, CHAT_SETTINGS) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
         conversation = model.chat(**options._asdict())
@@ -138,7 +139,7 @@ def run_chat(arguments: Namespace) -> int:
 
 
 def run_selftest(arguments: Namespace) -> int:
-    with open_bundle(arguments) as model:
+    with open_model(arguments.bundle, backend=arguments.backend, say=say_note) as model:
         mismatch = model.selftest()
         bundle = model.bundle
     if mismatch:

@@ -41,10 +41,22 @@ SAMPLING_SETTINGS: Dict[str, Tuple[type, str]] = {
     "dry_multiplier": (float, "penalty on repeated sequences, such as 0.8; 0: off"),
     "dry_base": (float, "default 1.75"),
     "dry_allowed_length": (int, "default 2"),
+    "seed": (int, "random seed; default: a random one"),
 }
-CHAT_SETTINGS = dict(SAMPLING_SETTINGS, prefill_threads=(int, "default: as -t, or the bundle's setting"))
+OPENING_SETTINGS: Dict[str, Tuple[type, str]] = {
+    "threads": (int, "default: the bundle's setting"),
+    "prefill_threads": (int, "default: as threads"),
+    "backend": (str, "onnxruntime or tensorrt; default: tensorrt on a Jetson that has it, else the first that the "
+                     "bundle lists"),
+}
+CHAT_SETTINGS = dict(
+    SAMPLING_SETTINGS, **OPENING_SETTINGS,
+    overflow=(str, "when the context is full: error (default) refuses the message; shift drops the oldest turns and "
+                   "prints a note"))
 GENERATE_SETTINGS = dict(
-    CHAT_SETTINGS, ignore_eos=(bool, "continue after the end-of-text token"),
+    CHAT_SETTINGS, overflow=(str, "when the context is full: stop (default); error refuses a request that does not "
+                                  "fit; shift drops the oldest tokens and continues"),
+    ignore_eos=(bool, "continue after the end-of-text token"),
     lookup=(bool, "guess tokens from repetitions in the text, with the same answer; default true"))
 
 
@@ -106,6 +118,10 @@ def check_sampling(sampling: Sampling) -> None:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
 
 
+def settings_help(known: Mapping[str, Tuple[type, str]]) -> str:
+    return "another setting, repeat for more: " + "; ".join(f"{name} ({text})" for name, (_, text) in known.items())
+
+
 def read_settings(words: Sequence[str], known: Mapping[str, Tuple[type, str]]) -> Dict[str, Any]:
     """["top_k=3", "ignore_eos=true"] -> {"top_k": 3, "ignore_eos": True}. Raise MerinoError for an unknown name or a
     value of another type."""
@@ -117,9 +133,11 @@ def read_settings(words: Sequence[str], known: Mapping[str, Tuple[type, str]]) -
                               f"{', '.join(sorted(known))}.")
         kind = known[name][0]
         try:
+            if not value:
+                raise ValueError
             settings[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
         except (KeyError, ValueError):
-            allowed = {int: "an integer", float: "a number", bool: "true or false"}[kind]
+            allowed = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
             raise MerinoError(f"--set {word:.80}: {name} is {value!r:.80}, allowed: {allowed}.") from None
     return settings
 

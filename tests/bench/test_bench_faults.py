@@ -96,7 +96,7 @@ BENCH_HERE = ("bench", ".", "-p", "8", "-n", "0", "-r", "1", "-t", "1")
 VERBS_HERE = [("generate", ".", "the", "-n", "2"), ("chat", "CHAT"), ("info", "."), ("info", "--check", "."),
               ("selftest", "."), ("info", "beside.merino"), ("info", "--check", "beside.merino"),
               ("status", "--root", "ROOT"), BENCH_HERE,
-              ("install", "beside.merino", "--allow-unsigned", "--root", "ROOT")]
+              ("install", "beside.merino", "--allow=unsigned", "--root", "ROOT")]
 
 
 @pytest.fixture(scope="module")
@@ -161,5 +161,5 @@ def test_an_installation_that_makes_an_environment_does_not(pip, printed, hostil
     path = os.path.join(hostile.folder, "wheels.merino")
     with open(path, "wb") as file:
         file.write(packed_bytes(app.read_bytes(), [bundle_files(hostile.folder)], wheels=[(wheels, members)]))
-    call = ["install", "wheels.merino", "--allow-unsigned", "--root", tmp_path / "root"]
+    call = ["install", "wheels.merino", "--allow=unsigned", "--root", tmp_path / "root"]
     assert printed in hostile.run([sys.executable, app, *call], code=1, PYTHONPATH="")

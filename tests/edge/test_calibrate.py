@@ -327,13 +327,13 @@ def test_the_choice_saves_as_much_as_the_best_subset(values, most_bytes, most_ms
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--precision", "int4", "--file-mb", "3"], "--file-mb is a limit of --precision mixed"),
-    (["--precision", "auto", "--board", "raspberry-pi-5", "--decode-ms", "3"], "is a limit of --precision mixed"),
-    (["--precision", "mixed", "--decode-ms", "3"], "name it with --board"),
-    (["--precision", "mixed", "--file-mb", "-1"], "--file-mb -1 is not allowed"),
-    (["--precision", "mixed", "--file-mb", "0.1"], "--file-mb 0.1 is less than"),
-    (["--precision", "mixed", "--file-mb", "0.1"], "take in int4: give more"),
-    (["--precision", "mixed", "--board", "raspberry-pi-5", "--decode-ms", "0.001"], "predicted in int4: give more"),
+    (["--precision", "int4", "--set=file_mb=3"], "--set file_mb is a limit of --precision mixed"),
+    (["--precision", "auto", "--board", "raspberry-pi-5", "--set=decode_ms=3"], "is a limit of --precision mixed"),
+    (["--precision", "mixed", "--set=decode_ms=3"], "name it with --board"),
+    (["--precision", "mixed", "--set=file_mb=-1"], "--set file_mb=-1 is not allowed"),
+    (["--precision", "mixed", "--set=file_mb=0.1"], "--set file_mb=0.1 is less than"),
+    (["--precision", "mixed", "--set=file_mb=0.1"], "take in int4: give more"),
+    (["--precision", "mixed", "--board", "raspberry-pi-5", "--set=decode_ms=0.001"], "predicted in int4: give more"),
 ])  # fmt: skip
 def test_limits_that_are_not_possible_are_refused(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
@@ -344,6 +344,6 @@ def test_limits_that_are_not_possible_are_refused(options, message, tmp_path, ca
 
 def test_random_weights_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
-        main(["export", "opt-125m", "--weights", "random", "--precision", "mixed", "-o", str(tmp_path / "out"),
+        main(["export", "opt-125m", "--set=weights=random", "--precision", "mixed", "-o", str(tmp_path / "out"),
               "--context", "32"])  # fmt: skip
     assert "random weights or no tokenizer" in " ".join(capsys.readouterr().err.split())

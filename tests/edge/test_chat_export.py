@@ -161,9 +161,9 @@ def test_a_hubs_tokenizer_json_gives_the_same_text_through_generate_and_chat(che
 def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, message, tmp_path, here):  # noqa: F811
     broken = chat_bundle.copied_checkpoint(checkpoint, tmp_path / "broken", template)
     code, out, err = here("export", broken, "-o", tmp_path / "bundle")
-    assert (code, out) == (1, "") and message in err and "--no-chat" in err and "\x1b" not in err
+    assert (code, out) == (1, "") and message in err and "--set chat=false" in err and "\x1b" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
-    code, out, err = here("export", broken, "-o", tmp_path / "bundle", "--context", "64", "--no-chat")
+    code, out, err = here("export", broken, "-o", tmp_path / "bundle", "--context", "64", "--set=chat=false")
     assert code == 0 and "chat template included" not in out, err
 
 

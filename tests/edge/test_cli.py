@@ -138,7 +138,7 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "embedded", "--precision", "fp16", "--board", "raspberry-pi-4", "-o", "out"], "fp16 is for GPUs"),
     (["export", "nothing", "-o", "out"], "'nothing' names no model: give"),
     (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
-    (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
+    (["export", "opt-350m", "--set=weights=nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
     (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not known: choose one"),
     (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
@@ -149,12 +149,12 @@ REFUSED_WITHOUT_TORCH = [
     (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
     (["design", "--board", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
     (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),
-    (["bench", "embedded", "--peers", "all", "--peers-file", "x"], "--peers-file x is no file"),
+    (["bench", "embedded", "--peers", "all,x.gguf"], "--peers all,x.gguf must name one file"),
     (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
     (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
     (["generate", "embedded", "Once", "--set=top_p=3"], "top_p is 3.0, allowed: above 0, up to 1"),
     (["chat", "embedded", "-n", "0"], "0 new tokens were requested, allowed: an integer, 1 or more"),
-    (["chat", "embedded", "--seed", "-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer, 0"),
+    (["chat", "embedded", "--set=seed=-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer, 0"),
     (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),
 ]
 

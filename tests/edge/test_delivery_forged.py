@@ -131,7 +131,7 @@ def test_before_anything_goes_over_ssh(trust, forged):
     keys = [forged.pub] if trust else []
 
     def judge(path):
-        check_signer(package(path, keys, allow_unsigned=True), facts)
+        check_signer(package(path, keys, allow=["unsigned"]), facts)
 
     each_refused(forged, judge, "not trusted there")
 
@@ -160,8 +160,8 @@ def test_by_a_boards_installed_application_and_by_the_one_that_is_sent(forged, t
     (installed / "trusted").mkdir()
     public_key_file(installed / "trusted" / "ours.pub", SEED)
     before = tree(tmp_path)
-    forged.by_application("install", None, "--root", installed, "--allow-unsigned")
-    forged.by_application("install", None, "--root", tmp_path / "new", "--allow-unsigned", "--trust", forged.pub)
+    forged.by_application("install", None, "--root", installed, "--allow=unsigned")
+    forged.by_application("install", None, "--root", tmp_path / "new", "--allow=unsigned", "--trust", forged.pub)
     assert tree(tmp_path) == before
 
 
@@ -258,8 +258,8 @@ def board(tmp_path, workstation, monkeypatch):
         yield started
 
 
-def flashed(board, package):
-    return asyncio.run(flash_all(parse_addresses([board.address]), package))[0]
+def flashed(board, package, root=""):
+    return asyncio.run(flash_all(parse_addresses([f"{board.address}{root}"]), package))[0]
 
 
 def current(root):
@@ -274,11 +274,11 @@ def test_a_board_over_ssh_refuses_what_was_exchanged_after_it_was_checked_here(f
     fleet.provision(root)
     installed, sent = (fleet.classes, STATELESS) if nightly else (("application", "withdrawn"), ("signer",))
     for where, names, keys in ((root, installed, []), (new, sent, [fleet.pubs["ours"]])):
-        checked = package(fleet.newer, keys, root=str(where))
+        checked = package(fleet.newer, keys)
         for name in names:
             data = fleet.file(name)
             exchanged = Source("newer.merino", data, data.stat().st_size, sha256_of(str(data)))
-            done = flashed(board, dataclasses.replace(checked, whole=exchanged))
+            done = flashed(board, dataclasses.replace(checked, whole=exchanged), where)
             assert "not installed: " in done.error and "\n" not in done.error
             assert re.search(fleet.classes[name][1], done.error), (name, done.error)
             assert not fleet.marker.exists(), name

@@ -85,7 +85,7 @@ def check_flashed(image, packed, unsigned=True):
     assert ask_debugfs(image, f"cat {INCOMING}/merino.pyz") == board_app(), "the packed file holds another"
     unit = ask_debugfs(image, f"cat {UNIT}").decode()
     assert f" install {INCOMING}/{PACKAGE} --root /opt/merino --service" in unit
-    assert ("--allow-unsigned" in unit) == unsigned
+    assert ("--allow=unsigned" in unit) == unsigned
     assert listed(image, os.path.dirname(UNIT)) == {
         "merino-install.service": ("100644", 0, 0), "multi-user.target.wants": ("040755", 0, 0),
     }  # fmt: skip

@@ -82,7 +82,7 @@ def test_all_files_of_a_first_boot_with_mode_and_owner_whatever_the_umask(root, 
     assert {made[path][:3] for path in folders} == {("0o40755", 0, 0)}
     assert {made[path][:3] for path in files} == {("0o100644", 0, 0)}
     assert made[WANTED] == ("0o120777", 0, 0, "../merino-install.service")
-    assert digest(armed(root)) == digest(packed) and "--allow-unsigned" not in (root / UNIT).read_text()
+    assert digest(armed(root)) == digest(packed) and "--allow=unsigned" not in (root / UNIT).read_text()
     assert any(f"write /{INCOMING}/package.merino" in step for step in steps)
 
 

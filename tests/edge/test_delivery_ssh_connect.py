@@ -140,6 +140,7 @@ def test_addresses():
     assert (result.user, result.host, result.port) == ("pi", "192.168.1.7", 2222)
     result = parse_address("[fe80::1%eth0]:22")
     assert (result.user, result.host, result.port) == (None, "fe80::1%eth0", 22)
+    assert parse_address("pi@my-pi/srv/the releases").root == "/srv/the releases"
     result = parse_address("my-pi")
     assert (result.user, result.host, result.port) == (None, "my-pi", None)
 
@@ -147,7 +148,7 @@ def test_addresses():
 @pytest.mark.parametrize(
     "wrong",
     ["", "@", "a@", "fe80::1", "host:", "host:0", "host:65536", "host:1:2", "-oProxyCommand=x", "-x@host", "a b",
-     "h\x1b", "host/x", "[::1", "h:\u0663", "host:22\n"],
+     "h\x1b", "host/", "host//x", "host/x\n", "[::1", "h:\u0663", "host:22\n"],
 )  # fmt: skip
 def test_what_names_no_host_is_refused(wrong):
     with pytest.raises(MerinoError, match="names no host|no host has a port") as caught:

@@ -119,14 +119,14 @@ def short(*arguments):
 
 
 def flash(archive, *arguments):
-    return short("flash", archive, "--allow-unsigned", *arguments)
+    return short("flash", archive, "--allow=unsigned", *arguments)
 
 
 def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstation):
     root = board.home / "merino"
     workstation.known_hosts.write_text("")
-    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow-unsigned", "--ssh", board.address,
-               "--root", root, "--dry-run"]  # fmt: skip
+    dry_run = [sys.executable, "-m", "merino_edge", "flash", archive, "--allow=unsigned", "--ssh",
+               f"{board.address}{root}", "--dry-run"]  # fmt: skip
     code, shown = on_a_terminal(dry_run, width=200, typed=b"n\n")
     assert code == 1 and "nothing was changed" in shown and workstation.known_hosts.read_text() == ""
     code, shown = on_a_terminal(dry_run, width=200, typed=b"y\n")
@@ -136,7 +136,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
     files = [path for path in board.home.rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["merino.pyz"], "a dry run leaves this workstation's application alone"
 
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(archive, "--ssh", f"{board.address}{root}", "--json")
     assert code == 0, err
     (row,) = json.loads(out)
     assert (row["error"], row["selftest"], row["was_there"], row["replaced"]) == (None, "ok", False, None)
@@ -144,7 +144,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
     assert (root / "current").resolve().name == open_archive(str(archive)).id
     assert [path.name for path in (board.cache / "incoming").iterdir()] == [], "nothing is left over"
 
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root)
+    code, out, err = flash(archive, "--ssh", f"{board.address}{root}")
     assert code == 0, err
     assert "was there" in out and "copying" not in err and "ok" in out
 
@@ -153,36 +153,34 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
 def test_one_board_that_fails_keeps_no_other_back(board, archive):
     nobody = f"127.0.0.1:{free_port()}"
     root = board.home / "merino-of-two"
-    code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(archive, "--ssh", nobody, "--ssh", f"{board.address}{root}", "--json")
     assert code == 1
     bad, good = json.loads(out)
     assert bad["host"] == nobody and "refused" in bad["error"].lower()
     assert good["error"] is None and (root / "current" / "merino").exists()
-    where = ("--ssh", board.address, "--root", root)
+    where = ("--ssh", f"{board.address}{root}")
     bench = ["bench", "installed", "-p", "4", "-n", "0", "-r", "1"]
     for words in (["generate", "installed", "Once", "-n", "2"], bench):
         code, out, err = run(*words, *where)
         assert code == 0 and out.strip(), err
-        code, _, err = run(*words, *where[:3], board.home / "none")
+        code, _, err = run(*words, where[0], f"{board.address}{board.home}/none")
         assert code == 1 and f"no release is installed in {board.home}/none" in err and "merino-edge flash" in err
-        code, _, err = run(*words, "--root", root)
-        assert code == 1 and "--root goes with --ssh HOST" in err
 
 
 def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(board, archive, place):
     root = board.home / "merino-upgraded"
-    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
+    assert flash(archive, "--ssh", f"{board.address}{root}")[0] == 0
     before = (root / "current").resolve().name
     newer = packed(place / "newer.merino", name="newer")
-    code, out, err = flash(newer, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(newer, "--ssh", f"{board.address}{root}", "--json")
     assert code == 0, err
     assert json.loads(out)[0]["replaced"] == before
     bad = packed(place / "bad.merino", changed_golden(bundle_files(FOLDER)))
-    code, out, err = flash(bad, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(bad, "--ssh", f"{board.address}{root}", "--json")
     (row,) = json.loads(out)
     assert code == 1 and "self-test" in row["error"] and row["selftest"] is None
     empty = packed(place / "empty.merino", app=b"#!/bin/false\n")
-    code, out, err = flash(empty, "--ssh", board.address, "--root", root, "--json")
+    code, out, err = flash(empty, "--ssh", f"{board.address}{root}", "--json")
     assert code == 1 and board.address in err and json.loads(out)[0]["error"]
     assert (root / "current").resolve().name == open_archive(str(newer)).id
 
@@ -194,26 +192,26 @@ def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, 
     monkeypatch.setattr(flash_module, "BENCH", flash_module.BENCH + SHORT)
     rng = random.Random(17)
     root = board.home / "merino-cut"
-    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
+    assert flash(archive, "--ssh", f"{board.address}{root}")[0] == 0
     cuts = dict.fromkeys(("copying", "installing", "measuring"), 0)
     for number in range(12):
         newer = packed(place / "cut.merino", name=f"cut-{number}")
-        sent = package(newer, allow_unsigned=True, root=str(root))
+        sent = package(newer, allow=["unsigned"])
         old, new = (root / "current").resolve().name, sent.archive.id
         step = list(cuts)[number % len(cuts)]
-        done = asyncio.run(cut_at(board, sent, step, rng))
+        done = asyncio.run(cut_at(board, root, sent, step, rng))
         cuts[step] += bool(done.error) or done.notes != []
         now = (root / "current").resolve()
         assert now.name in (old, new)
         output = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
                               env=board_environment(board), check=False)  # fmt: skip
         assert output.returncode == 0, output.stderr
-        (again,) = asyncio.run(flash_all([parse_address(board.address)], sent))
+        (again,) = asyncio.run(flash_all([parse_address(f"{board.address}{root}")], sent))
         assert again.error == "" and (root / "current").resolve().name == new
     assert min(cuts.values()) >= 1, cuts
 
 
-async def cut_at(board, package, step, rng):
+async def cut_at(board, root, package, step, rng):
     at = rng.randrange(package.whole.size_bytes)
     loop = asyncio.get_running_loop()
 
@@ -223,7 +221,7 @@ async def cut_at(board, package, step, rng):
         elif doing == step != "copying":
             loop.call_later(rng.uniform(0.05, 1.0), board.cut)
 
-    (done,) = await flash_all([parse_address(board.address)], package, report=report)
+    (done,) = await flash_all([parse_address(f"{board.address}{root}")], package, report=report)
     return done
 
 
@@ -233,21 +231,21 @@ def board_environment(board):
 
 def test_another_board_is_refused_before_anything_travels(board, place):
     other = packed(place / "pi.merino", boards=[BoardNeed("raspberry-pi-5", ("Raspberry Pi 5",))])
-    code, out, err = flash(other, "--ssh", board.address, "--json", "--root", board.home / "pi")
+    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--json")
     (row,) = json.loads(out)
-    assert code == 1 and "raspberry-pi-5" in row["error"] and "--force" in row["error"]
+    assert code == 1 and "raspberry-pi-5" in row["error"] and "--allow any-board" in row["error"]
     assert "copying" not in err
-    code, out, err = flash(other, "--ssh", board.address, "--force", "--dry-run", "--root", board.home / "pi")
+    code, out, err = flash(other, "--ssh", f"{board.address}{board.home}/pi", "--allow=any-board", "--dry-run")
     assert code == 0, err
 
 
 def test_what_is_refused_here(archive, place, board):
     for arguments, output in (
-        ([archive, "--ssh", board.address], "--allow-unsigned"),
-        ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
+        ([archive, "--ssh", board.address], "--allow unsigned"),
+        ([archive, "--allow=unsigned"], "one of --ssh, --rootfs, --image"),
         ([archive, "--ssh", "a", "--rootfs", place], "flash has --ssh and --rootfs: give one of"),
-        ([archive, "--rootfs", place, "--force"], "go with --ssh"),
-        ([archive, "--allow-unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
+        ([archive, "--rootfs", place, "--allow=any-board"], "go with --ssh"),
+        ([archive, "--allow=unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
         ([place / "none.merino", "--ssh", "a"], "cannot read"),
     ):
         code, _, err = run("flash", *arguments)
@@ -268,15 +266,16 @@ def test_text_is_the_same_there_as_here_and_the_bundle_travels_once(board):
 
 
 def test_a_refusal_there_is_the_exit_code_here(board):
-    code, out, err = run("generate", "--ssh", board.address, "embedded", "x" * 5000, "-n", "400", "--overflow", "error")
+    words = ("embedded", "x" * 5000, "-n", "400", "--set=overflow=error")
+    code, out, err = run("generate", "--ssh", board.address, *words)
     assert (code, out) == (1, "") and "context" in err.splitlines()[-1]
-    code, _, err = run("generate", "--ssh", board.address, "--root", board.home / "none", "installed", *GREEDY)
+    code, _, err = run("generate", "--ssh", f"{board.address}{board.home}/none", "installed", *GREEDY)
     assert code == 1 and "no release is installed" in err
 
 
 def test_a_closed_pipe_ends_it_quietly_here_and_there(board):
     words = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "--ssh", board.address,
-             "embedded", "Once", "-n", "100000", "--overflow", "shift", "--set=ignore_eos=true", "--json"]  # fmt: skip
+             "embedded", "Once", "-n", "100000", "--set=overflow=shift", "--set=ignore_eos=true", "--json"]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("{")
     process.stdout.close()
@@ -318,7 +317,7 @@ def base(place):
 def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(board, place, base):
     kept = sorted((board.cache / "bundles").glob("*"))
     code, out, err = run(
-        "calibrate", "--ssh", board.address, "--board", base, "--backend", "onnxruntime", "-o", place / "my.toml",
+        "calibrate", "--ssh", board.address, "--board", f"{base}:onnxruntime", "-o", place / "my.toml",
         first=QUICK_BENCH + SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err

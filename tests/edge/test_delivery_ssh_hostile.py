@@ -45,7 +45,7 @@ def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     path = folder / "sample.merino"
     path.write_bytes(packed_bytes(app_bytes(folder / "app"), [bundle_files(FOLDER)]))
-    return flash.package(path, allow_unsigned=True)
+    return flash.package(path, allow=["unsigned"])
 
 
 def flashed(port, package, workstation):

@@ -154,14 +154,15 @@ def test_local(place, tmp_path):
 @pytest.mark.usefixtures("home")
 def test_over_ssh_nothing_of_the_file_runs_before_it_is_verified(place, board):
     root = board.home / "trusting"
-    where = ("--ssh", board.address, "--root", root)
+    where = ("--ssh", f"{board.address}{root}")
     for more in ((), ("--dry-run",)):
         code, row, err = flash(place.forged, *where, *more)
         assert code == 1 and "the board trusts no key yet" in row["error"] and "--trust" in row["error"]
         assert "copying" not in err and not place.ran() and not root.exists()
     assert place.installed(root)[0] == 0
     for more, output in (((), "the board trusts 1 other keys"), (("--dry-run",), "other keys"),
-                       (("--force",), "other keys"), (("--trust", place.pub), "not trusted here")):  # fmt: skip
+                       (("--allow=any-board",), "other keys"),
+                       (("--trust", place.pub), "not trusted here")):  # fmt: skip
         code, row, _ = flash(place.forged, *where, *more)
         assert code == 1 and output in row["error"] and "\n" not in row["error"]
         assert not place.ran() and current(root) == open_archive(str(place.ours)).id
@@ -179,7 +180,7 @@ def test_over_ssh_keys_are_trusted_where_the_release_is_current(place, board):
     assert place.installed(root)[0] == 0
     for keys, copied in (((place.pub, place.others_pub), True), ((place.pub, place.others_pub), False)):
         trust = [word for key in keys for word in ("--trust", key)]
-        code, row, err = flash(place.ours, "--ssh", board.address, "--root", root, *trust)
+        code, row, err = flash(place.ours, "--ssh", f"{board.address}{root}", *trust)
         assert code == 0 and row["was_there"] and ("copying" in err) == copied, row
         assert {path.name for path in (root / "trusted").iterdir()} == {"ours.pub", "others.pub"}
 
@@ -219,7 +220,7 @@ def test_over_ssh_the_service_is_set_up_where_the_release_is_current(place, work
                            home="/opt/home") as board:  # fmt: skip
         with workstation.known_hosts.open("a") as known:
             known.write(board.known_hosts_line)
-        where = ("--ssh", f"root@{board.address}", "--root", "/opt/merino", "--service")
+        where = ("--ssh", f"root@{board.address}/opt/merino", "--service")
         code, row, _ = flash(archive, *where, "--dry-run")
         assert code == 0 and "set up merino.service" in row["plan"], row
         code, row, err = flash(archive, *where)
@@ -243,7 +244,7 @@ def test_over_ssh_nothing_runs_that_another_user_of_the_board_can_change(place, 
         (release / name).write_text(mark)
         (release / name).chmod(0o755)
     os.chown(root, 65534, 65534)
-    where = ("--ssh", board.address, "--root", root)
+    where = ("--ssh", f"{board.address}{root}")
     code, row, _ = flash(place.ours, *where)
     assert code == 1 and "can be changed by another user than root" in row["error"], row
     assert row["notes"] == [f"{root} can be changed by another user of the board"]
@@ -284,10 +285,10 @@ def test_an_ordinary_user_makes_no_second_installation_beside_the_service(place,
             known.write(board.known_hosts_line)
         code, row, _ = flash(place.newer, "--ssh", f"pi@{host}", "--dry-run")
         assert code == 1 and "/opt/merino, and this user's would be others, in /opt/home/.local" in row["error"]
-        for_service, second = re.search(r"root@HOST --root (\S+)\. .*: --root (\S+)$", row["error"]).groups()
-        code, row, _ = flash(place.newer, "--ssh", f"root@{host}", "--root", for_service, "--dry-run")
+        for_service, second = re.search(r"root@HOST(\S+)\. .*: --ssh HOST(\S+)$", row["error"]).groups()
+        code, row, _ = flash(place.newer, "--ssh", f"root@{host}{for_service}", "--dry-run")
         assert code == 0 and any("in place of" in line for line in row["plan"]), row
-        code, row, _ = flash(place.newer, "--ssh", f"pi@{host}", "--root", second, "--dry-run", "--trust", place.pub)
+        code, row, _ = flash(place.newer, "--ssh", f"pi@{host}{second}", "--dry-run", "--trust", place.pub)
         assert code == 0 and "this is a second installation" in row["notes"][0], row
 
 

@@ -298,7 +298,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     for what, message in bad.items():
         with pytest.raises(MerinoError, match=message):
             load_source(what)
-    with pytest.raises(MerinoError, match="--weights goes with a model of the catalog"):
+    with pytest.raises(MerinoError, match="--set weights goes with a model of the catalog"):
         load_source(str(tiny_checkpoint), weights=tmp_path)
     with pytest.raises(MerinoError, match="'merino' model, opt-350m is 'opt'"):
         load_source("opt-350m", weights=tiny_checkpoint)
@@ -396,7 +396,7 @@ assert not {"torch", "transformers", "onnx", "scipy", "merino_edge"} & set(sys.m
 def test_a_bundle_runs_by_itself(folder, tmp_path):
     """`python3 merino.pyz generate`, from an empty folder, isolated from this checkout."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    verb = ["generate", str(folder), "The river", "-n", "8", "--seed", "1", "--set=ignore_eos=true"]
+    verb = ["generate", str(folder), "The river", "-n", "8", "--set=seed=1", "--set=ignore_eos=true"]
     pyz = str(folder / "merino.pyz")
 
     def run(*call):

@@ -51,7 +51,7 @@ def test_a_design_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
     for board, kv in (("raspberry-pi-4", "int8"), ("jetson-nano", "fp32")):
         calls = ["--decode-ms", "4", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", kv]
         place = str(tmp_path / f"{board}.json")
-        done = CliRunner().invoke(app, ["design", "--board", board, "--backend", "onnxruntime", *calls, "-o", place])
+        done = CliRunner().invoke(app, ["design", "--board", f"{board}:onnxruntime", *calls, "-o", place])
         assert done.exit_code == 0, (done.output, done.exception)
         exported(place, "-o", tmp_path / board)
         made = load_bundle(str(tmp_path / board))

@@ -156,7 +156,7 @@ def test_what_does_not_go_with_a_model_is_refused(folder_of, decoder, tmp_path, 
     decoder(geometry("llama")).save_pretrained(bare)
     for words, message in (
         ([folder, "--tokenizer", folder / "tokenizer.json"], "--tokenizer goes with a design"),
-        ([folder, "--length", 65], "--length 65 is more than the model's context, 64"),
+        ([folder, "--set", "length=65"], "--set length=65 is more than the model's context, 64"),
         ([tmp_path / "arch.json", "--lora", 4], "--lora goes with a trained model"),
         ([folder, "--lora", -1], "--lora -1 must be"), ([folder, "--lora", 0], "--lora 0 must be 1 or more"),
         ([folder, "--lora", 100_000], "--lora 100000 is more than the model's width, 64"),
@@ -284,7 +284,7 @@ def test_a_teacher_that_does_not_go_with_the_run_is_refused(tmp_path, tokenizer_
             Counted(train_tokenizer(["other text " * 99, story(1)], 280).to_str()),
             "another tokenizer .*--tokenizer.*generate",
         ),
-        (Counted(arch=short), "reads 16 tokens, and a row has 32: give --length 16"),
+        (Counted(arch=short), "reads 16 tokens, and a row has 32: give --set length=16"),
     ):
         with pytest.raises(MerinoError, match=message):
             train(ARCH, [text], tmp_path / "out", recipe=RECIPE, tokenizer_file=tokenizer_file, teacher=counted.teacher)

@@ -138,8 +138,8 @@ GOLDEN = {
     pytest.param(*case, marks=() if case[1] is None else pytest.mark.nightly) for case in GOLDEN
 ])  # fmt: skip
 def test_the_design_for_a_jetsons_own_budget(board, requested):
-    words = () if requested is None else ("--backend", requested)
-    result = Design.model_validate_json(run("design", "--board", board, *words, "--json"))
+    name = board if requested is None else f"{board}:{requested}"
+    result = Design.model_validate_json(run("design", "--board", name, "--json"))
     cost = result.predicted
     assert (
         result.backend, result.precision, result.architecture.shape(),
@@ -150,12 +150,11 @@ def test_the_design_for_a_jetsons_own_budget(board, requested):
 
 def test_what_the_commands_say_of_a_boards_backends():
     output = run("design", "--board", "jetson-nano", "--vocab", "2000", "--context", "64")
-    assert "budgets for jetson-nano on tensorrt (--backend onnxruntime for the other): --decode-ms 50" in output
+    assert "for jetson-nano on tensorrt (--board jetson-nano:onnxruntime for the other): --decode-ms 50" in output
     assert "Design for NVIDIA Jetson Nano (4 GB) on tensorrt, predicted from estimated coefficients" in output
     assert "no interval: the errors of predictions for TensorRT were not measured yet" in output
-    on_cpu = run("design", "--board", "jetson-nano", "--vocab", "2000", "--context", "64",
-                 "--backend", "onnxruntime")  # fmt: skip
-    assert "budgets for jetson-nano on onnxruntime (--backend tensorrt for the other)" in on_cpu
+    on_cpu = run("design", "--board", "jetson-nano:onnxruntime", "--vocab", "2000", "--context", "64")
+    assert "budgets for jetson-nano on onnxruntime (--board jetson-nano:tensorrt for the other)" in on_cpu
     pi = run("design", "--board", "raspberry-pi-4", "--vocab", "2000", "--context", "64")
     assert "budgets for raspberry-pi-4: --decode-ms 50" in pi and "onnxruntime" not in pi
 
@@ -303,10 +302,10 @@ def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_
 def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_path):
     gpu, out = written(tmp_path, nano), tmp_path / "x.toml"
     refused = [
-        ("raspberry-pi-4", gpu, None, "made with tensorrt, but Raspberry Pi 4.* has only onnxruntime"),
-        ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, not with --backend onnxruntime"),
-        ("raspberry-pi-4", gpu, "tensorrt", "no performance.tensorrt: choose onnxruntime"),
-        ("jetson-orin-nano", gpu, None, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
+        ("raspberry-pi-4", gpu, "made with tensorrt, but Raspberry Pi 4.* has only onnxruntime"),
+        ("jetson-nano:onnxruntime", gpu, "made with tensorrt, not with onnxruntime: leave :onnx"),
+        ("raspberry-pi-4:tensorrt", gpu, "no performance.tensorrt: choose onnxruntime"),
+        ("jetson-orin-nano", gpu, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
     ]
     changes = {
         "mode": (as_of(nano, mode="5W_EXTRA (7)"), "power mode 5W_EXTRA, the profile has 10W, 5W"),
@@ -315,13 +314,13 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
         "memory": (nano | {"resident": []}, "lacks copies to the host or the memory"),
         "time": (nano | {"measurements": [row | {"ms": 1} for row in nano["measurements"]]}, "took no longer"),
     }
-    refused += [("jetson-nano", written(tmp_path, got, name), None, text) for name, (got, text) in changes.items()]
-    for device, path, backend, text in refused:
+    refused += [("jetson-nano", written(tmp_path, got, name), text) for name, (got, text) in changes.items()]
+    for device, path, text in refused:
         with pytest.raises(MerinoError, match=text):
-            recalibrate(device, [path], out, backend=backend)
+            recalibrate(device, [path], out)
         assert not out.exists()
-    with pytest.raises(MerinoError, match="--board host takes no .*--backend tensorrt"):
-        recalibrate("host", [], None, backend="tensorrt")
+    with pytest.raises(MerinoError, match="--board host takes no .*:tensorrt"):
+        recalibrate("host:tensorrt", [], None)
 
 
 def test_a_mode_that_the_profile_has_stands_in_the_file(nano, tmp_path):
@@ -338,6 +337,6 @@ def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path
         return Probe.model_validate(nano)
 
     recalibrate("jetson-nano", [], tmp_path / "mine.toml", probe_board=search)
-    with pytest.raises(MerinoError, match="not with --backend onnxruntime"):
-        recalibrate("jetson-nano", [], tmp_path / "other.toml", probe_board=search, backend="onnxruntime")
+    with pytest.raises(MerinoError, match="not with onnxruntime"):
+        recalibrate("jetson-nano:onnxruntime", [], tmp_path / "other.toml", probe_board=search)
     assert calls == ["tensorrt", "onnxruntime"]

@@ -382,7 +382,7 @@ def test_an_install_does_not_load_it(strange, mark, tmp_path):
     """The application is this project's, the bundle in the package is the stranger's."""
     packed = tmp_path / "a.merino"
     packed.write_bytes(packed_bytes(app_bytes(tmp_path / "app.pyz"), [bundle_files(strange)]))
-    done = run_module(BOARD, "install", packed, "--root", tmp_path / "root", "--allow-unsigned")
+    done = run_module(BOARD, "install", packed, "--root", tmp_path / "root", "--allow=unsigned")
     assert not mark.exists() and done.returncode == 0, done.stderr
 
 

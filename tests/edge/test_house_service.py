@@ -342,6 +342,9 @@ def test_house_prints_calls_and_says_what_is_missing(tmp_path, decoder, here, mo
     for text, message in (
         ('{"devices": [["lamp"]]}', "is no house: write name, domain and area"), ("[]", "is no house"),
         ('{"devices": [["lamp", "lamp", "hall"]]}', "domain 'lamp' is not known, allowed: climate, cover"),
+        ('{"devices": [["lamp", {}, "hall"]]}', "domain {} is not known"),
+        ('{"devices": [["", "light", "hall"]]}', "is no house"),
+        ('{"devices": [], "floors": {"up": "hall"}}', "is no house"), ('{"devices": [], "here": []}', "is no house"),
     ):
         path.write_text(text)
         code, _, err = here("house", "hello", "--devices", path, "--bundle", bundle)

@@ -143,7 +143,7 @@ DEPLOYED = """
 from merino_edge.cli.deploy import bundle_for
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
-made = load_bundle(str(bundle_for("Org/Tiny-Instruct", load_profile("raspberry-pi-4"), "int8", None)))
+made = load_bundle(str(bundle_for("Org/Tiny-Instruct", load_profile("raspberry-pi-4"), "int8")))
 assert (made.name, made.weights_source) == ("Tiny-Instruct", "hub Org/Tiny-Instruct"), made
 """
 

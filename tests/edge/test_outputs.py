@@ -133,7 +133,7 @@ def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
         "itself": ["bundle", "-o", "bundle"],
         "by a link": ["bundle", "-o", "link"],
         "a file in it": [inside, "-o", "bundle"],
-        "as weights": ["opt-350m", "--weights", "bundle", "-o", "bundle"],
+        "as weights": ["opt-350m", "--set=weights=bundle", "-o", "bundle"],
         "as text": ["embedded", "--text", inside, "-o", "bundle"],
     }[way]  # fmt: skip
     code, out, err = run("export", *words)

@@ -277,8 +277,7 @@ def test_by_default_it_is_int8_and_float_if_that_changes_answers(precision, in_g
 def test_the_default_is_float_where_no_kernel_computes_the_attention(family, precision, dialect, expected):
     assert default_cache(small(family), precision, dialect) == expected
     board = load_profile("raspberry-pi-4" if dialect == "fused" else "jetson-nano")
-    assert cache_on(board, small(family), precision, None) == expected
-    assert cache_on(board, small(family), precision, "fp32") is None
+    assert cache_on(board, small(family), precision) == expected
 
 
 def test_a_wish_goes_before_the_designs_cache():

@@ -26,7 +26,6 @@ PI5, ZERO, NANO, ORIN = (
     for name in ("raspberry-pi-5", "raspberry-pi-zero-2w", "jetson-nano", "jetson-orin-nano")
 )
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=tuple(range(3, 10)), ffn_ratios=(1.0, 2.0))
-ON_CPU = ("--backend", "onnxruntime")
 
 
 def recommended(profile=PI5, context=1024, **budgets):
@@ -139,7 +138,7 @@ def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, gr
     assert first.fits and recommendation_json(recommendation, board, board.id)["command"] == command
     assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in command
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, [*command.split()[1:], "--weights", "random"])
+    done = CliRunner().invoke(app, [*command.split()[1:], "--set=weights=random"])
     assert done.exit_code == 0, done.output
     made = load_bundle(command.split()[-1])
     assert (made.precision, made.context) == (first.chosen.precision, 128)
@@ -167,7 +166,7 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--board", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     printed = json.loads(out)
-    assert code == 0 and (printed["schema"], printed["backend"]) == (6, "onnxruntime")
+    assert code == 0 and (printed["schema"], printed["backend"]) == (7, "onnxruntime")
     assert printed["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (printed["context"], printed["prompt"]) == (512, 256)
     smol = next(each for each in printed["models"] if each["id"] == "smollm2-135m")
@@ -188,16 +187,16 @@ def test_recommend_prints_json_with_sources_and_verdicts():
         (("recommend", "--board", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
         (("recommend", "--board", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--board", "raspberry-pi-4", "--context", "1"), "--context 1 "),
-        (("recommend", "--board", "jetson-nano", *ON_CPU, "--budget", "j-per-token=1"), "power.stress_w"),
-        (("design", "--board", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
-        (("recommend", "--board", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
-        (("design", "--board", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
-        (("design", "--board", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
+        (("recommend", "--board", "jetson-nano:onnxruntime", "--budget", "j-per-token=1"), "power.stress_w"),
+        (("design", "--board", "raspberry-pi-4:tensorrt"), "no performance.tensorrt"),
+        (("recommend", "--board", "jetson-nano:cuda"), "choose onnxruntime or tensorrt"),
+        (("design", "--board", "jetson-nano", "--precision", "int8"), "one of fp16, fp32, or --board jetson-nano:onnx"),
+        (("design", "--board", "jetson-nano:onnxruntime", "--precision", "fp16"), "int4, or --board jetson-nano:t"),
         (("design", "--board", "raspberry-pi-4", "--budget", "file-mb=0.001"), "--budget file-mb=0.001 is below"),
         (("recommend", "smollm2-135m", "--board", "raspberry-pi-4", "--decode-ms", "9"), "not for SOURCE"),
         (("design", "--board", "raspberry-pi-9"), "No device profile"),
         (("design", "--board", "raspberry-pi-4", "--kv", "int2"), "--kv int2 is not known: choose one of fp32, int8"),
-        (("design", "--board", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
+        (("design", "--board", "jetson-nano:onnxruntime", "--kv", "int8"), "1.27 or later, and a "),
         (("design", "--board", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
         (("design", "--board", "raspberry-pi-4", "--vocab", "300", "-o", "/proc/no/p.json"), "write"),
     ],

@@ -138,11 +138,11 @@ def without_extras(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("words", "module", "extra"), [
-    (["export", "opt-125m", "--weights", "random", "-o", "b"], "torch", "export"),
+    (["export", "opt-125m", "--set=weights=random", "-o", "b"], "torch", "export"),
     (["check", "embedded", "--tensorrt", "8.2"], "onnx", "export"),
     (["train", "design.json", "--data", "t.txt", "-o", "o"], "accelerate", "train"),
     (["keygen", "-o", "k"], "cryptography", "delivery"),
-    (["flash", "p.merino", "--ssh", "nowhere", "--allow-unsigned"], "asyncssh", "delivery"),
+    (["flash", "p.merino", "--ssh", "nowhere", "--allow=unsigned"], "asyncssh", "delivery"),
 ])  # fmt: skip
 def test_a_command_that_needs_an_extra_names_it(without_extras, tmp_path, words, module, extra):
     (tmp_path / "t.txt").write_text("The miller counts sacks of flour.\n")
@@ -171,7 +171,7 @@ VERBS = [  # of the base install; by night those that import no more than anothe
     ("pack", ".", "-o", "OUT"), ("eval", ".", "--perplexity", "text.txt"),
     ("design", "--board", "raspberry-pi-4", "-o", "OUT"),
     ("calibrate", "--board", "raspberry-pi-4", "--probe", "probe.json", "-o", "OUT"),
-    pytest.param(("flash", "beside.merino", "--allow-unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
+    pytest.param(("flash", "beside.merino", "--allow=unsigned", "--rootfs", "ROOTFS"), marks=AS_ROOT),
 ]  # fmt: skip
 WITH_EXTRAS = [
     ("export", "embedded", "-o", "OUT"), ("train", "design.json", "--data", "text.txt", "--steps", "1", "-o", "OUT"),
@@ -271,7 +271,7 @@ WRITES = [
     ["report", "records.json", "-o", "disk/out.html"],
     ["calibrate", *PROBE, "-o", "disk/out.toml"],
     ["generate", FOLDER, "Once", "-n", "2", "--cache", "disk/out"], ["export", "arch.json", "-o", "disk/out"],
-    [*TRAIN, "disk/out"], ["demo", "-o", "disk/out"],
+    [*TRAIN, "disk/out"], ["demo", "disk/out"],
 ]  # fmt: skip
 
 

@@ -237,16 +237,12 @@ def test_a_damaged_graph_ends_in_problems_or_in_one_message(tmp_path):
     fuzz(lambda chance: mutated_bytes(chance, whole), use)
 
 
-def test_the_command_says_it_in_words_and_in_json(here, tmp_path):
+def test_the_command_says_it_in_words(here, tmp_path):
     portable = export(random_source(TINY, "tiny"), tmp_path / "tiny", ExportRequest(dialect="portable")).folder
     code, out, _ = here("check", portable, "--tensorrt", "8.2")
     assert code == 0 and out.startswith("tiny: the parser of TensorRT 8.2 takes its graph:") and out.count("\n") == 1
     code, out, err = here("check", "embedded", "--tensorrt", "10.3")
     assert code == 1 and "GroupQueryAttention_" in out and "--dialect portable" in err
-    code, out, _ = here("check", "embedded", "--tensorrt", "10.3", "--json")
-    checked = json.loads(out)
-    assert code == 1 and checked["tensorrt"] == "10.3" and checked["opset"] == 17
-    assert {"node", "operator", "what"} == set(checked["problems"][0])
     code, out, err = here("check", portable, "--tensorrt", "9.1")
     assert code == 1 and out == "" and "8.2 or 10.3" in err
 

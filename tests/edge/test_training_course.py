@@ -172,7 +172,7 @@ def test_a_recipe_that_cannot_be_is_refused(name, value, what):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "decay"), [
-    ([], 0.5), (["--preset", "laptop-hour", "--length", 32], 0.5), (["--set", "weight_decay=0.03"], 0.03),
+    ([], 0.5), (["--config", "laptop-hour", "--set", "length=32"], 0.5), (["--set", "weight_decay=0.03"], 0.03),
 ])  # fmt: skip
 def test_a_short_run_from_drawn_weights_has_more_weight_decay(options, decay, tmp_path):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
@@ -197,8 +197,9 @@ def torchrun(words, port, **keys):
 def words_of(text, samples, out, tmp_path, *more):
     (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
     data = ["--data", f"{text}:1", "--data", f"{samples}:1"]
-    recipe = ["--preset", "gpu-day", "--set", "accumulate=1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
-              "--length", ARCH.context, "--set", "evaluations=10", "--set", "weight_decay=0.1", "--set", "bf16=false"]
+    recipe = ["--config", "gpu-day", "--set", "accumulate=1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3,
+              "--set", f"length={ARCH.context}", "--set", "evaluations=10", "--set", "weight_decay=0.1",
+              "--set", "bf16=false"]
     return [tmp_path / "arch.json", *data, *recipe, "-o", out, *more]
 
 
@@ -235,9 +236,9 @@ def test_two_processes_compile_a_design_of_several_gradient_buckets(text, tmp_pa
 @pytest.mark.nightly
 def test_several_processes_refuse_with_one_voice(whole, text, samples, tmp_path):
     shutil.copytree(whole[0], tmp_path / "out")
-    refused = torchrun(words_of(text, samples, tmp_path / "out", tmp_path, "--seed", 3), free_port())
+    refused = torchrun(words_of(text, samples, tmp_path / "out", tmp_path, "--set", "seed=3"), free_port())
     output = refused.communicate(timeout=300)[0]
-    assert refused.returncode != 0 and output.count("--seed is 3; the run's is 0") == 1
+    assert refused.returncode != 0 and output.count("--set seed is 3; the run's is 0") == 1
 
 
 @pytest.mark.slow
@@ -321,7 +322,7 @@ def test_typos_are_refused_before_torch_is_loaded(text, tmp_path):
         ([*good, "--held-out", "nope.txt", *rest], "--held-out nope.txt does not exist"),
         ([*good, "--tokenizer", "nope.json", *rest], "--tokenizer nope.json does not exist"),
         ([*good, "--steps", "0", *rest], "--steps 0"),
-        ([*good, "--seed", "-1", *rest], "--seed -1"),
+        ([*good, "--set", "seed=-1", *rest], "--set seed=-1"),
         ([*good, "--resume", *rest], "no run to resume"),
         ([*good, "-o", "taken"], "taken is a file"),
     ]

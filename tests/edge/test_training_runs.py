@@ -211,13 +211,13 @@ CHANGES = {
     "--batch": lambda _: {"recipe": RECIPE.model_copy(update={"batch": 3})},
     "--learning-rate": lambda _: {"recipe": RECIPE.model_copy(update={"learning_rate": 1e-3})},
     "--set weight_decay": lambda _: {"recipe": RECIPE.model_copy(update={"weight_decay": 0.3})},
-    "--seed": lambda _: {"recipe": RECIPE.model_copy(update={"seed": 1})},
+    "--set seed": lambda _: {"recipe": RECIPE.model_copy(update={"seed": 1})},
     "--set compile": lambda _: {"recipe": RECIPE.model_copy(update={"compile": True})},
     "--set bf16": lambda _: {"recipe": RECIPE.model_copy(update={"bf16": True})},
     "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
     "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
     "--tokenizer": lambda tmp_path: {"tokenizer_file": other_tokenizer(tmp_path)},
-    "--length": lambda _: {"recipe": RECIPE.model_copy(update={"length": 16})},
+    "--set length": lambda _: {"recipe": RECIPE.model_copy(update={"length": 16})},
     "SOURCE": lambda _: {"arch": ARCH.model_copy(update={"context": 16})},
 }
 

@@ -242,7 +242,7 @@ def test_each_command_for_the_board_is_one_of_the_application(page):
 @of_each_page
 def test_the_commands_name_the_pages_own_board(page):
     named = {
-        device for _, command in marked_commands(page) for device in re.findall(r"--board (\S+)", command)
+        device for _, command in marked_commands(page) for device in re.findall(r"--board ([^\s:]+)", command)
         if not device.endswith(".toml")
     }  # fmt: skip
     assert named == {page.stem}

@@ -187,7 +187,7 @@ def test_without_a_signature_only_with_a_word_and_by_a_trusted_key_only(tmp_path
     path, key = tmp_path / "a.merino", tmp_path / "key.pub"
     path.write_bytes(archive())
     key.write_text(key_line(KEY, "test"))
-    with pytest.raises(MerinoError, match="no signature.*--allow-unsigned"):
+    with pytest.raises(MerinoError, match="no signature.*--allow unsigned"):
         install(str(path), str(tmp_path / "root"), keys=[str(key)])
     path.write_bytes(good())
     with pytest.raises(MerinoError, match="not trusted here.*--trust"):

@@ -62,7 +62,7 @@ def merino(packs, root):
 def install(merino, packs):
     """A function: installs the packed file of that name -> the JSON that it printed."""
     def installed(name, *options):
-        code, out, err = merino("install", packs / (name + ".merino"), "--allow-unsigned", "--json", *options)
+        code, out, err = merino("install", packs / (name + ".merino"), "--allow=unsigned", "--json", *options)
         assert code == 0, err
         return json.loads(out)
     return installed
@@ -116,7 +116,7 @@ def test_an_upgrade_keeps_the_release_before_and_no_more(install, packs, root, m
     assert status["current"]["bundle"] == "new"
     third = packs / "third.merino"
     third.write_bytes(packed_bytes(b"", [bundle_files(str(root / "current" / "bundle"))], "third"))
-    code, _, err = merino("install", third, "--allow-unsigned")
+    code, _, err = merino("install", third, "--allow=unsigned")
     assert code == 1 and "self-test failed" in err  # its application is empty
     assert sorted(os.listdir(str(root / "releases"))) == sorted([old, new["id"]])
     assert install("old")["replaced"] == new["id"]
@@ -152,7 +152,7 @@ def test_rollback_goes_back_and_forth(install, merino, root):
 def test_a_release_that_fails_its_self_test_is_removed(install, merino, packs, root):
     old = install("old")["id"]
     before = tree(root)
-    code, _, err = merino("install", packs / "bad.merino", "--allow-unsigned")
+    code, _, err = merino("install", packs / "bad.merino", "--allow=unsigned")
     assert code == 1 and "the self-test failed" in err and f"The new release was removed; {old} stays in use." in err
     after = tree(root)
     assert after.pop("lock") != before.pop("lock") and after == before
@@ -218,13 +218,13 @@ class TestBeforeAnythingMoves:
         code, _, err = run([sys.executable, "-c", f"""
 import sys
 from merino_runtime.__main__ import main
-code = main(["install", {str(path)!r}, "--allow-unsigned", "--root", {str(root)!r}])
+code = main(["install", {str(path)!r}, "--allow=unsigned", "--root", {str(root)!r}])
 assert "numpy" not in sys.modules and "onnxruntime" not in sys.modules
 sys.exit(code)"""], PYTHONPATH=os.pathsep.join(sys.path))
         assert code == 1 and "lacks MatMul9" in err and not root.exists()
 
     def test_a_folder_whose_parent_is_not_there(self, packs, tmp_path):
-        code, _, err = run([sys.executable, packs / "merino.pyz", "install", packs / "old.merino", "--allow-unsigned",
+        code, _, err = run([sys.executable, packs / "merino.pyz", "install", packs / "old.merino", "--allow=unsigned",
                             "--root", tmp_path / "not" / "mounted"])
         assert code == 1 and "cannot make" in err and not (tmp_path / "not").exists()
 
@@ -232,11 +232,11 @@ sys.exit(code)"""], PYTHONPATH=os.pathsep.join(sys.path))
 def test_two_installs_at_once(packs, root, merino):
     """One works, the other is told who does; whoever asks again has it."""
     merino("status")
-    command = [sys.executable, str(packs / "merino.pyz"), "install", "--allow-unsigned", "--root", str(root)]
+    command = [sys.executable, str(packs / "merino.pyz"), "install", "--allow=unsigned", "--root", str(root)]
     processes = [subprocess.Popen([*command, str(packs / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                  for name in ("old.merino", "new.merino") * 2]
     ended = [(process.communicate(), process.returncode) for process in processes]
     for (_, err), code in ended:
         assert code == 0 or b"is being changed by another command (process " in err and b", install)" in err, err
     assert any(code == 0 for _, code in ended) and sound(root, "current")
-    assert partials(root) == [] and merino("install", packs / "new.merino", "--allow-unsigned")[0] == 0
+    assert partials(root) == [] and merino("install", packs / "new.merino", "--allow=unsigned")[0] == 0

@@ -99,7 +99,7 @@ def board(driver, packs, tmp_path):
 def test_a_key_is_trusted_when_its_release_has_passed_its_test_and_also_where_it_was_there(board):
     board.refused("bad", "self-test failed", "fleet")
     assert board.trusted() == []
-    board.taken("unsigned", "--allow-unsigned")
+    board.taken("unsigned", "--allow=unsigned")
     board.refused("one", "not trusted here")
     board.taken("one", "fleet")
     board.taken("one", "second")
@@ -114,9 +114,9 @@ def test_an_older_signed_file_needs_allow_downgrade(board):
     assert board.run("rollback")[0] == 0 and board.current() == "one"
     board.refused("two", "its counter is 2, the highest so far 3")
     board.taken("one")
-    board.taken("two", "--allow-downgrade")
-    board.refused("one", "--allow-downgrade")
-    board.taken("unsigned", "--allow-unsigned")  # whose counter anyone could write
+    board.taken("two", "--allow=downgrade")
+    board.refused("one", "--allow=downgrade")
+    board.taken("unsigned", "--allow=unsigned")  # whose counter anyone could write
     board.taken("three")
 
 
@@ -124,14 +124,14 @@ def test_a_signed_list_withdraws_keys_once_its_release_is_installed(board):
     board.taken("one", "fleet")
     board.refused("withdraws", "not trusted here")
     board.refused("withdraws-all", "withdraws every key", "second")
-    output = board.taken("unsigned", "--allow-unsigned")
+    output = board.taken("unsigned", "--allow=unsigned")
     assert "nobody signed that" in output and board.trusted() == ["fleet.pub"]
     board.taken("withdraws", "second")
     assert board.trusted() == ["second.pub"]
-    board.refused("one", "was withdrawn here", "--allow-downgrade")
-    board.refused("one", "was withdrawn here", "--allow-downgrade", "fleet")
+    board.refused("one", "was withdrawn here", "--allow=downgrade")
+    board.refused("one", "was withdrawn here", "--allow=downgrade", "fleet")
     os.unlink(str(board.root / "withdrawn.json"))  # the remedy of the message, for its only key
-    board.taken("one", "--allow-downgrade", "fleet")
+    board.taken("one", "--allow=downgrade", "fleet")
 
 
 @pytest.mark.parametrize("name", ["fleet.pub", "path", "base64"])
@@ -166,7 +166,7 @@ def test_untrust_names_the_releases_that_the_key_signed_and_an_install_keeps_ano
 def test_a_package_that_withdraws_the_key_of_the_release_in_use_keeps_another_one(board):
     board.taken("one", "fleet", "second")
     good(board, "second", "later")
-    output = board.taken("withdraws", "--allow-downgrade")
+    output = board.taken("withdraws", "--allow=downgrade")
     assert board.current("previous") == "second" and "withdrawn key" not in output
 
 
@@ -211,7 +211,7 @@ def test_previous_is_the_last_release_that_was_marked_good(board):
     assert board.run("rollback")[0] == 0 and (board.current(), board.facts()["good"]) == ("one", True)
     board.taken("three")
     board.run("mark-good")
-    board.taken("unsigned", "--allow-unsigned")
+    board.taken("unsigned", "--allow=unsigned")
     assert board.current("previous") == "three"
 
 

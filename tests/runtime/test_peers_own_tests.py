@@ -37,7 +37,7 @@ slots = int(given.get("--parallel", 4))
 needed = int(given.get("--ctx-size", 512)) // slots
 context = min([each for each in map(int, os.environ["CONTEXTS"].split()) if each >= needed] or [4096])
 command = [os.path.join(os.environ["BUNDLES"], str(context)), "--port", given["--port"], "--slots", str(slots),
-           "-t", "1", "--cache-mb", "0"]
+           "--set=threads=1", "--set=cache_mb=0"]
 if "--api-key" in given:
     with open("keys", "w") as file:
         file.write(given["--api-key"])
@@ -272,7 +272,7 @@ NOT_AS_VLLM = {
 @pytest.fixture(scope="module")
 def creates(decoder, tmp_path_factory):
     folder = make_bundle(tmp_path_factory.mktemp("bundle") / "chat", decoder, dialect="fused", context=1024)
-    with Server(folder, options=["--cache-mb", 0]) as server, \
+    with Server(folder, options=["--set=cache_mb=0"]) as server, \
             openai.OpenAI(base_url=server.url + "/v1", api_key="dummy", max_retries=0) as client:
         usual = {"model": "", "temperature": 0}
         yield (partial(client.chat.completions.create, messages=MESSAGES, max_completion_tokens=5, **usual),

@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 CALL = [sys.executable, "-m", "merino_runtime", "chat"]
-WILD = ("--temperature", "100", "--set=top_k=0", "--set=top_p=1", "--set=min_p=0", "--seed", "5", "-n", "20")
+WILD = ("--temperature", "100", "--set=top_k=0", "--set=top_p=1", "--set=min_p=0", "--set=seed=5", "-n", "20")
 
 
 def run(folder, *options, typed):
@@ -90,7 +90,7 @@ def test_a_talk_is_not_saved_over_its_bundle(chat_dir, tmp_path):
 
 
 def test_a_stop_right_behind_a_message_stops_its_answer(chat_dir):
-    greedy = ("--temperature", "0", "--json", "--overflow", "error")
+    greedy = ("--temperature", "0", "--json", "--set=overflow=error")
     code, out, _ = run(chat_dir, *greedy, typed="Hello\n\x03\n/reset\nHello\n")
     first, _, second = [event for event in map(json.loads, out.splitlines()) if event.get("done")]
     assert code == 0 and (first["stop_reason"], first["tokens"]) == ("interrupt", 1)

@@ -39,10 +39,10 @@ def lines(out):
 
 
 def test_generate_writes_text_to_stdout_and_figures_to_stderr(folder):
-    code, out, err = run("generate", folder, "the", "-n", "5", "--seed", "1", "--set=ignore_eos=true")
+    code, out, err = run("generate", folder, "the", "-n", "5", "--set=seed=1", "--set=ignore_eos=true")
     assert code == 0 and out.endswith("\n")
     assert "5 tokens" in err and "tok/s" in err and "peak RSS" in err and err.count("\n") == 1
-    assert run("generate", folder, "the", "-n", "5", "--seed", "1", "--set=ignore_eos=true")[1] == out
+    assert run("generate", folder, "the", "-n", "5", "--set=seed=1", "--set=ignore_eos=true")[1] == out
 
 
 def test_generate_json_is_a_line_per_token_and_the_figures(folder):
@@ -97,10 +97,10 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
 
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--set=top_p=7", "--set=min_p=-1"], "top_p is 7.0"),
-    (["--set=top-p=1"], "--set top-p=1 is not known: give NAME=VALUE, with one of dry_"),
+    (["--set=top-p=1"], "--set top-p=1 is not known: give NAME=VALUE, with one of backend, dry_"),
     (["--set=top_k=1.5"], "top_k is '1.5', allowed: an integer"), (["--set=lookup=yes"], "allowed: true or false"),
-    (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
-    (["--set=prefill_threads=0"], "prefill_threads is 0"), (["-t", "100000"], "threads is 100000, allowed: 1 to"),
+    (["--stop", ""], "stop string"), (["--set=seed=-1"], "seed is -1"), (["--set=threads=0"], "threads is 0"),
+    (["--set=prefill_threads=0"], "prefill_threads is 0"), (["--set=threads=100000"], "100000, allowed: 1 to"),
     (["--temperature", "nan"], "temperature")])
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)
@@ -111,13 +111,13 @@ def test_overflow_is_the_users_choice(folder):
     arguments = ("generate", folder, "the", "-n", "150", "--temperature", "0", "--set=ignore_eos=true", "--json")
     context = json.loads(run("info", folder, "--json")[1])["context"]
     assert lines(run(*arguments)[1])[-1]["stop_reason"] == "context"
-    code, out, err = run(*arguments, "--overflow", "error")
+    code, out, err = run(*arguments, "--set=overflow=error")
     assert code == 1 and out == "" and "150 new tokens" in err and f"the context is {context}" in err
-    code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--set=prefill_threads=2")
+    code, out, err = run(*arguments, "--set=overflow=shift", "--set=threads=1", "--set=prefill_threads=2")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 150 and last["stop_reason"] == "length" and last["shifts"] > 1
     assert f"older half of the context was dropped {last['shifts']} times" in err
-    code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--set=ignore_eos=true",
+    code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--set=overflow=shift", "--set=ignore_eos=true",
                          "--json")
     assert code == 0 and len(lines(out)) == 4
     assert err.startswith("merino: note: the prompt has") and "are left out" in err
@@ -233,7 +233,7 @@ def test_extra_verbs_run_and_ctrl_c_is_exit_130():
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_in_generate_prints_what_was_measured(folder, as_json):
-    arguments = ["generate", folder, "the", "-n", "10000000", "--overflow", "shift", "--set=ignore_eos=true"]
+    arguments = ["generate", folder, "the", "-n", "10000000", "--set=overflow=shift", "--set=ignore_eos=true"]
     process = subprocess.Popen(
         [*CALL, *arguments, *(["--json"] if as_json else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=dict(os.environ, PYTHONPATH=ROOT), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

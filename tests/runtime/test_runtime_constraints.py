@@ -429,7 +429,7 @@ def test_llguidance_writes_no_key_that_the_schema_does_not_name():
 
 def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, tmp_path, capsys):
     def run(*words):
-        code = main(["generate", folder, "The mill", "--seed=1", *words])
+        code = main(["generate", folder, "The mill", "--set=seed=1", *words])
         return (code, *capsys.readouterr())
 
     def file(name, text):

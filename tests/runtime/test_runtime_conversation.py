@@ -200,7 +200,7 @@ def test_a_full_context_refuses_the_turn_and_changes_nothing():
     conversation = conversation_of("x" * 60 + "<|im_end|>", context=220)
     first = last_event(conversation, "a")
     before = list(conversation.backend.ids)
-    with pytest.raises(MerinoError, match=r"the conversation has \d+ tokens.*context is 220.*/reset.*--overflow shift"):
+    with pytest.raises(MerinoError, match=r"conversation has \d+ tokens.*context is 220.*/reset.*--set overflow=shift"):
         conversation.answer("y" * 100)
     assert conversation.backend.ids == before
     assert last_event(conversation, "b")["turns"] == first["turns"] + 1

@@ -243,7 +243,7 @@ def test_the_same_seed_gives_the_same_ids():
     ({"prompt_ids": []}, "empty"), ({"prompt_ids": [1] * 8}, "8 ids and the context is 8: at most 7"),
     ({"prompt_ids": [1] * 8, "overflow": "error"}, "8 ids and the context is 8: at most 7"),
     ({"prompt_ids": [1] * 3, "overflow": "error", "max_new_tokens": 6},
-     "3 ids and 6 new.*together 9, and the context is 8. Request 5 or fewer.*--context.*--overflow shift"),
+     "3 ids and 6 new.*together 9, and the context is 8. Request 5 or fewer.*--context.*--set overflow=shift"),
     ({"overflow": "wrap"}, "'wrap', allowed: stop, error, shift"),
     ({"prompt_ids": [], "overflow": "shift"}, "empty"),
     ({"max_new_tokens": 0}, "0 new tokens"), ({"sampling": Sampling(top_p=2.0)}, "top_p is 2.0")])

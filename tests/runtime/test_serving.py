@@ -44,7 +44,7 @@ def long_server(request, tmp_path_factory):
     from chat_bundle import make_bundle
 
     folder = make_bundle(tmp_path_factory.mktemp("bundle") / "chat", request.getfixturevalue("decoder"), context=1024)
-    with Server(folder, options=["--cache-mb", 0]) as running:
+    with Server(folder, options=["--set=cache_mb=0"]) as running:
         yield running
 
 
@@ -185,7 +185,7 @@ def test_a_page_of_an_allowed_origin_uses_the_server_with_and_without_a_key(chat
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
     body = {"messages": turn("x"), **GREEDY}
     for options in ([], ["--api-key-file", keys]):
-        allowed = ["--allow-origin", "https://UI.example, http://localhost:3000", "--cache-mb", 0]
+        allowed = ["--allow-origin", "https://UI.example, http://localhost:3000", "--set=cache_mb=0"]
         with Server(chat_dir, options=[*options, *allowed]) as server:
             for origin, status in (("https://ui.example", 204), ("https://ui.example.evil", 403), ("null", 403)):
                 connection, response = server.open("OPTIONS", CHAT, headers=dict(asks, Origin=origin))
@@ -274,7 +274,7 @@ def test_a_client_that_ends_its_own_side_gets_its_answers(server):
 
 def test_a_client_that_leaves_altogether_is_noticed(chat_dir):
     """By the second look, seconds after it ended its own side."""
-    with Server(chat_dir, before=SLOW, options=["--cache-mb", 0]) as slow:
+    with Server(chat_dir, before=SLOW, options=["--set=cache_mb=0"]) as slow:
         body = dict(GREEDY, prompt="x", max_tokens=200, ignore_eos=True)
         with contextlib.closing(socket.create_connection(("127.0.0.1", slow.port))) as left:
             left.sendall(post_of(body, TEXTS))
@@ -296,7 +296,7 @@ def test_an_absolute_address_is_one_of_this_server(server):
 
 def test_idle_connections_lock_nobody_out(chat_dir):
     few = "from merino_runtime.serving import connections; connections.MOST_OF_NETWORK = 20"
-    with Server(chat_dir, before=few, options=["--cache-mb", 0]) as server, contextlib.ExitStack() as opened:
+    with Server(chat_dir, before=few, options=["--set=cache_mb=0"]) as server, contextlib.ExitStack() as opened:
         body = dict(GREEDY, messages=turn("x"), ignore_eos=True, max_tokens=200, stream=True)
         busy = server.open("POST", CHAT, body)[1]
         idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(60)]
@@ -313,7 +313,7 @@ http.BODY_S, connections.HEADER_S, connections.IDLE_S, connections.WRITE_S = 0.5
 
 
 def test_what_arrives_too_slowly_is_ended(chat_dir):
-    with Server(chat_dir, before=LIMITS, options=["--cache-mb", 0]) as server:
+    with Server(chat_dir, before=LIMITS, options=["--set=cache_mb=0"]) as server:
         result = raw(server, POST + b"Content-Length: 9\r\n\r\n{")
         assert result.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in result
         for begun in (b"", POST):  # of the first request, and of a second one
@@ -328,7 +328,7 @@ def test_what_arrives_too_slowly_is_ended(chat_dir):
 
 def test_a_client_that_takes_nothing_is_dropped(chat_dir):
     many = {"prompt": "x", "logprobs": 20, "temperature": 0, "ignore_eos": True, "max_tokens": 200, "stream": True}
-    with Server(chat_dir, before=LIMITS, options=["--cache-mb", 0]) as server, contextlib.closing(
+    with Server(chat_dir, before=LIMITS, options=["--set=cache_mb=0"]) as server, contextlib.closing(
             socket.socket()) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         client.connect(("127.0.0.1", server.port))
@@ -348,7 +348,7 @@ def test_a_long_prompt_is_told_in_comments_and_a_wait_too(long_server, chat_dir)
     assert {each[1] for each in read} == {total} and total == long_server.post(
         CHAT, messages=turn(text), **GREEDY)["usage"]["prompt_tokens"]
     quiet = "import merino_runtime.serving.http as http; http.QUIET_S = 0.01"
-    with Server(chat_dir, before=quiet, options=["--cache-mb", 0, "--slots", 1]) as server:
+    with Server(chat_dir, before=quiet, options=["--set=cache_mb=0", "--slots", 1]) as server:
         long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         with contextlib.closing(server.open("POST", CHAT, dict(long, stream=True))[0]):
             assert ": waiting" in server.stream(CHAT, **long)[1]
@@ -357,7 +357,7 @@ def test_a_long_prompt_is_told_in_comments_and_a_wait_too(long_server, chat_dir)
 def test_keys(chat_dir, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# of the kitchen\nopen-sesame-1\nopen-sesame-2\n")
-    options = ["--api-key-file", keys, "--host", "0.0.0.0", "--cache-mb", 0]
+    options = ["--api-key-file", keys, "--host", "0.0.0.0", "--set=cache_mb=0"]
     with Server(chat_dir, options=options, wait=False) as server:
         for key in (None, "open-sesame", "\u00e9".encode().decode("latin-1")):
             server.key = key
@@ -387,7 +387,8 @@ def test_prefixes_and_turns_are_a_keys_own(chat_dir, tmp_path):
     for slots in (1, 4):
         folder = tmp_path / f"cache-{slots}"
         for _ in range(2):  # the second time from disk
-            with Server(chat_dir, options=["--api-key-file", keys, "--slots", slots, "--cache-dir", folder]) as server:
+            options = ["--api-key-file", keys, "--slots", slots, f"--set=cache_dir={folder}"]
+            with Server(chat_dir, options=options) as server:
                 assert cached(server, {"Authorization": "Bearer open-sesame-1"}) >= 0
                 body["prompt"] += "x"
                 assert cached(server, {"Authorization": "bearer   open-sesame-1"}) > 30  # the same key
@@ -398,7 +399,7 @@ def test_prefixes_and_turns_are_a_keys_own(chat_dir, tmp_path):
 def test_an_address_that_sends_wrong_keys_has_to_wait(chat_dir, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("open-sesame-1\n")
-    with Server(chat_dir, options=["--api-key-file", keys, "--cache-mb", 0]) as server:
+    with Server(chat_dir, options=["--api-key-file", keys, "--set=cache_mb=0"]) as server:
         for number in range(10):
             server.key = f"sesame-{number}"
             assert server.call("GET", "/v1/models")[0] == 401
@@ -427,18 +428,19 @@ def test_what_cannot_be_served_is_refused_before_it_begins(chat_dir, server, tmp
     assert "--api-key-file key.txt" in refused(chat_dir, "--host", "0.0.0.0")
     assert "at least 8 characters" in refused(chat_dir, "--api-key-file", keys)
     assert "Choose another --port" in refused(chat_dir, "--port", server.port)
-    for option, wrong in (("--port", 70000), ("--port", -1), ("--memory-mb", "nan"), ("--max-seconds", 0),
-                          ("--max-seconds", -5), ("--cache-mb", -1), ("--queue", -1), ("--slots", 0),
+    for option, wrong in (("--port", 70000), ("--port", -1), ("--slots", 0), ("--set", "memory_mb=nan"),
+                          ("--set", "max_seconds=0"), ("--set", "max_seconds=-5"), ("--set", "cache_mb=-1"),
+                          ("--set", "queue=-1"), ("--set", "threads=0"), ("--set", "backend=cuda"),
                           ("--allow-origin", "ui.example"), ("--allow-origin", "https://ui.example/page")):
         printed = refused(chat_dir, option, wrong)
-        assert option in printed and "Traceback" not in printed, printed
+        assert str(wrong).partition("=")[0] in printed and "Traceback" not in printed, printed
     assert "both called" in refused(chat_dir, chat_dir)
     assert "slots" in refused(chat_dir, "--slots", 100000)
-    assert "MB are allowed" in refused(chat_dir, "--memory-mb", "0.01")
+    assert "MB are allowed" in refused(chat_dir, "--set", "memory_mb=0.01")
 
 
 def test_too_many_requests_are_told_when_to_come_again(chat_dir):
-    with Server(chat_dir, options=["--slots", 1, "--queue", 1]) as server:
+    with Server(chat_dir, options=["--slots", 1, "--set=queue=1"]) as server:
         long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         results = []
 
@@ -467,7 +469,7 @@ def cached(server, text, system=HOUSE, **more):
 
 
 def test_a_beginning_that_came_twice_outlives_a_restart(chat_dir, tmp_path):
-    options = ["--cache-dir", tmp_path / "kept"]
+    options = [f"--set=cache_dir={tmp_path}/kept"]
     with Server(chat_dir, options=options) as server:
         assert cached(server, "Is it dark?")[0] == 0
         shared, answer = cached(server, "Or not?")
@@ -488,7 +490,7 @@ def test_a_beginning_that_came_twice_outlives_a_restart(chat_dir, tmp_path):
 
 def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
     """Three talks of people and one slot each but for the last; titles come in between."""
-    with Server(chat_dir, options=["--slots", 2, "--cache-mb", 0]) as server:
+    with Server(chat_dir, options=["--slots", 2, "--set=cache_mb=0"]) as server:
         first, second = ("One talk about rivers. ", "Another one, of mills. ")
         assert cached(server, "a", first * 3)[0] == cached(server, "b", second * 3)[0] == 0
         for title in "xyz":
@@ -501,7 +503,7 @@ def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
 
 
 def test_a_signal_ends_what_is_under_way_with_an_error(chat_dir):
-    with Server(chat_dir, options=["--slots", 1, "--queue", 100]) as server:
+    with Server(chat_dir, options=["--slots", 1, "--set=queue=100"]) as server:
         long = {"messages": turn("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
         results = []
 

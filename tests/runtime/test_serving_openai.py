@@ -48,7 +48,7 @@ def bundle(decoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(bundle):
-    with Server(bundle, options=["--cache-mb", 0]) as running:
+    with Server(bundle, options=["--set=cache_mb=0"]) as running:
         yield running
 
 

@@ -38,7 +38,7 @@ def server(bundle):
     """Of a model that talks, and one that continues texts."""
     from merino_edge.embedded import FOLDER
 
-    with Server(bundle, FOLDER, options=["--cache-mb", 0, "--queue", 0, "--slots", 2]) as running:
+    with Server(bundle, FOLDER, options=["--set=cache_mb=0", "--set=queue=0", "--slots", 2]) as running:
         yield running
 
 
@@ -149,7 +149,7 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
 
 @pytest.fixture
 def slow_server(bundle):
-    with Server(bundle, before=SLOW, options=["--cache-mb", 0, "--queue", 0]) as running:
+    with Server(bundle, before=SLOW, options=["--set=cache_mb=0", "--set=queue=0"]) as running:
         yield running
 
 
@@ -266,7 +266,7 @@ def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
 
 def test_a_key_is_asked_for_and_a_server_that_stops_is_told(bundle, opened, tmp_path):
     (tmp_path / "keys").write_text("open-sesame\n")
-    with Server(bundle, options=["--api-key-file", tmp_path / "keys", "--cache-mb", 0], wait=False) as server:
+    with Server(bundle, options=["--api-key-file", tmp_path / "keys", "--set=cache_mb=0"], wait=False) as server:
         while not server.ready():
             time.sleep(0.01)
         page = opened(server, has_template=False)

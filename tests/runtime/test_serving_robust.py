@@ -73,7 +73,7 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def server(bundle, tmp_path_factory):
-    options = ["--queue", 2 * CLIENTS, "--slots", 4]
+    options = ["--set=queue=2" * CLIENTS, "--slots", 4]
     with Server(bundle, options=options, XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))) as running:
         yield running
 
@@ -125,7 +125,7 @@ def answer_to(server, body):
 
 def test_requests_that_are_decoded_together_keep_sampler_constraint_and_ends(decoder, tmp_path):
     folder = make_bundle(tmp_path / "chat", decoder, dialect="fused", context=512)
-    with Server(folder, options=["--slots", 4, "--cache-mb", 0]) as server:
+    with Server(folder, options=["--slots", 4, "--set=cache_mb=0"]) as server:
         alone = [answer_to(server, body) for body in REQUESTS]
         assert mean_batch(server) == 0 and len({str(each[0]) for each in alone}) == len(REQUESTS)
         together = all_at_once([lambda body=body: answer_to(server, body) for body in REQUESTS * 4])
@@ -158,7 +158,7 @@ def test_clients_that_read_slowly_or_leave_keep_nobody_waiting(server):
 @pytest.mark.skipif(not HUGE.exists() or "[madvise]" not in HUGE.read_text(), reason="no huge pages on request here")
 def test_a_cache_takes_memory_as_far_as_it_is_filled(decoder, tmp_path):
     folder = make_bundle(tmp_path / "chat", decoder, dialect="fused", context=16384)  # 8 MB for a slot
-    with Server(folder, options=["--cache-mb", 0]) as server:
+    with Server(folder, options=["--set=cache_mb=0"]) as server:
         whole(server, 1)
         with open(f"/proc/{server.process.pid}/smaps_rollup") as file:
             huge = re.search(r"AnonHugePages:\s*(\d+) kB", file.read())
@@ -222,7 +222,7 @@ def test_nonsense_ends_nothing_and_memory_stays_as_it_is(server, seconds):
 
 
 def test_a_kill_leaves_errors_or_whole_answers_and_nothing_in_the_way(bundle, tmp_path):
-    options = ["--queue", CLIENTS, "--cache-dir", tmp_path]
+    options = [f"--set=queue={CLIENTS}", f"--set=cache_dir={tmp_path}"]
     with Server(bundle, options=options) as server:
         expected = [whole(server, number) for number in range(20)]
         killer = threading.Timer(0.05, lambda: os.kill(server.process.pid, signal.SIGKILL))

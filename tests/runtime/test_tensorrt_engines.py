@@ -198,11 +198,11 @@ def test_the_commands(bundle, gpu, cache, capsys, monkeypatch):
     ids = []
     for name in ("tensorrt", "onnxruntime"):
         assert main(["generate", bundle.folder, "the", "-n", "7", "--temperature", "0", "--set=ignore_eos=true",
-                     "--json", "--backend", name]) == 0
+                     "--json", f"--set=backend={name}"]) == 0
         ids.append([json.loads(line).get("id") for line in capsys.readouterr().out.splitlines()[:-1]])
     assert ids[0] == ids[1] and len(ids[0]) == 7
     gpu.driver = 0
-    assert main(["generate", bundle.folder, "the", "--backend", "tensorrt"]) == 1
+    assert main(["generate", bundle.folder, "the", "--set=backend=tensorrt"]) == 1
     assert "no NVIDIA driver" in capsys.readouterr().err
 
 

@@ -149,7 +149,7 @@ def test_greedy_ids_are_the_same_under_earlier_versions(cpu, version, precision,
     dialect = "portable" if version_tuple(version) < version_tuple(FIRST_FUSED) else "fused"
     folder = embedded_bundles[dialect, precision]
     here = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
-    assert greedy_ids(output(on_board(cpu, *GENERATE, "--threads", 2, cwd=folder, **under(version)))) == here
+    assert greedy_ids(output(on_board(cpu, *GENERATE, "--set=threads=2", cwd=folder, **under(version)))) == here
     assert len(set(here)) > 5
 
 
@@ -177,7 +177,7 @@ def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_pac
     text = "".join(json.loads(line).get("text", "") for line in here.splitlines())
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
     path = f"{SITE}:{server_packages}:{ROOT}/runtime"
-    with Server(packaged, python=python_words(cpu, path), options=["--cache-dir", tmp_path]) as server:
+    with Server(packaged, python=python_words(cpu, path), options=[f"--set=cache_dir={tmp_path}"]) as server:
         assert server.post("/v1/completions", **body)["choices"][0]["text"] == text
         chunks, _ = server.stream("/v1/completions", **body)
         assert "".join(each["choices"][0]["text"] for each in chunks) == text

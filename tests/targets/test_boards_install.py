@@ -162,7 +162,7 @@ def test_a_release_with_other_golden_ids_does_not_replace_it(installed, formats)
     data = packed_bytes((folder / "merino.pyz").read_bytes(), [changed_golden(bundle_files(formats[1]))])
     (folder / "changed.merino").write_bytes(data)
     packages = ["env", "PYTHONPATH=/opt/site"]  # this file brings none
-    done = install(cpu, folder, "changed.merino", "--allow-unsigned", environment=packages)
+    done = install(cpu, folder, "changed.merino", "--allow=unsigned", environment=packages)
     assert done.returncode == 1 and "the self-test failed: " in done.stderr, done.stderr
     assert f"{current} stays in use" in done.stderr and release(folder)[0].name == current
     assert [path.name for path in (folder / "root" / "releases").iterdir()] == [current]
@@ -196,6 +196,6 @@ def for_one_board(embedded_bundles, tmp_path_factory):
     ("Raspberry Pi 500 Rev 1.0", "'Raspberry Pi 500 Rev 1.0'"), ("", "a aarch64 machine without a device tree"),
 ])  # fmt: skip
 def test_another_board_refuses_the_file(model, here, for_one_board):
-    done = install("cortex-a76", for_one_board, "five.merino", "--allow-unsigned", model=model)
+    done = install("cortex-a76", for_one_board, "five.merino", "--allow=unsigned", model=model)
     assert done.returncode == 1 and f"the file is for raspberry-pi-5, this is {here}" in done.stderr, done.stderr
     assert not (for_one_board / "root").exists()

@@ -230,7 +230,7 @@ def agents_of(running, server):
 
 
 def test_both_integrations_are_set_up_talk_call_tools_and_do_a_task(bundle, tmp_path):
-    with Server(bundle, options=["--cache-mb", 0]) as server, home(tmp_path / "config") as running:
+    with Server(bundle, options=["--set=cache_mb=0"]) as server, home(tmp_path / "config") as running:
         agents, (task,) = agents_of(running, server)
         for agent in agents:
             response = running.answer(agent, "Is the kitchen lamp on?")
@@ -242,7 +242,7 @@ def test_both_integrations_are_set_up_talk_call_tools_and_do_a_task(bundle, tmp_
         assert data["rooms"] in ([], ["kitchen"], ["bedroom"], ["kitchen", "bedroom"])
         stats = server.call("GET", "/v1/stats")[1]
         assert stats["requests_failed_total"] == 0 and stats["requests_total"] == 5  # two are of the set-up
-        port = ["--cache-mb", 0, "--port", server.port]
+        port = ["--set=cache_mb=0", "--port", server.port]
         server.close()
         with Server(bundle, options=port, before=ALWAYS_CALLS) as calls:
             for agent in agents:

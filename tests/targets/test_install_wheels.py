@@ -106,7 +106,7 @@ def check_release(root):
 
 
 def check_on(python, folder, root, before=(), upgraded=True, **environment):
-    command = [*before, python, folder / "merino.pyz", "install", "--allow-unsigned", "--root", root, "--json"]
+    command = [*before, python, folder / "merino.pyz", "install", "--allow=unsigned", "--root", root, "--json"]
     old = json.loads(run(*command, folder / "old.merino", **environment))
     check_release(root)
     if not upgraded:
@@ -140,7 +140,7 @@ def test_from_an_environment_of_the_users(pack, tmp_path):
     python, root = interpreter("3.6"), tmp_path / "root"
     run(python, "-m", "venv", "--without-pip", tmp_path / "own")
     run(tmp_path / "own/bin/python", pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino",
-        "--allow-unsigned", "--root", root)  # fmt: skip
+        "--allow=unsigned", "--root", root)  # fmt: skip
     shutil.rmtree(tmp_path / "own")
     check_release(root)
 
@@ -150,7 +150,7 @@ def test_killed_at_random_moments(pack, tmp_path):
     """With all that it started: Python making the environment, and pip."""
     python, version = managed()
     folder, root = pack(version), tmp_path / "root"
-    command = [str(word) for word in (python, folder / "merino.pyz", "install", "--allow-unsigned", "--root", root)]
+    command = [str(word) for word in (python, folder / "merino.pyz", "install", "--allow=unsigned", "--root", root)]
     run(*command, folder / "old.merino")
     old, rng = releases.links(str(root)).current, random.Random(3)
     before = tree(releases.release_folder(str(root), old))
@@ -172,7 +172,7 @@ def test_killed_at_random_moments(pack, tmp_path):
 
 def test_a_file_for_another_python_is_refused_before_anything_moves(pack, tmp_path):
     done = subprocess.run(
-        [interpreter("3.10"), pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino", "--allow-unsigned",
+        [interpreter("3.10"), pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino", "--allow=unsigned",
          "--root", tmp_path / "root"], env=BARE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "the file's wheels are for Python 3.6" in done.stderr, done.stderr
@@ -183,7 +183,7 @@ def test_a_python_without_packages_and_a_file_without_wheels(bundle_dirs, tmp_pa
     path = tmp_path / "bare.merino"
     path.write_bytes(packed_bytes(app_bytes(tmp_path / "merino.pyz"), [bundle_files(bundle_dirs["portable"])]))
     done = subprocess.run(
-        [interpreter("3.6"), tmp_path / "merino.pyz", "install", path, "--allow-unsigned", "--root", tmp_path / "root"],
+        [interpreter("3.6"), tmp_path / "merino.pyz", "install", path, "--allow=unsigned", "--root", tmp_path / "root"],
         env=BARE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and not (tmp_path / "root").exists()

@@ -66,7 +66,7 @@ def is_there(call):
 
 @pytest.mark.parametrize("kind", ["openai", "ollama"])
 def test_a_talk_with_its_tasks_by_either_connection(kind, bundle, tmp_path):
-    with Server(bundle, options=["--cache-mb", 0]) as server, program(
+    with Server(bundle, options=["--set=cache_mb=0"]) as server, program(
         tmp_path, OPENAI_API_BASE_URL=server.url + "/v1", OPENAI_API_KEY="any", OLLAMA_BASE_URL=server.url,
         ENABLE_OPENAI_API=str(kind == "openai"), ENABLE_OLLAMA_API=str(kind == "ollama"),
     ) as call:  # fmt: skip

@@ -4,6 +4,7 @@ The application of this workstation describes the board and verifies packages th
 into the cache of the board's user, and stay there for the next time.
 """
 
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,13 +63,13 @@ class Facts:
         return self.machine.model or f"{self.machine.board.architecture}, no device tree"
 
 
-async def described(board: Board, root: str | None = None) -> Facts:
-    """Copy the application to the board if it is not there yet, and let it describe the board. root: the folder of
-    releases there; None: the default of `install` for its user. Raise MerinoError if there is no valid answer."""
+async def described(board: Board) -> Facts:
+    """Copy the application to the board if it is not there yet, and let it describe the board. Raise
+    MerinoError if there is no valid answer."""
     doing = "describe the board"
     source = source_of("merino.pyz", board_app())
     app = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
-    words = [PYTHON, app, "board", *(["--root", root] if root else [])]
+    words = [PYTHON, app, "board", *(["--root", board.address.root] if board.address.root else [])]
     ran = await command.finished(board, doing, command.run_request(words), timeout_s=FACTS_S, most_bytes=MOST_BYTES)
     if ran.code:
         raise MerinoError(f"{board.address.text}: cannot {doing}: {command.refusal_of(ran)}")
@@ -103,17 +104,17 @@ Copied = Callable[[str, int, int], None]  # a file's name, bytes that are copied
 class Program:
     """The application on one board, ready to be run."""
 
-    def __init__(self, board: Board, facts: Facts, command: list[str], root: str | None) -> None:
-        self.board, self.facts, self.command, self.root = board, facts, command, root
+    def __init__(self, board: Board, facts: Facts, command: list[str]) -> None:
+        self.board, self.facts, self.command = board, facts, command
 
     def installed(self) -> str:
-        """Return the release in use, as the program's BUNDLE. Raise MerinoError if --root has none."""
-        if self.root is None:
+        """Return the release in use, as the program's BUNDLE. Raise MerinoError if the folder of --ssh has none."""
+        if self.board.address.root is None:
             return INSTALLED
         if self.facts.current is None:
             raise MerinoError(
                 f"{self.board.address.text}: no release is installed in {self.facts.root}. Install one there:"
-                f" merino-edge flash NAME.merino --ssh {self.board.address.text} --root {self.root}"
+                f" merino-edge flash NAME.merino --ssh {shlex.quote(self.board.address.text)}"
             )
         return f"{self.facts.root}/releases/{self.facts.current}/bundle"
 
@@ -144,10 +145,10 @@ async def python_with(board: Board, candidates: list[str], modules: list[str]) -
     return None
 
 
-async def program(board: Board, root: str | None = None) -> Program:
-    """Copy the application to the board if it is not there yet. root: as in `described`. Raise MerinoError if no Python
-    there has the packages."""
-    facts = await described(board, root)
+async def program(board: Board) -> Program:
+    """Copy the application to the board if it is not there yet. Raise MerinoError if no Python there has the
+    packages."""
+    facts = await described(board)
     candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
     python = await python_with(board, candidates, MODULES)
     if python is None:
@@ -155,7 +156,7 @@ async def program(board: Board, root: str | None = None) -> Program:
             f"{board.address.text}: no Python there has numpy and onnxruntime. Install a packed file with its wheels"
             " (`merino-edge flash`), or on the board: python3 -m pip install numpy tokenizers onnxruntime"
         )
-    return Program(board, facts, [python, facts.app], root)
+    return Program(board, facts, [python, facts.app])
 
 
 async def bundle_there(program: Program, bundle: str, progress: Copied = lambda *_: None) -> str:

@@ -31,21 +31,26 @@ KEEPALIVE_S = 15.0  # and three unanswered: the board is gone
 # asyncssh raises some of Python's own for bytes that no server of good will sends.
 FAULTS = (asyncssh.Error, OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, AssertionError)
 GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
-FORM = "[USER@]HOST[:PORT], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of ~/.ssh/config"
+FORM = (
+    "[USER@]HOST[:PORT][/FOLDER], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of"
+    " ~/.ssh/config; FOLDER is that of the releases there"
+)
 _ADDRESS = re.compile(
-    r"(?:(?P<user>[^@\s/][^@\s]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
-    r"(?::(?P<port>[0-9]{1,18}))?"
+    r"(?:(?P<user>[^@\s/]+)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
+    r"(?::(?P<port>[0-9]{1,18}))?(?P<root>/[^/\0-\x1f][^\0-\x1f]*)?"
 )
 
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a board. user, port: None for the value of ~/.ssh/config, else this user's name and 22."""
+    """The address of a board. user, port: None for the value of ~/.ssh/config, else this user's name and 22. root: the
+    folder of releases there; None for the default of `install` for its user."""
 
     text: str  # as it was given, for messages
     host: str
     user: str | None = None
     port: int | None = None
+    root: str | None = None
 
 
 def parse_address(text: str) -> Address:
@@ -58,7 +63,7 @@ def parse_address(text: str) -> Address:
         raise MerinoError(f"--ssh {visible(text)!r}: no host has a port {port}, allowed: 1 to 65535")
     if not host or host.startswith("-") or (user or "").startswith("-"):
         raise MerinoError(f"--ssh {visible(text)!r} names no host: write {FORM}")
-    return Address(text, host, user, port)
+    return Address(text, host, user, port, match["root"] if match else None)
 
 
 def parse_addresses(texts: Sequence[str]) -> list[Address]:

@@ -8,7 +8,7 @@ does not stop the others.
 
 import asyncio
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from merino_runtime.delivery.agent import PYTHON
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import key_base64, read_public_key
+from merino_runtime.delivery.verbs import ALLOWED, ANY_BOARD, UNSIGNED
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_shape import listed, or_null, problems_in, text
 from merino_runtime.io.streams import visible
@@ -46,16 +47,13 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Package:
     """The checked package and how to install it, the same for every board. `keys`: the files of --trust; `trusted`:
-    the same keys in base64. `root`: on the board; None: its default."""
+    the same keys in base64."""
 
     archive: Archive
     whole: Source
     keys: tuple[Source, ...] = ()
     trusted: frozenset[str] = frozenset()
-    root: str | None = None
-    allow_unsigned: bool = False
-    allow_downgrade: bool = False
-    force: bool = False
+    allow: Collection[str] = ()  # of ALLOWED
     service: bool = False
     serve: bool = False  # and the service
     quick: bool = False  # measured by QUICK
@@ -82,11 +80,11 @@ def package(path: Path, keys: Sequence[Path] = (), *, report: Say = lambda _: No
     """Check the package here: layout, signature, every hash. Raise MerinoError.
 
     keys: files of public keys that the boards will trust; one of them must have signed the file. Without any, the
-    signature is still checked, and each board decides whether it trusts the key. how: `root` and the options of
-    `install`, as in Package.
+    signature is still checked, and each board decides whether it trusts the key. how: the
+    options of `install`, as in Package.
     """
     report(f"hashing {path.name}")
-    archive = checked_archive(path, keys, bool(how.get("allow_unsigned")), boards_decide=True)
+    archive = checked_archive(path, keys, UNSIGNED in how.get("allow", ()), boards_decide=True)
     return Package(
         archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
         tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys),
@@ -121,12 +119,12 @@ async def flash(address: Address, package: Package, done: Flashed, *, dry_run: b
     report(host, "connecting", 0, 0)
     async with connected(address) as board:
         report(host, "asking what it is", 0, 0)
-        done.facts = facts = await described(board, package.root)
-        done.notes += check_service(package, facts)
+        done.facts = facts = await described(board)
+        done.notes += check_service(address, facts)
         if facts.foreign:
             done.notes.append(f"{facts.foreign} can be changed by another user of the board")
         check_signer(package, facts)
-        choice = choose(package.archive, facts.machine, package.force)
+        choice = choose(package.archive, facts.machine, ANY_BOARD in package.allow)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
         done.notes += choice.notes
         done.was_there = facts.current == package.archive.id
@@ -167,17 +165,17 @@ def check_signer(package: Package, facts: Facts) -> None:
     )
 
 
-def check_service(package: Package, facts: Facts) -> list[str]:
+def check_service(address: Address, facts: Facts) -> list[str]:
     """Return notes. Raise MerinoError if the default folder of releases is not that of the board's service: there would
     be two installations, and the service would keep the old one."""
     if facts.service in (None, facts.root):
         return []
-    if package.root is not None:
+    if address.root is not None:
         return [f"merino.service keeps the release in {facts.service}: this is a second installation"]
     for_service, second = shlex.quote(facts.service), shlex.quote(facts.root)
     raise MerinoError(
         f"merino.service on the board uses the releases in {for_service}, and this user's would be others, in {second}."
-        f" To install for the service: --ssh root@HOST --root {for_service}. For a second installation: --root {second}"
+        f" To install for the service: --ssh root@HOST{for_service}. For a second installation: --ssh HOST{second}"
     )
 
 
@@ -211,8 +209,9 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     host = board.address.text
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
     arguments = [PYTHON, facts.app, "install", place, "--json", "--root", facts.root]
-    for option in ("allow_unsigned", "allow_downgrade", "force", "service", "serve"):
-        arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
+    arguments += [f"--allow={name}" for name in ALLOWED if name in package.allow]
+    for option in ("service", "serve"):
+        arguments += [f"--{option}"] * getattr(package, option)
     for key in keys:
         arguments += ["--trust", key]
     ran = await finished(board, "install", run_request(arguments), timeout_s=INSTALL_S)

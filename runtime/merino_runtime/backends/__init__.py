@@ -3,7 +3,6 @@
 The backend of a bundle is the requested one, otherwise TensorRT on a Jetson, otherwise the first that the bundle lists.
 To choose it, nothing is imported that a board may lack, except TensorRT on a Jetson that has it.
 """
-import argparse
 import importlib.util
 import os
 import re
@@ -88,7 +87,7 @@ def _of_jetson(otherwise: str, say: Say) -> str:
     except MerinoError as error:
         say(f"{error} Until then {otherwise} is used")
         return otherwise
-    say(f"TensorRT {version} is used, because this is a Jetson that has it; --backend {otherwise} runs on the CPU")
+    say(f"TensorRT {version} is used, on this Jetson that has it; {BACKEND_VARIABLE}={otherwise} runs on the CPU")
     return TENSORRT
 
 
@@ -98,11 +97,3 @@ def is_installed(backend: str) -> bool:
         return importlib.util.find_spec(backend) is not None
     except (ImportError, ValueError):  # a module without a spec, as one that was put there by hand
         return False
-
-
-def add_opening(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of opening a bundle: those of `api.open_model` that are not in `--set`."""
-    parser.add_argument("--backend", choices=BACKENDS,
-                        help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
-    parser.add_argument("-t", "--threads", type=int, metavar="N",
-                        help="number of threads; default: the bundle's setting")

@@ -173,7 +173,7 @@ def raising_cuda_faults(doing: str) -> Iterator[None]:
         yield
     except CudaError as error:
         fault = FAULTS.get(error.code, OTHER_FAULT).format(doing=doing, error=error)
-        raise MerinoError(f"{fault} Or run on the CPU: --backend onnxruntime.") from error
+        raise MerinoError(f"{fault} Or run on the CPU: MERINO_BACKEND=onnxruntime.") from error
 
 
 class Device(NamedTuple):
@@ -197,7 +197,7 @@ def open_cuda(tensorrt_version: Tuple[int, ...]) -> Cuda:
     library = open_library([folder + name for name in names for folder in ("", "/usr/local/cuda/lib64/")])
     if library is None:
         raise MerinoError("TensorRT is installed and the CUDA runtime (libcudart.so) is not. Run: sudo apt-get install "
-                          "nvidia-jetpack. Or run on the CPU: --backend onnxruntime.")
+                          "nvidia-jetpack. Or run on the CPU: MERINO_BACKEND=onnxruntime.")
     with raising_cuda_faults("starting CUDA"):
         cuda = Cuda(library)
         if not cuda.integer("cudaDriverGetVersion"):  # no driver is installed

@@ -147,7 +147,7 @@ def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
         reasons = [f"node {parser.get_error(index).node()}: {' '.join(parser.get_error(index).desc().split())}"
                 for index in range(min(parser.num_errors, 3))]
         raise MerinoError(f"TensorRT {trt.version} does not take {path}: {'; '.join(reasons) or trt.why()}. Export the "
-                          "bundle again with --dialect portable, or run it on the CPU: --backend onnxruntime.")
+                          "bundle again with --dialect portable, or run it on the CPU: MERINO_BACKEND=onnxruntime.")
 
 
 def _profile(builder: Any, network: Any, length: int) -> Any:

@@ -125,7 +125,7 @@ class TensorRtBackend(Backend):
                     raise MerinoError(f"the model's logits at position {position} are not finite: the weights, their "
                                       f"format or the engine's ({model.precision}) overflow. Check with "
                                       "`selftest`, build the engine again in fp32 (`build-engine` without --fp16), or "
-                                      "run on the CPU: --backend onnxruntime.")
+                                      "run on the CPU: MERINO_BACKEND=onnxruntime.")
             self.ids.extend(ids)
         return self._logits
 

@@ -74,7 +74,7 @@ def open_model(bundle: Bundle, report: Report) -> Model:
             model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:
             raise MerinoError(f"TensorRT {trt.version} does not load the engine that it built for {bundle.name!r}: "
-                              f"{error}. Stop programs that use the GPU, or run on the CPU: --backend onnxruntime."
+                              f"{error}. Stop programs that use the GPU, or run on the CPU: MERINO_BACKEND=onnxruntime."
                               ) from error
     if model is None:
         raise MerinoError(f"the engine of {bundle.name!r} that was just built is gone or damaged. Check the disk, then "

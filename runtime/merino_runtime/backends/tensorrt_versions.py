@@ -43,12 +43,12 @@ def open_tensorrt() -> TensorRt:
     except MerinoError as error:
         raise MerinoError(f"{str(error).partition('. Run:')[0]}. TensorRT comes with a Jetson's JetPack: sudo apt-get "
                           "install python3-libnvinfer, and run the system's Python, or an environment that was made "
-                          "with --system-site-packages. Or run on the CPU: --backend onnxruntime.") from error
+                          "with --system-site-packages. Or run on the CPU: MERINO_BACKEND=onnxruntime.") from error
     version = str(getattr(module, "__version__", ""))
     numbers = version_tuple(version)
     if numbers[:2] != (8, 2) and numbers[0] != 10:
         raise MerinoError(f"TensorRT is {version or 'of no version'}, this runtime drives 8.2 (JetPack 4.6.1 to 4.6.6) "
-                          "and 10.x (JetPack 6). Install that JetPack, or run on the CPU: --backend onnxruntime.")
+                          "and 10.x (JetPack 6). Install that JetPack, or run on the CPU: MERINO_BACKEND=onnxruntime.")
     return TensorRt(module, version, _logger(module))
 
 
@@ -138,5 +138,5 @@ class BoundEngine:
     def _accepted(self, result: Any) -> Any:
         if result is None or result is False:
             raise MerinoError(f"TensorRT {self._trt.version} refused {self._what}: {self._trt.why()}. Build the engine "
-                              "again with `build-engine`, or run on the CPU: --backend onnxruntime.")
+                              "again with `build-engine`, or run on the CPU: MERINO_BACKEND=onnxruntime.")
         return result

@@ -173,7 +173,7 @@ class ChatSession:
             if not self._shifts and self._past:
                 raise MerinoError(
                     f"the conversation has {len(ids)} tokens with this message and the context is {context}: no answer "
-                    "fits. Start again with /reset, or start with --overflow shift, which drops the oldest turns; an "
+                    "fits. Start again with /reset, or with --set overflow=shift, which drops the oldest turns; an "
                     "export with a longer --context holds more.")
         raise MerinoError(f"the message has {len(ids)} tokens with what the template puts around it, and the context "
                           f"is {context}: no answer fits. Shorten it, or export with a longer --context.")

@@ -242,7 +242,7 @@ def compiled(text: str, source: str) -> Render:
         return environment.from_string(text).render
     except (jinja2.exceptions.TemplateError, RecursionError) as error:
         raise MerinoError(f"{source} is not a chat template: {_shown(error)}. Correct it, or export with "
-                          "--no-chat.") from error
+                          "--set chat=false.") from error
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,

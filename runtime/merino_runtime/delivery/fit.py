@@ -153,7 +153,7 @@ def check_board(manifest: Manifest, machine: Machine) -> None:
     if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in models):
         here = repr(machine.model) if machine.model else f"a {machine.board.architecture} machine without a device tree"
         raise MerinoError(f"the file is for {', '.join(need.id for need in manifest.boards)}, this is {here}. Pack it "
-                          "for this board (`merino-edge pack --board`), or install it all the same with --force.")
+                          "for this board (`merino-edge pack --board`), or install it with --allow any-board.")
 
 
 def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
@@ -197,7 +197,7 @@ def check_counter(root: str, archive: Archive) -> None:
     if archive.signature and archive.manifest.counter < highest and archive.id != current:
         raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
                           f"{archive.manifest.counter}, the highest so far {highest}. Pack it again, go back to the "
-                          "release before by `rollback`, or install the older one all the same with --allow-downgrade.")
+                          "release before by `rollback`, or install the older one all the same with --allow downgrade.")
 
 
 def keep_counter(root: str, archive: Archive) -> None:

@@ -143,7 +143,7 @@ def _check_signer(root: str, archive: Archive, new_keys: Sequence[PublicKey], al
     withdrawn = archive.manifest.withdrawn
     if signer is None and not allow_unsigned:
         raise MerinoError(f"{archive.path} has no signature, so nobody vouches for it. Pack it with --sign, or install "
-                          "it all the same with --allow-unsigned.")
+                          "it all the same with --allow unsigned.")
     if signer is None:
         notes.append("the file has no signature: corruption is detected, tampering is not")
         notes += ["the keys that it withdraws stay trusted, since nobody signed that"] if withdrawn else []
@@ -201,7 +201,7 @@ def _check_space(root: str, checked: Checked) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise MerinoError(f"{needed / MB:.0f} MB are needed in {root}, {free / MB:.0f} MB are free. Free space on that "
-                          "disk, or choose a folder on another one with --root.")
+                          "disk, or choose a folder on another one: --root DIR, of flash --ssh HOST/DIR.")
 
 
 def _kept_files(checked: Checked) -> Dict[str, FileEntry]:

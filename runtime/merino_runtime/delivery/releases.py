@@ -150,7 +150,8 @@ def check_owner(root: str) -> None:
         status = os.lstat(folder)
         raise MerinoError(f"{folder} can be changed by another user than root (owner {status.st_uid}, mode "
                           f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
-                          "Install as that user, or remove that folder, or choose another one with --root.")
+                          "Install as that user, or remove that folder, or choose another one: --root DIR, of flash "
+                          "--ssh HOST/DIR.")
 
 
 def service_user(root: str) -> Optional[User]:

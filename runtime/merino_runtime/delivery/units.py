@@ -94,7 +94,7 @@ def first_boot_unit(root: str, allow_unsigned: bool = False) -> str:
     of its card. After a failure it runs again, soon and at the next boot; `install --service` disables it. The console
     shows its output, then a few words that the release generates as the service's user. These fail no install: a model
     may have no tokenizer."""
-    incoming, unsigned = f"{root}/{INCOMING}", " --allow-unsigned" if allow_unsigned else ""
+    incoming, unsigned = f"{root}/{INCOMING}", " --allow=unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
 After=local-fs.target {" ".join(GROWING)}

@@ -13,6 +13,9 @@ from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import Verb, say, say_note, write_out
 
+UNSIGNED, DOWNGRADE, ANY_BOARD = ALLOWED = "unsigned", "downgrade", "any-board"
+ALLOW = ("accept a package that is unsigned, a downgrade (older than one that was installed), or for any-board "
+         "(another one, or slow on this one); repeat for more")
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
 
@@ -58,11 +61,7 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
     _add_root(parser)
     parser.add_argument("--trust", metavar="NAME.pub", action="append", default=[], dest="keys",
                         help="public key to trust once the package passed its self-test; repeat for more")
-    parser.add_argument("--allow-unsigned", action="store_true", help="accept an unsigned package")
-    parser.add_argument("--allow-downgrade", action="store_true",
-                        help="accept a signed package older than the newest that was installed")
-    parser.add_argument("--force", action="store_true",
-                        help="install even if the package is for another board, or slow on this one")
+    parser.add_argument("--allow", action="append", default=[], choices=ALLOWED, help=ALLOW)
     parser.add_argument("--backend", choices=BACKENDS,
                         help="backend of the release; with tensorrt the engine is built before the self-test. "
                              "Default: tensorrt on a Jetson that has it, else the first that the bundle lists")
@@ -81,9 +80,9 @@ def _install(arguments: argparse.Namespace) -> int:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
-    installed = install(arguments.file, root, arguments.keys, allow_unsigned=arguments.allow_unsigned,
-                        force=arguments.force, report=say, backend=arguments.backend,
-                        allow_downgrade=arguments.allow_downgrade, as_service=as_service)
+    installed = install(arguments.file, root, arguments.keys, allow_unsigned=UNSIGNED in arguments.allow,
+                        force=ANY_BOARD in arguments.allow, report=say, backend=arguments.backend,
+                        allow_downgrade=DOWNGRADE in arguments.allow, as_service=as_service)
     if as_service:
         installed["notes"].extend(set_up_service(root, arguments.serve))
     for note in installed["notes"]:

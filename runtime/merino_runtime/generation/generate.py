@@ -83,7 +83,7 @@ def check_fits(prompt: int, options: GenerateOptions, context: int) -> None:
     max_new_tokens, overflow = options.max_new_tokens, options.overflow
     if not prompt:
         raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
-    remedy = "export with a longer --context, or drop the oldest tokens with --overflow shift."
+    remedy = "export with a longer --context, or drop the oldest tokens with --set overflow=shift."
     if prompt >= context and overflow != "shift":
         raise MerinoError(f"the prompt has {prompt} ids and the context is {context}: at most {context - 1}, so that "
                           f"a token can follow. Shorten the prompt, {remedy}")

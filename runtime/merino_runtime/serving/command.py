@@ -4,9 +4,9 @@ import os
 import threading
 from typing import Any, List, Tuple
 
-from merino_runtime.backends import add_opening
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import say, say_note
+from merino_runtime.sampling import OPENING_SETTINGS, read_settings, settings_help
 from merino_runtime.serving.access import LOCAL_HOSTS, check_address, keys_of, origins_of
 
 # What the command line declares: name, type, default, help.
@@ -17,15 +17,18 @@ OPTIONS: Tuple[Tuple[str, type, Any, str], ...] = (
     ("allow_origin", str, None,
      "origins of web pages that may use the server, such as https://ui.example, with commas; *: all"),
     ("slots", int, None, "number of KV caches for requests side by side; default: what memory allows, up to 16"),
-    ("memory_mb", float, None, "memory of all KV caches in MB; default: half of the available memory"),
-    ("queue", int, 32, "number of requests that may wait; more get status 429"),
-    ("max_seconds", float, None, "wall-clock limit of a request, the wait included; default: none"),
-    ("max_temperature", float, None,
-     "degrees Celsius of the hottest sensor above which generation pauses; default: none"),
-    ("cache_dir", str, None, "folder of the prefix cache on disk; default: merino/serve in the user's cache"),
-    ("cache_mb", float, 512.0, "size limit of the prefix cache on disk in MB; 0: none"),
 )
-# Option, least and greatest value.
+# What `--set NAME=VALUE` takes.
+SETTINGS = dict(
+    OPENING_SETTINGS,
+    memory_mb=(float, "memory of all KV caches in MB; default: half of the available memory"),
+    queue=(int, "number of requests that may wait; more get status 429; default 32"),
+    max_seconds=(float, "wall-clock limit of a request, the wait included; default: none"),
+    max_temperature=(float, "degrees Celsius of the hottest sensor above which generation pauses; default: none"),
+    cache_dir=(str, "folder of the prefix cache on disk; default: merino/serve in the user's cache"),
+    cache_mb=(float, "size limit of the prefix cache on disk in MB; 0: none; default 512"),
+)
+# Option or setting, least and greatest value.
 BOUNDS = (("port", 0, 65535), ("slots", 1, 1024), ("memory_mb", 0, 1e9), ("queue", 0, 1e6), ("max_seconds", 0.1, 1e9),
           ("max_temperature", 0, 200), ("cache_mb", 0, 1e9))
 
@@ -37,7 +40,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default,
                             metavar="TEXT" if kind is str else "N",
                             help=text if default is None else text + " (default %(default)s)")
-    add_opening(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                        help=settings_help(SETTINGS))
 
 
 def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
@@ -46,12 +50,13 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     keys = keys_of(arguments.api_key_file)
     check_address(arguments.host, keys)
     origins = origins_of(arguments.allow_origin)
+    settings = read_settings(arguments.settings, SETTINGS)
     for name, low, high in BOUNDS:
-        value = getattr(arguments, name)
+        value = dict(vars(arguments), **settings).get(name)
         if value is not None and not low <= value <= high:  # nor is NaN
-            raise MerinoError(f"--{name.replace('_', '-')} is {value}, allowed: {low} to {high:g}.")
-    if arguments.max_temperature is not None and not (sensors and sensors.temperatures_c()):
-        raise MerinoError("--max-temperature needs a temperature sensor, and none can be read here. Leave it out.")
+            raise MerinoError(f"{'--set ' if name in SETTINGS else '--'}{name} is {value}, allowed: {low} to {high:g}.")
+    if "max_temperature" in settings and not (sensors and sensors.temperatures_c()):
+        raise MerinoError("--set max_temperature needs a temperature sensor, and none can be read here. Leave it out.")
     # 2. The models' descriptions and the address.
     from merino_runtime.bundle.requirements import require
     from merino_runtime.io.memory import keep_one_heap, keep_small_pages
@@ -65,11 +70,11 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     from merino_runtime.serving.metrics import Sensors
 
     known = models.described(arguments.bundles)
-    count = models.slots_of([model.bundle for model in known.values()], arguments.slots, arguments.memory_mb)
-    options = {"threads": arguments.threads, "backend": arguments.backend}
+    count = models.slots_of([model.bundle for model in known.values()], arguments.slots, settings.get("memory_mb"))
+    options = {name: settings.get(name) for name in OPENING_SETTINGS}
     application = Application(known, Settings(
-        keys=keys, origins=origins, local=arguments.host in LOCAL_HOSTS, most_waiting=arguments.queue,
-        limit_s=arguments.max_seconds, ceiling_c=arguments.max_temperature), sensors or Sensors(), page())
+        keys=keys, origins=origins, local=arguments.host in LOCAL_HOSTS, most_waiting=settings.get("queue", 32),
+        limit_s=settings.get("max_seconds"), ceiling_c=settings.get("max_temperature")), sensors or Sensors(), page())
     server = server_of(application)
     listener = listening(arguments.host, arguments.port)
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
@@ -80,14 +85,14 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
         say_note(f"{', '.join(texts)}: no chat template, so it continues texts. Open {address}/, or use "
                  "/v1/completions; /v1/chat/completions refuses it.")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = arguments.cache_dir or os.path.join(base, "merino/serve")
+    folder, cache_mb = settings.get("cache_dir") or os.path.join(base, "merino/serve"), settings.get("cache_mb", 512.0)
     # 3. Connections are served on this thread, models on another. A load that fails ends both.
     faults: List[BaseException] = []
 
     def work() -> None:
         try:
             application.serve_models(
-                lambda model: models.load(model, count, options, folder, cache_mb=arguments.cache_mb, say=say_note))
+                lambda model: models.load(model, count, options, folder, cache_mb=cache_mb, say=say_note))
         except BaseException as error:
             faults.append(error)
             server.should_exit = True

@@ -52,10 +52,10 @@ def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optiona
     if count is not None and count > max(most, 0):
         raise MerinoError(f"{count} slots and one for background requests need {(count + 1) * kv_mb:,.0f} MB of KV "
                           f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Give fewer --slots, "
-                          "more --memory-mb, or export with a shorter --context.")
+                          "more --set memory_mb, or export with a shorter --context.")
     if most < 1:
         raise MerinoError(f"a slot and one for background requests need {2 * kv_mb:,.0f} MB of KV cache, "
-                          f"{memory_mb:,.0f} MB are allowed. Stop other programs, give more --memory-mb, or export "
+                          f"{memory_mb:,.0f} MB are allowed. Stop other programs, give more --set memory_mb, or export "
                           "with a shorter --context.")
     return min(most, usual) if count is None else count
 

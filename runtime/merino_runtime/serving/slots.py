@@ -122,7 +122,7 @@ class PrefixCache:
                     except MerinoError as error:
                         self._drop(path, str(error))
         except OSError as error:
-            self._say(f"the prefix cache is off: {error}. Choose another --cache-dir, or run chmod 700 on it.")
+            self._say(f"the prefix cache is off: {error}. Choose another --set cache_dir, or run chmod 700 on it.")
             self._most_mb = 0.0
 
     def _own(self, owner: str) -> Dict[str, List[int]]:
