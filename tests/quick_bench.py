@@ -31,10 +31,32 @@ def quick(name, content):
 
 
 def quicken(put=setattr):
-    """What was disturbed is not measured again, and the memory's read bandwidth for a moment. put: as setattr."""
-    from merino_bench.harness import run, turns
+    """What was disturbed is not measured again, and processes warm up for a moment. put: as setattr."""
+    from merino_bench.harness import turns
+    from merino_runtime.io.start import package_folders, safe_environment
+
+    run_separately = turns.run_separately
+
+    def run_this_file(_worker, *positional, **named):
+        path = safe_environment(*package_folders(), HERE)["PYTHONPATH"]
+        return run_separately("quick_bench", *positional, variables={"PYTHONPATH": path}, **named)
+
+    put(turns, "run_separately", run_this_file)
+    put(turns, "MOST_ATTEMPTS", 1)
+    read_briefly(put)
+
+
+def read_briefly(put=setattr):
+    """The memory's read bandwidth is measured for a moment, of little memory."""
+    from merino_bench.harness import run
 
     read_gb_s = run.read_gb_s
-    put(turns, "MOST_ATTEMPTS", 1)
     put(run, "buffer_bytes", lambda: 2 ** 24)
     put(run, "read_gb_s", lambda threads, buffer: read_gb_s(threads, 0.02, buffer))
+
+
+if __name__ == "__main__":
+    from merino_bench.harness import worker
+
+    worker.WARM_UP_S = 0.03
+    sys.exit(worker.main())
