@@ -148,7 +148,7 @@ SPACES = 2000 if PROFILE >= ALL else 2 * PROFILE
 
 
 @given(st.data())
-@examples(60, by_day=10)
+@examples(60, by_day=5)
 def test_the_totals_of_arrays_are_the_predictions(data):
     """40 decoders of the whole space at each pair of thread counts, on any board in any format."""
     board = BOARDS[data.draw(st.sampled_from(sorted(BOARDS)))]
