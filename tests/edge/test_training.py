@@ -57,9 +57,9 @@ def test_steps_at_one_rate_change_what_a_decoder_computes_by_as_much_at_every_wi
 def changed_by_steps(width, optimizer, rate, by_width):
     """RMS of what four steps change in the last layer's output, and in the logits."""
     torch.manual_seed(0)
-    block = {"width": width, "ffn_ratio": 1, "depth": 2}
+    block = {"width": width, "ffn_ratio": 2, "depth": 3}
     arch = Architecture.model_validate({"blocks": [block], "vocab": 300, "head_size": 32, "context": 64})
-    model, ids, given = build_model(arch), torch.randint(300, (4, 64)), []
+    model, ids, given = build_model(arch), torch.randint(300, (8, 64)), []
     model.initialize_matrices()
     steps = optimizer_for(model, Recipe(optimizer=optimizer, learning_rate=rate), by_width)
     model.norm.register_forward_pre_hook(lambda _, inputs: given.append([inputs[0].detach()]))
