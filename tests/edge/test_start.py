@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 CALL = [sys.executable, "-c", "from merino_edge.cli.start import main; main()"]
 # Nobody reads the figures of these benchmarks.
 QUICK = f"import sys; sys.path += {ROOTS.split(os.pathsep)}; import quick_bench; quick_bench.quicken()\n"
-SMALL = ["--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
+SMALL = ["--board", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--precision", "int8"]
 # Runs a file with a signal to itself when the named module is about to be imported.
 INTERRUPTED = """
 import os, runpy, signal, sys
