@@ -1,8 +1,13 @@
 """Packed files for the board's tests, put together from the board's own parts: Python 3.6 has no merino_edge."""
 import hashlib
+import io
 import json
+import marshal
 import os
+import sys
 import zipfile
+from functools import lru_cache
+from importlib.util import MAGIC_NUMBER
 
 from quick_bench import quick
 
@@ -11,12 +16,21 @@ import merino_runtime
 from merino_runtime.delivery.archive import CHECKSUM, END, SIGNATURE, checksum_bytes, packed_member, signature_bytes
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
 
+UNCHECKED = b"\1\0\0\0" + bytes(8)  # a compiled file that is not compared with its source
 MAIN = "import sys\nfrom merino_bench.start import main\nsys.exit(main())\n"
 
 
 def app_bytes(path):
-    """The application of the sources under test, whose benchmarks are quick."""
-    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
+    """Write the application of the sources under test, whose benchmarks are quick, and return its bytes."""
+    path.write_bytes(quick_app())
+    return quick_app()
+
+
+@lru_cache(maxsize=1)
+def quick_app():
+    """It is compiled, since tests start it hundreds of times. Another Python than this one reads the sources in it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("__main__.py", MAIN)
         for package in (merino_runtime, merino_bench):
             top = os.path.dirname(package.__file__)
@@ -24,8 +38,12 @@ def app_bytes(path):
                 for name in names:
                     if name.endswith((".py", ".json", ".xz", ".so")):
                         inner = os.path.relpath(os.path.join(place, name), os.path.dirname(top))
-                        archive.writestr(inner, quick(inner, read(place, name)))
-    return path.read_bytes()
+                        content = quick(inner, read(place, name))
+                        archive.writestr(inner, content)
+                        if name.endswith(".py") and sys.version_info >= (3, 7):
+                            code = marshal.dumps(compile(content, inner, "exec"))
+                            archive.writestr(inner + "c", MAGIC_NUMBER + UNCHECKED + code)
+    return file.getvalue()
 
 
 def bundle_files(folder):

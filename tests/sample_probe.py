@@ -1,5 +1,7 @@
 """A probe as a board would write it, whose operators have known coefficients and noise."""
 
+import functools
+
 import numpy as np
 
 from merino_bench.probe import tasks as plan
@@ -17,6 +19,7 @@ MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, 
                   own_kernels=True)
 
 
+@functools.cache
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     """A probe as a board would write it whose operators have exactly the board's estimated coefficients."""
     truth = truth or estimated(BOARD)

@@ -4,6 +4,7 @@ The same sources give the same bytes. It runs as `python3 merino.pyz` on Python 
 one backend. `python3 -m merino_edge.bundles.board_app merino.pyz` writes it: for Ansible, and for a board by hand.
 """
 
+import functools
 import io
 import sys
 import zipfile
@@ -26,6 +27,7 @@ def write_board_app(path: Path) -> None:
     path.chmod(0o755)
 
 
+@functools.cache
 def board_app() -> bytes:
     """The application of this version."""
     file = io.BytesIO()

@@ -96,6 +96,7 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     assert ran == attentions | {(kind, "fp32", 0) for kind in kinds if kind != "attention"}
 
 
+@pytest.mark.nightly  # by day tests/edge/test_calibration.py makes a profile of one
 @pytest.mark.slow
 def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(bandwidth, "buffer_bytes", lambda: 64 * MB)  # four caches of a server take half the time

@@ -355,33 +355,28 @@ def wait_for(condition):
 
 
 def children_of(pid):
-    """Those that run `merino_bench.harness.worker`, not only a fork of the parent yet."""
+    """Those that run a worker, not only a fork of the parent yet."""
     results = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as line:
                 parent = int(stat.read().rsplit(")", 1)[1].split()[1])
-                if parent == pid and "merino_bench.harness.worker" in line.read():
+                if parent == pid and "\0quick_bench\0" in line.read():
                     results.append(int(entry))
         except OSError:
             continue
     return results
 
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+def on_tensorrt(*words):
+    path = os.pathsep.join([ON_PATH, quick_bench.ROOTS])
+    code, out, err = run("bench", *words, "-p", "8", "-n", "4", "-r", "1", "--format", "json", path=path)
+    return code, json.loads(out), err
 
 
-def on_tensorrt(*words, **environment):
-    paths = [ON_PATH, os.path.join(ROOT, "runtime")]
-    process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", *words, "-p", "8", "-n", "4", "-r", "1",
-                                "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment))
-    out, err = process.communicate()
-    return process.returncode, json.loads(out.decode("utf-8")), err.decode("utf-8")
-
-
-def test_rows_name_the_backend_and_the_engine_is_built_before_any_is_timed(bundle_dirs, tmp_path):
-    code, rows, err = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt", XDG_CACHE_HOME=str(tmp_path))
+def test_rows_name_the_backend_and_the_engine_is_built_before_any_is_timed(bundle_dirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, rows, err = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt")
     assert code == 0, err
     assert [row["test"] for row in rows] == ["pp8", "tg4"]
     for row in rows:
@@ -389,7 +384,8 @@ def test_rows_name_the_backend_and_the_engine_is_built_before_any_is_timed(bundl
         assert not [note for note in row["notes"] if "building" in note or "float16" in note]
 
 
-def test_a_gpu_that_is_not_there_fails_its_rows_with_the_reason(bundle_dirs, tmp_path):
-    code, rows, _ = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt", XDG_CACHE_HOME=str(tmp_path),
-                          MERINO_STAND_IN_BROKEN="1")
+def test_a_gpu_that_is_not_there_fails_its_rows_with_the_reason(bundle_dirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MERINO_STAND_IN_BROKEN", "1")
+    code, rows, _ = on_tensorrt(str(bundle_dirs["portable"]), "--backend", "tensorrt")
     assert code == 1 and all("no NVIDIA driver" in row["flags"][0] for row in rows) and len(rows) == 2

@@ -8,6 +8,7 @@ import os
 import statistics
 
 import pytest
+from quick_bench import read_briefly
 
 from merino_bench.harness import run
 from merino_bench.harness.cases import BenchRequest
@@ -61,6 +62,7 @@ def run_known(bundle, request, code, log, id_s=ID_S, step_s=STEP_S):
         id_s=id_s, step_s=step_s, cached_s=CACHED_S, folder=str(log)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(code), prepend=os.pathsep)
+        read_briefly(patch.setattr)
         return run_bench([bundle], request)
 
 

@@ -75,7 +75,7 @@ def test_a_system_that_boots_later_gets_the_package_and_the_key(tmp_path, workst
     if os.geteuid():
         pytest.skip("only root writes a root file system")
     root = make_root(tmp_path / "root")
-    code, out, err = run("deploy", str(FOLDER), "--rootfs", root, *LIKE)
+    code, out, err = run("deploy", "embedded", "--rootfs", root, *LIKE)
     assert code == 0, err
     assert "the board that starts from it installs it" in err and "write /opt/merino/incoming/" in out
     public = next((workstation.home / ".config/merino_edge").glob("*.pub")).read_text().split()[1]

@@ -148,7 +148,7 @@ SPACES = 2000 if PROFILE >= ALL else 2 * PROFILE
 
 
 @given(st.data())
-@examples(60, by_day=10)
+@examples(60, by_day=5)
 def test_the_totals_of_arrays_are_the_predictions(data):
     """40 decoders of the whole space at each pair of thread counts, on any board in any format."""
     board = BOARDS[data.draw(st.sampled_from(sorted(BOARDS)))]
@@ -277,12 +277,12 @@ def test_a_boards_own_budgets(board):
 
 def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
     keys = {"context": 512, "prompt": 256}
-    free = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys)
+    free = design(BOARDS["two cores"], {"decode_ms": 100, "memory_mb": 200}, **keys)
     assert free.training.tokens is free.training.most_weights is None
     assert free.training.right_tokens == 20 * params(free.architecture.operators)
     sizes = []
     for tokens in (1e12, 5e7, 5e6):
-        designed = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys, text=TrainingText(tokens))
+        designed = design(BOARDS["two cores"], {"decode_ms": 100, "memory_mb": 200}, **keys, text=TrainingText(tokens))
         sizes.append(params(designed.architecture.operators))
         low, high = designed.training.most_weights_interval
         assert sizes[-1] <= designed.training.most_weights and low < designed.training.most_weights < high
@@ -290,6 +290,6 @@ def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
 
 
 def test_a_text_too_small_for_any_decoder_gives_the_smallest():
-    designed = design(ZERO, {"decode_ms": 100}, context=64, prompt=32, text=TrainingText(1))
+    designed = design(BOARDS["two cores"], {"decode_ms": 100}, context=64, prompt=32, text=TrainingText(1))
     smallest = architecture(Layer(32, 1, 1.0, False), 3, 512, 64)
     assert params(designed.architecture.operators) == params(smallest.operators)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from sample_models import ARCH
 from typer.testing import CliRunner
 
 from merino_edge.bundles.description import GraphFormat
@@ -29,20 +30,26 @@ def exported(*words):
     return done.output
 
 
+@pytest.fixture
+def design(tmp_path):
+    (tmp_path / "design.json").write_text(ARCH.model_dump_json())
+    return tmp_path / "design.json"
+
+
 def described(folder):
     return json.loads((folder / "bundle.json").read_text())
 
 
 @pytest.mark.parametrize(("board", "dialect"), [("raspberry-pi-4", "fused"), ("jetson-nano", "portable")])
-def test_a_bundle_for_a_board_has_its_dialect(board, dialect, tmp_path):
-    exported("embedded", "--precision", "int8", "--board", board, "-o", tmp_path / "bundle")
+def test_a_bundle_for_a_board_has_its_dialect(board, dialect, design, tmp_path):
+    exported(design, "--precision", "int8", "--board", board, "-o", tmp_path / "bundle")
     result = described(tmp_path / "bundle")
     assert result["dialect"] == dialect and board in result["boards"]
 
 
-def test_without_a_board_the_bundle_is_that_of_every_board_with_the_dialect(tmp_path):
+def test_without_a_board_the_bundle_is_that_of_every_board_with_the_dialect(design, tmp_path):
     for name, board in (("any", []), ("pi-4", ["--board", "raspberry-pi-4"]), ("pi-5", ["--board", "raspberry-pi-5"])):
-        exported("embedded", "--precision", "int8", "--name", "story", *board, "-o", tmp_path / name)
+        exported(design, "--precision", "int8", "--name", "story", *board, "-o", tmp_path / name)
     assert described(tmp_path / "any") == described(tmp_path / "pi-4") == described(tmp_path / "pi-5")
     assert "raspberry-pi-zero-2w" in described(tmp_path / "any")["boards"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import quick_bench
 from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -286,7 +287,7 @@ def test_no_location_that_protobuf_finds_is_missed(tmp_path_factory, changes):
 
 
 ROOT = Path(__file__).parents[2]
-BOARD, WORKSTATION = "merino_bench", "merino_edge.cli.start"
+BOARD, WORKSTATION = ("-c", quick_bench.MAIN), ("-m", "merino_edge.cli.start")
 LIBRARY = library_file(platform.machine())  # the name that the release's own library has
 SOURCE = """
 #include <stdio.h>
@@ -336,8 +337,8 @@ def mark(tmp_path, monkeypatch):
 
 
 def run_module(module, *words, **options):
-    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"}
-    words = [sys.executable, "-m", module, *map(str, words)]
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{quick_bench.ROOTS}"}
+    words = [sys.executable, *module, *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, check=False, env=variables, **options)
 
 

@@ -24,7 +24,7 @@ from merino_edge.profiles.reading import profile_ids, profile_text
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--board", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
-DESIGN = ["design", *SMALL]
+DESIGN = ["design", *SMALL, "--precision", "int8"]
 BY_NIGHT = pytest.mark.nightly
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 

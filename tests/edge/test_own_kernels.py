@@ -125,6 +125,7 @@ def test_the_runtime_lists_the_operators_that_the_library_registers():
     assert len(registered) == 11 and set(registered) == OPERATORS
 
 
+@pytest.mark.usefixtures("quick_benchmarks")
 def test_a_bundle_for_a_later_library_names_what_it_lacks(folder, capsys):
     path = folder / "bundle.json"
     path.write_text(json.dumps(dict(json.loads(path.read_text()), kernels=["MatMul3", "MatMul4"])))

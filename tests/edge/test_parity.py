@@ -104,8 +104,7 @@ MODELS = {
 }
 # By day what differs most.
 DAILY_DECODERS = {
-    "wider at once", "random 1", "opt pre-norm", "opt post-norm projected", "gemma3 with windows only", "grouped",
-    "padded wider, narrower, wider", *DAILY,
+    "wider at once", "opt pre-norm", "opt post-norm projected", "grouped", "padded wider, narrower, wider", *DAILY,
 }
 
 

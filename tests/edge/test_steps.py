@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 # By `make test` with a small search of decoders and quick benchmarks besides.
-QUICK = f"{forked.SMALL}; import quick_bench; quick_bench.quicken()"
+QUICK = f"{forked.SMALL}; import quick_bench; quick_bench.quicken(); quick_bench.quicken_apps()"
 # As the pages have it: as it runs here.
-SHORTER = {"-n 40000": "-n 7000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
+SHORTER = {"-n 40000": "-n 2000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
 CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
 OUTPUTS = {"-o", "--plot", ">"}
 

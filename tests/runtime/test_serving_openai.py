@@ -347,9 +347,9 @@ HOSTILE = {"type": "string", "pattern": "^((.?){1000}){1000}x$"}
 TIME_ALONE = """
 from merino_runtime.generation.constraints import automaton, tokens
 automaton.MOST_NODES = automaton.MOST_WORK = 10 ** 12
-tokens.STEP_S = 3.0
+tokens.STEP_S = 1.5
 from merino_runtime.serving import scheduler
-scheduler.STALLED_S = 0.5
+scheduler.STALLED_S = 0.3
 """
 
 
@@ -373,7 +373,7 @@ def test_a_schema_that_is_too_large_ends_its_request_alone(bundle):
 @pytest.mark.slow
 def test_a_long_step_keeps_the_requests_time_and_health_reports_it(bundle):
     with Server(bundle, before=TIME_ALONE) as server:
-        status, answer = asked(server, HOSTILE, max_seconds=1)
+        status, answer = asked(server, HOSTILE, max_seconds=0.5)
         assert status == 200 and answer["stop_reason"] == "time"
         results = []
         running = threading.Thread(target=lambda: results.append(asked(server, HOSTILE)))
