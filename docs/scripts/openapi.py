@@ -113,6 +113,13 @@ CONSTRAINING = {
     "response_format": RESPONSE_FORMAT,
     "json_schema": described("a schema, as in llama.cpp", ANY),
     "guided_json": described("a schema, as in vLLM", ANY),
+    "guided_regex": described("the whole answer matches it", TEXT),
+    "guided_choice": described("the answer is one of these", a_list(TEXT, minItems=1)),
+    "guided_grammar": described("as grammar", TEXT),
+    "grammar": described("in GBNF, as in llama.cpp; behind a line %llguidance in the language of llguidance", TEXT),
+    "structured_outputs": described(
+        "one of them, as in vLLM", request(json=ANY, regex=TEXT, choice=a_list(TEXT, minItems=1), grammar=TEXT)
+    ),
 }
 ALLOWED_TOOLS = request(("type",), type=one_of("allowed_tools"), allowed_tools=ANY, mode=TEXT, tools=ANY)
 MOST_TOKENS = integer(-1, LARGEST, "-1: as many as fit")

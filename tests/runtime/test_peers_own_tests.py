@@ -261,7 +261,6 @@ NOT_AS_VLLM = {
     "prompt_logprobs_chat": "a field of vLLM alone; /v1/completions with echo has the prompt's log-probabilities",
     "stream_options_without_stream": "options of a stream mean nothing without one, so they are ignored",
     "continuous_usage_stats": "a field of vLLM alone; timings_per_token counts in each chunk, as in llama.cpp",
-    "structured_outputs_choice_chat": "refused by name: a schema with an enum does the same",
     "empty_tool_choice": "{} is read as no choice",
     "beam_search": "refused by name",
     "responses_streaming_logprobs": "refused: /v1/chat/completions has log-probabilities",

@@ -117,6 +117,12 @@ def test_a_call_that_is_cut_is_not_content(server):
     (CHAT, {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "door"}}}, "tools"),
     (CHAT, {"response_format": {"type": "json_object", "schema": 3}}, "response_format.schema"),
     (CHAT, {"response_format": {"type": "json_object", "schema": {"type": "hiccup"}}}, "response_format"),
+    (CHAT, {"guided_regex": 3}, "guided_regex"), (CHAT, {"guided_regex": "(?=a)"}, "response_format"),
+    (CHAT, {"guided_choice": []}, "guided_choice"), (TEXTS, {"guided_choice": [1]}, "guided_choice"),
+    (CHAT, {"grammar": "root ::= a"}, "response_format"), (TEXTS, {"grammar": [1]}, "grammar"),
+    (CHAT, {"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+    (CHAT, {"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+    (CHAT, {"grammar": "root ::= [a]", "json_schema": {}}, "grammar"),
     (CHAT, {"max_tokens": 0}, "max_tokens"), (CHAT, {"max_tokens": -2}, "max_tokens"), (CHAT, {"n": 65}, "n"),
     (CHAT, {"best_of": 2}, "best_of"), (TEXTS, {"prompt": ["x"] * 40, "n": 2}, "n"),
     (CHAT, {"continue_final_message": True}, "continue_final_message"),
@@ -163,6 +169,23 @@ def test_json_in_each_of_its_forms(server):
         text = answer["output"][0]["content"][0]["text"] if path == RESPONSES else \
             answer["choices"][0].get("text") or texts(answer)[0]
         assert set(json.loads(text)) == {"on"}
+
+
+def test_a_pattern_a_grammar_and_a_choice_in_each_field(server):
+    names = "Ann|Bob"
+    rule = 'root ::= "Ann" | "Bob"'
+    for form in ({"guided_regex": names}, {"guided_choice": ["Ann", "Bob"]}, {"grammar": rule},
+                 {"guided_grammar": rule},
+                 {"structured_outputs": {"regex": names}}, {"structured_outputs": {"choice": ["Ann", "Bob"]}},
+                 {"structured_outputs": {"grammar": rule, "disable_any_whitespace": True}},
+                 {"grammar": rule, "response_format": {"type": "json_object"}, "guided_regex": ""}):
+        answer = server.post(CHAT, messages=QUESTION, max_tokens=30, **form)
+        assert texts(answer)[0] in names.split("|") and answer["choices"][0]["finish_reason"] == "stop"
+        assert server.post(TEXTS, prompt="The mill", max_tokens=30, **form)["choices"][0]["text"] in names.split("|")
+        status, answer = server.call("POST", "/api/chat", {"messages": QUESTION, "stream": False, "options": form})
+        assert status == 200 and answer["message"]["content"] in names.split("|")
+    called = server.post(CHAT, messages=QUESTION, tools=TOOLS, guided_regex=names, max_tokens=90)["choices"][0]
+    assert called["finish_reason"] in ("stop", "tool_calls")
 
 
 def test_as_many_tokens_as_fit_and_log_probabilities_of_the_token_alone(server):

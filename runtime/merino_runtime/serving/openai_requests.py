@@ -1,10 +1,10 @@
 """Parses the bodies of OpenAI's chat completions and completions into requests."""
 import json
 import threading
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import RANGES, Sampling
+from merino_runtime.sampling import RANGES, Form, Sampling
 from merino_runtime.serving import fields
 from merino_runtime.serving.choice import ResponseOptions
 from merino_runtime.serving.fields import Body
@@ -20,6 +20,12 @@ MOST_TOP = 20
 LARGEST = 2 ** 31
 LONGEST_S = 86400
 SAME_SEED = 2 ** 32
+# Fields of llama.cpp's and vLLM's, and the form of the text that each describes; what a form is.
+GUIDES = {"json_schema": "json", "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice",
+          "guided_grammar": "grammar", "grammar": "grammar"}
+KINDS: Dict[str, Tuple[Any, str]] = {
+    "json": ((dict, bool), "a JSON schema"), "regex": (str, "a regular expression"), "grammar": (str, "a grammar"),
+    "choice": (list, "a list of at least one text")}
 STYLE = "hermes"  # of tool calls, as `prompts` describes them to the model
 FORMATS = ("text", "json_object", "json_schema")
 ANY_OBJECT = {"type": "object"}
@@ -104,8 +110,7 @@ def request_of(body: Body, ids: Sequence[int], target: Target, most: Any, **more
 def chat_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
     prompts = target.prompts
     tools, choice = tool_choice_of(body)
-    schema = schema_of(body)
-    grammar = grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
+    grammar = grammar_of(prompts, form_of(body), tools, choice, prompts.thinking and _thinks(body))
     messages, continued = continued_of(body, messages_of(body))
     prompt = prompts.of_messages(messages, tools, no_think=grammar is not None or not _thinks(body),
                                  owner=target.client.owner, continued=continued)
@@ -125,7 +130,7 @@ def completions_of(body: Body, target: Target) -> Tuple[List[GenerationRequest],
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
     most = most_of(body, "max_tokens", default=16, least=0 if echo else 1)
     listed = prompts_of(body)
-    grammar = grammar_of(prompts, schema_of(body))
+    grammar = grammar_of(prompts, form_of(body))
     requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), target, most,
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"), grammar=grammar)
                 for prompt in listed]
@@ -247,34 +252,49 @@ def tool_choice_of(body: Body) -> Tuple[List[Dict[str, Any]], Any]:
     return tools, choice
 
 
-def schema_of(body: Body) -> Any:
-    """Read OpenAI's response_format, or llama.cpp's and vLLM's fields -> a schema; None for text."""
-    def checked(schema: Any, name: str) -> Any:
-        if not isinstance(schema, (dict, bool)):
-            raise fields.wrong(name, schema, "a JSON schema")
-        return schema
+def form_of(body: Body) -> Optional[Form]:
+    """Return the form of the answer's text; None for any text."""
+    given = list(_forms_of(body))
+    for name, kind, value in given:
+        types, allowed = KINDS.get(kind, ((), "none, but " + ", ".join(KINDS)))
+        texts = value if kind == "choice" and isinstance(value, list) else [""]
+        if not isinstance(value, types) or not texts or not all(isinstance(text, str) for text in texts):
+            raise fields.wrong(name, value, allowed)
+    if len(given) > 1:
+        raise RefusedError(f"{' and '.join(name for name, _, _ in given)} were given: an answer has one form. Leave "
+                           "out all but one.", param=given[1][0])
+    return Form(*given[0][1:]) if given else None
 
-    for name in ("json_schema", "guided_json"):
-        if body.get(name) is not None:
-            return checked(body[name], name)
-    response_format = fields.an_object(body, "response_format")
-    kind = response_format.get("type", "text")
+
+def _forms_of(body: Body) -> Iterator[Tuple[str, str, Any]]:
+    """Yield the forms in llama.cpp's and vLLM's fields and in OpenAI's response_format: its name, kind and value."""
+    fields_of = dict({f"structured_outputs.{name}": name for name in fields.an_object(body, "structured_outputs")
+                      if not name.startswith("disable_")}, **GUIDES)
+    given = False
+    for name, kind in fields_of.items():
+        value = body.get(name) if name in GUIDES else body["structured_outputs"][kind]
+        if value not in (None, ""):
+            given = True
+            yield name, kind, value
+    form = fields.an_object(body, "response_format")
+    kind = form.get("type", "text")
     if kind not in FORMATS:
         raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
     if kind == "json_schema":
-        return checked(fields.an_object(response_format, "json_schema").get("schema"),
-                       "response_format.json_schema.schema")
-    if kind == "json_object" and response_format.get("schema") is not None:  # as in llama.cpp
-        return checked(response_format["schema"], "response_format.schema")
-    return ANY_OBJECT if kind == "json_object" else None
+        schema = fields.an_object(form, "json_schema").get("schema")
+        yield "response_format.json_schema.schema", "json", schema
+    elif kind == "json_object" and form.get("schema") is not None:  # as in llama.cpp
+        yield "response_format.schema", "json", form["schema"]
+    elif kind == "json_object" and not given:
+        yield "response_format", "json", ANY_OBJECT
 
 
-def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
+def grammar_of(prompts: Prompts, form: Optional[Form], tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
                thinks: bool = False) -> Optional[Any]:
-    """Return the grammar of a completion; None if it is unconstrained. With both a schema and tools it is a call or
-    JSON. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise RefusedError
-    for a schema that cannot be expressed."""
-    if schema is None and (not tools or (choice == "auto" and thinks)):
+    """Return the grammar of a completion; None if it is unconstrained. With both a form and tools it is a call or of
+    that form. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise
+    RefusedError for a form that cannot be expressed."""
+    if form is None and (not tools or (choice == "auto" and thinks)):
         return None
     from merino_runtime.generation import constraints
 
@@ -283,8 +303,8 @@ def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = 
         with _compiling:
             if tools:
                 described = [{"type": "function", "function": tool["function"]} for tool in tools]
-                return constraints.compile_tools(described, choice, tokenizer, stop_ids, style=STYLE,
-                                                 or_schema=schema)
-            return constraints.compile_schema(schema, tokenizer, stop_ids)
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE, form)
+            assert form is not None
+            return constraints.compile_form(form, tokenizer, stop_ids)
     except MerinoError as error:
         raise RefusedError(str(error), param="tools" if tools else "response_format") from error
