@@ -50,10 +50,10 @@ def export(
         help="length of the KV cache in tokens; default: the model's context"
     )] = None,
     kv: Annotated[str | None, FormatOption(help=KV)] = None,
-    all_logits: Annotated[bool, FormatOption(
-        "--all-logits", help="return the logits of all positions: faster `eval`, slower prefill, since the LM head runs"
-        " for each token",
-    )] = False,
+    outputs: Annotated[str, FormatOption(
+        metavar="NAME,...", help="further outputs of the graph; all-logits: the logits of all positions: faster `eval`,"
+        " slower prefill, since the LM head runs for each token; embeddings: for /v1/embeddings of `serve`",
+    )] = "",
     file_mb: Annotated[float | None, MixedOption(
         metavar="MB", help="limit of all weights in MB; default: the mean of int4 and int8"
     )] = None,
@@ -78,12 +78,15 @@ def export(
     # 1. Check all that needs neither torch nor weights.
     if name is not None and not NAME.fullmatch(name):
         raise MerinoError(f"--name {name!r:.80} is not allowed: use up to 64 letters, digits and . _ -")
+    names = outputs.split(",") if outputs else []
+    if not {*names} <= {"all-logits", "embeddings"}:
+        raise MerinoError(f"--outputs {outputs!r:.80} is not known: choose of all-logits, embeddings")
     random = weights == Path("random")
     folder = None if random else weights
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=text, chat=not no_chat,
-        all_logits=all_logits, file_mb=file_mb, decode_ms=decode_ms,
+        all_logits="all-logits" in names, embeddings="embeddings" in names, file_mb=file_mb, decode_ms=decode_ms,
     )  # fmt: skip
     check_files_of(source, folder, request, out)
     named = find_source(source, folder, random=random)

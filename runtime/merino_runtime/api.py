@@ -16,6 +16,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Form, GenerateOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from merino_runtime.backends.backend import Backend
     from merino_runtime.chat.conversation import ChatSession
     from merino_runtime.generation.constraints import Compiled
@@ -135,6 +137,14 @@ class LanguageModel:
         forms = {"json": json_schema, "regex": regex, "grammar": grammar}
         return next((compile_form(Form(kind, value), self.tokenizer, self.bundle.stop_ids)
                      for kind, value in forms.items() if value is not None), None)
+
+    def embed(self, text: str) -> "np.ndarray":
+        """Return a text's embedding [width]: the mean of its tokens' last hidden states, with length 1. Raise
+        MerinoError if the bundle was exported without embeddings."""
+        from merino_runtime.backends.backend import unit
+
+        self.backend.truncate(0)
+        return unit(self.backend.embed(self.tokenizer.encode(text)))
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continue a prompt -> its text in parts, as they are generated. options: as of `generate`."""

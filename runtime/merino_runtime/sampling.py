@@ -85,8 +85,8 @@ class GenerateOptions(_GenerateOptions):
         if not all(isinstance(text, (str, type(None))) for text in (self.regex, self.grammar)):
             raise MerinoError(f"regex is {self.regex!r:.80} and grammar is {self.grammar!r:.80}, allowed are strings.")
         if len(self.constraints) > 1:
-            raise MerinoError(f"{' and '.join(self.constraints)} were given: a text follows one of them. Leave out the "
-                              "others.")
+            raise MerinoError(f"{' and '.join(self.constraints)} were given: a text follows one of them. Leave "
+                              "one out.")
         if self.ignore_eos and self.constraints:
             raise MerinoError(f"ignore_eos is set, and the text ends where {self.constraints[0]} says. Leave one out.")
         return self

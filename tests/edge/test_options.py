@@ -74,7 +74,7 @@ VALUES = {
     "--backend": "tensorrt",
     "--ssh": "elsewhere", "--kv": "int8", "--vocab": "512",
     "--precision": "int8", "--score": "merino", "-p": "8", "-d": "8",
-    "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
+    "--dialect": "portable", "--outputs": "embeddings", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--board": "raspberry-pi-5", "-o": "other",
     "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt",
     ("train", "--set"): "weight_decay=0.3", "--set": "prefill_threads=3",

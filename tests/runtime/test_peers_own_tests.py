@@ -94,7 +94,6 @@ DIFFERENT = {
         completion::test_completion_with_openai_library completion::test_completion_stream_with_openai_library
         security::test_incorrect_api_key security::test_openai_library_correct_api_key
         tool_call::test_completion_without_tool_call_fast""",
-    "a GBNF grammar is refused by name": "chat_completion::test_completion_with_grammar",
 }
 # One of its cases accepts any list, samples without a seed, and looks for a character that `[]` does not have.
 BY_CHANCE = {"chat_completion::test_completion_with_response_format"}

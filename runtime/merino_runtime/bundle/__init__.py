@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle.schema import SCHEMA, problems_of
+from merino_runtime.bundle.schema import EMBEDDING, SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.json_shape import listed, shown
@@ -186,6 +186,18 @@ def quantized_cache(bundle: Bundle) -> Optional[str]:
 def returns_all_logits(bundle: Bundle) -> bool:
     """Return whether the graph returns the logits of all positions instead of the last one's."""
     return any(port.name == "logits" and port.shape[1:2] == ("sequence",) for port in bundle.outputs)
+
+
+def makes_embeddings(bundle: Bundle) -> bool:
+    return any(port.name == EMBEDDING for port in bundle.outputs)
+
+
+def embedding_size(bundle: Bundle) -> int:
+    """Return the channels of an embedding. Raise MerinoError if the graph returns none."""
+    if not makes_embeddings(bundle):
+        raise MerinoError(f"bundle {bundle.name!r} makes no embeddings. Export it with --outputs embeddings, or use "
+                          "another one.")
+    return next(int(port.shape[1]) for port in bundle.outputs if port.name == EMBEDDING)
 
 
 def older_graph(bundle: Bundle) -> str:

@@ -4,8 +4,9 @@ import datetime
 import hashlib
 from typing import Any, Dict, List, Optional, Tuple
 
+from merino_runtime.bundle import makes_embeddings
 from merino_runtime.sampling import Form
-from merino_runtime.serving import fields, openai_requests
+from merino_runtime.serving import fields, openai_requests, openai_responses
 from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
@@ -126,6 +127,14 @@ class ResponseWriter(Writer):
         return part
 
 
+class EmbeddingWriter(openai_responses.EmbeddingWriter):
+    error_of = staticmethod(error_of)
+
+    def whole(self) -> Json:
+        return {"model": self.options.model, "embeddings": [choice.embedding for choice in self.choices],
+                "prompt_eval_count": self.prompt_tokens}
+
+
 def loaded(model: str, chat: bool) -> Json:
     """Return the response to a request without a prompt, which in Ollama loads the model."""
     head: Json = {"model": model, "created_at": _now(), "done": True, "done_reason": "load"}
@@ -150,7 +159,8 @@ def details_of(model: Model) -> Json:
 def shown(model: Model) -> Json:
     """Describe a model for /api/show."""
     bundle = model.bundle
-    capabilities = ["completion", *["tools"] * bool(bundle.chat), *["thinking"] * model.prompts.thinking]
+    capabilities = ["completion", *["tools"] * bool(bundle.chat), *["thinking"] * model.prompts.thinking,
+                    *["embedding"] * makes_embeddings(bundle)]
     return {"details": details_of(model), "capabilities": capabilities, "template": "", "parameters": "", "license": "",
             "modelfile": "", "modified_at": tag_of(model)["modified_at"],
             "model_info": {"general.architecture": bundle.family, "general.parameter_count": bundle.params,

@@ -3,6 +3,7 @@ import json
 import threading
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.bundle import embedding_size
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import RANGES, Form, Sampling
 from merino_runtime.serving import fields
@@ -15,6 +16,7 @@ ROLES = {"developer": "system", "system": "system", "user": "user", "assistant":
          "function": "tool"}
 MOST_MESSAGES = 4096
 MOST_TOOLS = 128
+MOST_EMBEDDED = 2048  # texts of one request for embeddings
 MOST_PROMPTS = 64  # of one request, each counted once per answer
 MOST_TOP = 20
 LARGEST = 2 ** 31
@@ -138,6 +140,19 @@ def completions_of(body: Body, target: Target) -> Tuple[List[GenerationRequest],
     return several(requests, body), _response_options(body, chat=False, logprobs=top is not None, echo=texts)
 
 
+def embeddings_of(body: Body, target: Target, truncates: bool = False
+                  ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    """truncates: the default of Ollama's `truncate`, which cuts what does not fit the context."""
+    prompts, size = target.prompts, embedding_size(target.prompts.bundle)
+    base64 = fields.text(body, "encoding_format") == "base64"
+    fields.integer(body, "dimensions", size, size, size)
+    most = prompts.bundle.context - 1 if fields.flag(body, "truncate", truncates) else None
+    listed = [text if isinstance(text, tuple) else prompts.of_text(text)
+              for text in prompts_of(body, "input", MOST_EMBEDDED)]
+    requests = [request_of(body, ids[:most], target, 1, embeds=True) for ids in listed]
+    return requests, ResponseOptions("", stream=False, chat=False, base64=base64)
+
+
 def _response_options(body: Body, chat: bool, **more: Any) -> ResponseOptions:
     return ResponseOptions(fields.text(body, "model", ""), fields.flag(body, "stream"), chat,
                            usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
@@ -145,18 +160,18 @@ def _response_options(body: Body, chat: bool, **more: Any) -> ResponseOptions:
                            n=fields.integer(body, "n", 1, 1, MOST_PROMPTS), **more)
 
 
-def prompts_of(body: Body) -> List[Any]:
+def prompts_of(body: Body, name: str = "prompt", most: int = MOST_PROMPTS) -> List[Any]:
     """Return the prompts, each a string or a tuple of ids."""
-    value = body.get("prompt")
+    value = body.get(name)
     several = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
     listed: Any = value if several else [value]
-    if len(listed) > MOST_PROMPTS:
-        raise RefusedError(f"prompt has {len(listed)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
+    if len(listed) > most:
+        raise RefusedError(f"{name} has {len(listed)} texts, allowed are {most}.", param=name)
     prompts: List[Any] = []
     for prompt in listed:
         ids = isinstance(prompt, list) and all(type(token_id) is int and token_id >= 0 for token_id in prompt)
         if not prompt or not (ids or isinstance(prompt, str)):
-            raise fields.wrong("prompt", prompt,
+            raise fields.wrong(name, prompt,
                                "a text of at least one character, a list of token ids, or a list of such")
         prompts.append(tuple(prompt) if ids else prompt)
     return prompts

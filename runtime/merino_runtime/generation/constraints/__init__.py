@@ -116,7 +116,7 @@ def _node(make: Automaton, texts: Texts) -> int:
             other = make.alt(make.code_points(0, first - 1), make.code_points(first + 1, 0xD7FF),
                              make.code_points(0xE000, 0x10FFFF))
             return make.seq(other, make.rep(any_char))
-        return make.lit(part.encode("utf-8", "surrogatepass"))
+        return make.lit(part.encode())
     whole = make.alt(*[make.seq(*map(node, parts)) for parts in texts])
     if not make.matches(whole):
         raise MerinoError("the constraint allows no text that the tokenizer has tokens for. Change it.")
