@@ -88,7 +88,7 @@ class GenerateOptions(_GenerateOptions):
             raise MerinoError(f"{' and '.join(self.constraints)} were given: a text follows one of them. Leave "
                               "one out.")
         if self.ignore_eos and self.constraints:
-            raise MerinoError(f"ignore_eos is set, and the text ends where {self.constraints[0]} says. Leave one out.")
+            raise MerinoError(f"the text ends where {self.constraints[0]} says. Leave out ignore_eos, or that.")
         return self
 
 

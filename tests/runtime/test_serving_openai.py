@@ -172,7 +172,6 @@ def test_embeddings_are_the_models_in_each_form(server, bundle):
     check("/api/embed", answer)
     np.testing.assert_array_equal(answer["embeddings"], found[:2])
     assert len(server.post("/api/embed", input="flour " * 2000)["embeddings"]) == 1
-    assert "embedding" in server.post("/api/show", model="")["capabilities"]
     for body, expected in (({"input": "x", "dimensions": 3}, "dimensions"), ({"input": []}, "input"), ({}, "input"),
                            ({"input": "flour " * 2000}, "the context of this model is 1024"),
                            ({"input": [""]}, "input"),

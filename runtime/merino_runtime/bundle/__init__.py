@@ -188,16 +188,12 @@ def returns_all_logits(bundle: Bundle) -> bool:
     return any(port.name == "logits" and port.shape[1:2] == ("sequence",) for port in bundle.outputs)
 
 
-def makes_embeddings(bundle: Bundle) -> bool:
-    return any(port.name == EMBEDDING for port in bundle.outputs)
-
-
 def embedding_size(bundle: Bundle) -> int:
     """Return the channels of an embedding. Raise MerinoError if the graph returns none."""
-    if not makes_embeddings(bundle):
-        raise MerinoError(f"bundle {bundle.name!r} makes no embeddings. Export it with --outputs embeddings, or use "
-                          "another one.")
-    return next(int(port.shape[1]) for port in bundle.outputs if port.name == EMBEDDING)
+    sizes = [int(port.shape[1]) for port in bundle.outputs if port.name == EMBEDDING]
+    if not sizes:
+        raise MerinoError(f"bundle {bundle.name!r} makes no embeddings. Export it with --outputs embeddings.")
+    return sizes[0]
 
 
 def older_graph(bundle: Bundle) -> str:

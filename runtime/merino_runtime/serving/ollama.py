@@ -4,7 +4,6 @@ import datetime
 import hashlib
 from typing import Any, Dict, List, Optional, Tuple
 
-from merino_runtime.bundle import makes_embeddings
 from merino_runtime.sampling import Form
 from merino_runtime.serving import fields, openai_requests, openai_responses
 from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, one_line
@@ -159,8 +158,7 @@ def details_of(model: Model) -> Json:
 def shown(model: Model) -> Json:
     """Describe a model for /api/show."""
     bundle = model.bundle
-    capabilities = ["completion", *["tools"] * bool(bundle.chat), *["thinking"] * model.prompts.thinking,
-                    *["embedding"] * makes_embeddings(bundle)]
+    capabilities = ["completion", *["tools"] * bool(bundle.chat), *["thinking"] * model.prompts.thinking]
     return {"details": details_of(model), "capabilities": capabilities, "template": "", "parameters": "", "license": "",
             "modelfile": "", "modified_at": tag_of(model)["modified_at"],
             "model_info": {"general.architecture": bundle.family, "general.parameter_count": bundle.params,
