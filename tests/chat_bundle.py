@@ -36,7 +36,7 @@ def make_checkpoint(folder, decoder, template=chat_templates.CHATML, stops=(0, 2
     return folder
 
 
-def make_bundle(folder, decoder, dialect="portable", context=256, **options):
+def make_bundle(folder, decoder, dialect="portable", context=256, embeddings=False, **options):
     from merino_edge.export.export import export
     from merino_edge.export.request import ExportRequest
     from merino_edge.export.source import load_source
@@ -44,7 +44,8 @@ def make_bundle(folder, decoder, dialect="portable", context=256, **options):
     checkpoint = Path(str(folder) + "-checkpoint")
     checkpoint.mkdir()
     make_checkpoint(checkpoint, decoder, **options)
-    return export(load_source(str(checkpoint)), folder, ExportRequest(dialect=dialect, context=context)).folder
+    request = ExportRequest(dialect=dialect, context=context, embeddings=embeddings)
+    return export(load_source(str(checkpoint)), folder, request).folder
 
 
 def copied_checkpoint(checkpoint, folder, template):

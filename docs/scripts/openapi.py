@@ -113,6 +113,13 @@ CONSTRAINING = {
     "response_format": RESPONSE_FORMAT,
     "json_schema": described("a schema, as in llama.cpp", ANY),
     "guided_json": described("a schema, as in vLLM", ANY),
+    "guided_regex": described("the whole answer matches it", TEXT),
+    "guided_choice": described("the answer is one of these", a_list(TEXT, minItems=1)),
+    "guided_grammar": described("as grammar", TEXT),
+    "grammar": described("in GBNF, as in llama.cpp; behind a line %llguidance in the language of llguidance", TEXT),
+    "structured_outputs": described(
+        "one of them, as in vLLM", request(json=ANY, regex=TEXT, choice=a_list(TEXT, minItems=1), grammar=TEXT)
+    ),
 }
 ALLOWED_TOOLS = request(("type",), type=one_of("allowed_tools"), allowed_tools=ANY, mode=TEXT, tools=ANY)
 MOST_TOKENS = integer(-1, LARGEST, "-1: as many as fit")
@@ -143,6 +150,14 @@ COMPLETIONS = request(
     **CONSTRAINING,
     echo=FLAG,
     logprobs=integer(0, MOST_TOP),
+)
+EMBEDDED = {"model": STREAMING["model"], "max_seconds": ANSWERING["max_seconds"], "priority": ANSWERING["priority"]}
+EMBEDDINGS = request(
+    ("input",),
+    **EMBEDDED,
+    input={**COMPLETIONS["properties"]["prompt"], "description": "texts or token ids"},
+    encoding_format=one_of("float", "base64"),
+    dimensions=described("the model's width", COUNT),
 )
 OPTIONS = request(
     num_predict=described("-1, -2: as many as fit", {"type": "integer", "maximum": LARGEST}),
@@ -363,6 +378,20 @@ SCHEMAS = {
     "ChatChunk": CHUNK,
     "CompletionsRequest": COMPLETIONS,
     "Completions": TEXT_ANSWER,
+    "EmbeddingsRequest": EMBEDDINGS,
+    "Embeddings": answer(
+        object=one_of("list"),
+        model=TEXT,
+        data=a_list(
+            answer(object=one_of("embedding"), index=COUNT, embedding={"anyOf": [a_list(NUMBER), TEXT]}),
+            maxItems=openai_requests.MOST_EMBEDDED,
+        ),
+        usage=answer(prompt_tokens=COUNT, total_tokens=COUNT),
+    ),
+    "OllamaEmbedRequest": request(
+        ("input",), **EMBEDDED, input=EMBEDDINGS["properties"]["input"], truncate=described("by default true", FLAG)
+    ),
+    "OllamaEmbed": answer(model=TEXT, embeddings=a_list(a_list(NUMBER)), prompt_eval_count=COUNT),
     "Models": MODELS,
     "Model": MODEL,
     "ResponsesRequest": RESPONSES,
@@ -439,6 +468,9 @@ PATHS: Schema = {
     "/v1/completions": post(
         "Continues a text or token ids", "CompletionsRequest", streamed("Completions", "Completions", EVENTS)
     ),
+    "/v1/embeddings": post(
+        "The mean of a text's last hidden states, with length 1", "EmbeddingsRequest", content(ref("Embeddings"))
+    ),
     "/metrics": get("For Prometheus", content(TEXT, "text/plain")),
     "/v1/stats": get("For people: speeds, memory, what each slot holds", content(ref("Stats"))),
     "/api/chat": post(
@@ -453,6 +485,7 @@ PATHS: Schema = {
         streamed("OllamaGenerate", "OllamaGenerate", LINES),
         ollama=True,
     ),
+    "/api/embed": post("Ollama: embeddings", "OllamaEmbedRequest", content(ref("OllamaEmbed")), ollama=True),
     "/api/show": post("Ollama: facts of a model", "OllamaNamed", content(ref("OllamaShown")), ollama=True),
     "/api/pull": post(
         "Ollama: success where the model is served; nothing is fetched",

@@ -93,13 +93,15 @@ class ModelFacts(NamedTuple):
 
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `kv`: the format of the cache; None: the activations'
-    format. `all_logits`: the graph returns the logits of all positions."""
+    format. `all_logits`: the graph returns the logits of all positions. `embeddings`: it returns the sum of the last
+    hidden states too."""
 
     precision: str
     dialect: str
     context: int
     kv: str | None = None
     all_logits: bool = False
+    embeddings: bool = False
 
     @property
     def min_version(self) -> str:
@@ -158,9 +160,10 @@ def describe(
 def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators.
     `hashed`: whether the graph hashes ids. TensorRT takes standard operators on floats, and its backend takes the
-    logits of one position."""
+    logits of one position and no embeddings."""
     oldest = max(form.min_version, oldest, key=version_tuple)
-    plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
+    plain = form.dialect == "portable" and form.precision in ("fp32", "fp16")
+    plain = plain and not (form.all_logits or form.embeddings)
     on_gpu = (TENSORRT._replace(min_version=FIRST_HASHING) if hashed else TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 

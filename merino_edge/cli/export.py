@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "weights": (str, "for a catalog name: a Hugging Face folder, or random; default: the published ones"),
     "chat": (bool, "include the model's chat template; default true"),
     "all_logits": (bool, "return the logits of all positions: faster `eval`, slower prefill; default false"),
+    "embeddings": (bool, "return the last hidden states for /v1/embeddings of `serve`; default false"),
     "file_mb": (float, "with --precision mixed: limit of all weights in MB; default: the mean of int4 and int8"),
     "decode_ms": (float, "with --precision mixed: limit of the predicted decode latency on the board in ms"),
 }

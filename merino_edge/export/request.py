@@ -31,6 +31,7 @@ class ExportRequest(NamedTuple):
             are fitted to a text that the model generates.
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
+        embeddings: whether the graph returns the sum of the last hidden states, of which embeddings are made.
         file_mb: for `mixed`, the largest size of all weights.
         decode_ms: for `mixed`, the largest predicted decode latency on `board`. Without either limit the weights take
             the mean of their sizes in int4 and int8.
@@ -44,6 +45,7 @@ class ExportRequest(NamedTuple):
     calibration: Path | None = None
     chat: bool = True
     all_logits: bool = False
+    embeddings: bool = False
     file_mb: float | None = None
     decode_ms: float | None = None
 
@@ -89,7 +91,7 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
         raise MerinoError(f"{origin.format(precision)} is for GPUs, and a {board.name} has none: give int8 or int4")
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
-    return GraphFormat(precision, dialect, context, kv, all_logits=request.all_logits)
+    return GraphFormat(precision, dialect, context, kv, request.all_logits, request.embeddings)
 
 
 def cache_format(

@@ -13,9 +13,11 @@ from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.verified import check_files_once
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import GenerateOptions
+from merino_runtime.sampling import Form, GenerateOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from merino_runtime.backends.backend import Backend
     from merino_runtime.chat.conversation import ChatSession
     from merino_runtime.generation.constraints import Compiled
@@ -105,7 +107,8 @@ class LanguageModel:
         options: the fields of `sampling.GenerateOptions`. stops: the text ends before the first of these strings.
         overflow: `stop`, `error` or `shift` if the context is too short. json_schema: the text is JSON that is valid
         for this schema. tools: the text is a call of one of these tools (OpenAI's list), as
-        {"name":...,"arguments":{...}}. Such a text is complete if Done has the stop_reason `eos` (docs/constrained.md).
+        {"name":...,"arguments":{...}}. regex: the whole text matches it. grammar: the text is one of this GBNF grammar.
+        Such a text is complete if Done has the stop_reason `eos` (docs/constrained.md).
         top: a TokenLogprobs follows each Token that is not forced, with the log-probabilities of the token and of the
         `top` likeliest ids, by the model's own logits. Ids that the cache shares with the prompt are not computed
         again. Raise MerinoError for a request that cannot be met.
@@ -122,15 +125,26 @@ class LanguageModel:
         return Generation(
             self.backend, ids, options, stop_ids=() if options.ignore_eos else self.bundle.stop_ids,
             stream=TextStream(self.tokenizer, options.stops),
-            constraint=self.constraint(options.json_schema, options.tools))
+            constraint=self.constraint(options.json_schema, options.tools, options.regex, options.grammar))
 
-    def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Compiled"]:
-        """Compile a schema or a list of tools; None if both are None."""
-        from merino_runtime.generation.constraints import compile_schema, compile_tools
+    def constraint(self, json_schema: Any = None, tools: Any = None, regex: Optional[str] = None,
+                   grammar: Optional[str] = None) -> Optional["Compiled"]:
+        """Compile what is not None: a schema, a list of tools, a regular expression or a grammar in GBNF."""
+        from merino_runtime.generation.constraints import compile_form, compile_tools
 
-        if json_schema is not None:
-            return compile_schema(json_schema, self.tokenizer, self.bundle.stop_ids)
-        return None if tools is None else compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
+        if tools is not None:
+            return compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
+        forms = {"json": json_schema, "regex": regex, "grammar": grammar}
+        return next((compile_form(Form(kind, value), self.tokenizer, self.bundle.stop_ids)
+                     for kind, value in forms.items() if value is not None), None)
+
+    def embed(self, text: str) -> "np.ndarray":
+        """Return a text's embedding [width]: the mean of its tokens' last hidden states, with length 1. Raise
+        MerinoError if the bundle was exported without embeddings."""
+        from merino_runtime.backends.backend import unit
+
+        self.backend.truncate(0)
+        return unit(self.backend.embed(self.tokenizer.encode(text)))
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continue a prompt -> its text in parts, as they are generated. options: as of `generate`."""

@@ -83,8 +83,8 @@ def run_generate(arguments: Namespace) -> int:
             _write_event(generation.measured(), arguments.json)
             raise
     # 3. Warn if a constrained text is incomplete. The last event is a Done.
-    if (options.json_schema is not None or options.tools is not None) and event.stop_reason != "eos":
-        say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: allow more tokens with -n, or "
+    if options.constraints and event.stop_reason != "eos":
+        say_note(f"the text was cut by {event.stop_reason} and is not complete: allow more tokens with -n, or "
                  "limit the schema's strings and lists by maxLength and maxItems")
     return 0
 

@@ -2,7 +2,7 @@
 
 Standard library only. `generation` applies them.
 """
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -60,6 +60,13 @@ GENERATE_SETTINGS = dict(
     lookup=(bool, "guess tokens from repetitions in the text, with the same answer; default true"))
 
 
+class Form(NamedTuple):
+    """What a text must be: valid for a JSON schema (`json`), matched by a regular expression (`regex`), one of a
+    grammar's (`grammar`: GBNF, or llguidance's language), or one of a list (`choice`)."""
+    kind: str
+    value: Any
+
+
 class _GenerateOptions(NamedTuple):
     max_new_tokens: int = 128
     sampling: Sampling = Sampling()
@@ -68,6 +75,8 @@ class _GenerateOptions(NamedTuple):
     overflow: str = "stop"  # when the context is full: `stop`, `error` or `shift`
     json_schema: Any = None  # the text is JSON that is valid for this schema
     tools: Any = None  # the text is a call of one of these tools, a list as OpenAI's API has it
+    regex: Optional[str] = None  # the whole text matches this regular expression
+    grammar: Optional[str] = None  # the text is one of this grammar, in GBNF
     lookup: bool = True  # guess tokens from repetitions in the text; the answer is the same
     top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
 
@@ -85,12 +94,20 @@ class GenerateOptions(_GenerateOptions):
         if self.top is not None and not (_is_integer(self.top) and self.top >= 0):
             raise MerinoError(f"top is {self.top!r}, allowed: an integer, 0 or more, or none.")
         check_sampling(self.sampling)
-        if self.json_schema is not None and self.tools is not None:
-            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
-        if self.ignore_eos and (self.json_schema is not None or self.tools is not None):
-            raise MerinoError("ignore_eos is set, and the text must end where its JSON does. Leave out ignore_eos, or "
-                              "--json-schema and --tools.")
+        if not all(isinstance(text, (str, type(None))) for text in (self.regex, self.grammar)):
+            raise MerinoError(f"regex is {self.regex!r:.80} and grammar is {self.grammar!r:.80}, allowed are strings.")
+        if len(self.constraints) > 1:
+            raise MerinoError(f"{' and '.join(self.constraints)} were given: a text follows one of them. Leave "
+                              "one out.")
+        if self.ignore_eos and self.constraints:
+            raise MerinoError(f"the text ends where {self.constraints[0]} says. Leave out ignore_eos, or that.")
         return self
+
+
+    @property
+    def constraints(self) -> List[str]:
+        """Return the names of the fields that constrain the text."""
+        return [name for name in ("json_schema", "tools", "regex", "grammar") if getattr(self, name) is not None]
 
 
 def check_sampling(sampling: Sampling) -> None:

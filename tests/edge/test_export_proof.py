@@ -14,7 +14,7 @@ import torch
 from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_models import write_stories
+from sample_models import SMALL, small, write_stories
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
@@ -30,8 +30,10 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
+from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
-from merino_runtime.bundle import load_bundle, returns_all_logits
+from merino_runtime.backends.backend import unit
+from merino_runtime.bundle import bundle_of, load_bundle, returns_all_logits
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 
@@ -83,6 +85,58 @@ def test_all_logits(form, embedded, embedded_bundles, tmp_path, monkeypatch):
     finally:
         one.close()
         other.close()
+
+
+def embedded_by_torch(model, ids):
+    """The mean of what the head reads, with length 1."""
+    seen = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]))
+    hook.remove()
+    return unit(seen[0][0].mean(0).numpy())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
+def test_an_embedding_is_the_mean_of_torchs_last_hidden_states(form, embedded, tmp_path, monkeypatch):
+    """Over several runs of the graph, whatever the cache held; logits and decode steps are as ever."""
+    monkeypatch.setattr("merino_runtime.backends.onnx.PREFILL_CHUNK_IDS", 5)
+    made = export(embedded, tmp_path / "all", ExportRequest(**form, embeddings=True)).bundle
+    assert [need.name for need in made.backends] == ["onnxruntime"] and not returns_all_logits(made)
+    with open_model(made.folder) as model:
+        assert model.selftest() is None
+        ids = model.tokenizer.encode("The girl had a red ball and a dog that barked.")
+        vector = model.embed("The girl had a red ball and a dog that barked.")
+        expected = embedded_by_torch(embedded.model, ids)
+        assert vector.shape == expected.shape and abs(np.linalg.norm(vector) - 1) < 1e-5
+        if form["precision"] == "fp32":
+            np.testing.assert_allclose(vector, expected, atol=2e-6)
+        assert vector @ expected > 0.99
+        assert model.backend.ids == ids and list(model.generate("The girl", max_new_tokens=3))
+        np.testing.assert_array_equal(model.embed("The girl had a red ball and a dog that barked."), vector)
+
+
+@pytest.mark.parametrize("family", [
+    family if family in ("opt", "gemma3n_text", "gpt_neox") else pytest.param(family, marks=pytest.mark.nightly)
+    for family in sorted(SMALL)
+])  # fmt: skip
+def test_an_embedding_of_each_family_is_torchs(family, tmp_path, decoder):
+    source = Source(family, small(family), decoder(small(family), 5), "random", "drawn", (), None)
+    backend = open_backend(export(source, tmp_path / "bundle", ExportRequest(embeddings=True)).bundle)
+    ids = [5, 9, 33, 71, 17, 2, 12]
+    vector = unit(backend.embed(ids[:3]) + backend.embed(ids[3:]))
+    backend.close()
+    np.testing.assert_allclose(vector, embedded_by_torch(source.model, ids), atol=1e-5)
+
+
+def test_a_bundle_without_embeddings_says_how_to_get_them(embedded_bundles, tmp_path):
+    folder = embedded_bundles["fused", "int4"]
+    with open_model(str(folder)) as model, pytest.raises(MerinoError, match="makes no embeddings.*--set embed"):
+        model.embed("The girl")
+    description = json.loads((folder / "bundle.json").read_text())
+    description["outputs"].append({"name": "embedding", "dtype": "float32", "shape": [1, "sequence"]})
+    with pytest.raises(MerinoError, match="embedding is .*, must be"):
+        bundle_of(str(tmp_path), description)
 
 
 PROMPT, STEPS = 9, 24

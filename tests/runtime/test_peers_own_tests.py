@@ -94,7 +94,6 @@ DIFFERENT = {
         completion::test_completion_with_openai_library completion::test_completion_stream_with_openai_library
         security::test_incorrect_api_key security::test_openai_library_correct_api_key
         tool_call::test_completion_without_tool_call_fast""",
-    "a GBNF grammar is refused by name": "chat_completion::test_completion_with_grammar",
 }
 # One of its cases accepts any list, samples without a seed, and looks for a character that `[]` does not have.
 BY_CHANCE = {"chat_completion::test_completion_with_response_format"}
@@ -261,7 +260,6 @@ NOT_AS_VLLM = {
     "prompt_logprobs_chat": "a field of vLLM alone; /v1/completions with echo has the prompt's log-probabilities",
     "stream_options_without_stream": "options of a stream mean nothing without one, so they are ignored",
     "continuous_usage_stats": "a field of vLLM alone; timings_per_token counts in each chunk, as in llama.cpp",
-    "structured_outputs_choice_chat": "refused by name: a schema with an enum does the same",
     "empty_tool_choice": "{} is read as no choice",
     "beam_search": "refused by name",
     "responses_streaming_logprobs": "refused: /v1/chat/completions has log-probabilities",

@@ -2,6 +2,7 @@
 import itertools
 import json
 import random
+import re
 import sys
 
 import numpy as np
@@ -19,11 +20,11 @@ except ImportError:  # a board's Python may have none: there the answers are par
 from merino_runtime.__main__ import main
 from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.constraints import compile_schema, compile_tools
+from merino_runtime.generation.constraints import compile_form, compile_schema, compile_tools
 from merino_runtime.generation.constraints.automaton import DEAD, MOST_NODES
 from merino_runtime.generation.constraints.guidance import LIMITS, Json, _Tokens, guided
 from merino_runtime.generation.generate import Done, Generation
-from merino_runtime.sampling import GenerateOptions, Sampling
+from merino_runtime.sampling import Form, GenerateOptions, Sampling
 
 BOTH = {name: (tokenizer, eos) for name, tokenizer, eos in tokenizers_of_both_kinds()}
 kinds = st.sampled_from(sorted(BOTH))
@@ -135,9 +136,10 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
         with pytest.raises(MerinoError, match="not allowed here"):
             state_after(text, choice)
     report = {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]}
-    either = compile_tools(TOOLS, "auto", tokenizer, (eos,), "hermes", report)
+    either = compile_tools(TOOLS, "auto", tokenizer, (eos,), "hermes", Form("json", report))
     assert spells(either, hermes) and spells(either, '{"done":true}') and not spells(either, "It is warm.")
-    assert not spells(compile_tools(TOOLS, "required", tokenizer, (eos,), "hermes", report), '{"done":true}')
+    required = compile_tools(TOOLS, "required", tokenizer, (eos,), "hermes", Form("json", report))
+    assert not spells(required, '{"done":true}')
 
 
 @pytest.mark.parametrize("schema, expected", [
@@ -233,6 +235,80 @@ def test_a_tool_without_properties_has_the_arguments_that_its_parameters_ask_for
         assert call(parameters, '{"b":1}') and not call(parameters, "{}")
 
 
+PATTERNS = [r"\d{3}-\d{4}", "^(yes|no)$", "[^a]{2,3}|\u00e9+\u20ac", r"(\w+@)?[a-c]*\.(org|net)", "", 'a"b/c']
+CHESS = """root ::= "1. " move " " move "\\n" ([1-9] [0-9]? ". " move " " move "\\n"){0,2}  # llama.cpp's example
+move ::= (pawn | nonpawn | castle) [+#]?
+nonpawn ::= [NBKQR] [a-h]? [1-8]? "x"? [a-h] [1-8]
+pawn ::= ([a-h] "x")? [a-h] [1-8] ("=" [NBKQR])?
+castle ::= "O-O" "-O"?"""
+MOVE = r"([NBKQR][a-h]?[1-8]?x?[a-h][1-8]|([a-h]x)?[a-h][1-8](=[NBKQR])?|O-O(-O)?)[+#]?"
+GRAMMARS = {CHESS: rf"1\. {MOVE} {MOVE}\n([1-9][0-9]?\. {MOVE} {MOVE}\n){{0,2}}",
+            'root ::= [^a\\]-] "\\"\\x41[" . |\n  b\nb ::= "\\u00e9"{2}': r'[^a\]-]"A\[[\s\S]|\u00e9{2}',
+            "root ::= item root | item\nitem ::= [a-z]+ \"\\n\"": r"([a-z]+\n)+"}
+
+
+@pytest.mark.parametrize("kind", sorted(BOTH))
+@pytest.mark.parametrize(("form", "pattern"), [
+    *[(Form("regex", text), text) for text in PATTERNS],
+    *[(Form("grammar", text), GRAMMARS[text]) for text in GRAMMARS],
+    (Form("choice", ["Python", "Rust", "Ru"]), "Python|Ru(st)?")])
+def test_a_text_of_a_pattern_a_grammar_or_a_choice_matches_as_a_whole(form, pattern, kind):
+    tokenizer, eos = BOTH[kind]
+    grammar, rng = compile_form(form, tokenizer, (eos,)), random.Random(1)
+    texts = {walked(grammar.start(), tokenizer.spellings(), eos, rng).decode() for _ in range(12)}
+    assert all(re.fullmatch(pattern, text) for text in texts)
+
+
+def test_a_rule_contains_itself_without_limit_at_its_end_and_to_a_depth_elsewhere():
+    tokenizer, eos = BOTH["bytes"]
+
+    def takes(grammar, text):
+        return spells(compile_form(Form("grammar", grammar), tokenizer, (eos,)), text)
+
+    tail, inside, left = 'root ::= "a" root | "b"', 'root ::= "(" root ")" | "b"', 'root ::= root "+" [0-9] | [0-9]'
+    assert takes(tail, "a" * 500 + "b") and not takes(tail, "aa")
+    assert takes(inside, "(" * 15 + "b" + ")" * 15) and not takes(inside, "(" * 16 + "b" + ")" * 16)
+    assert takes(left, "1+2+3") and not takes(left, "1+")
+
+
+@pytest.mark.parametrize(("form", "expected"), [
+    (Form("regex", "(?=a)b"), "the regex cannot be a constraint: look-ahead"),
+    (Form("regex", "("), "is not a pattern that can be read"),
+    (Form("regex", r"\p{L}"), "llguidance takes more"), (Form("grammar", "%llguidance {}\nstart: /a/"), "llguidance"),
+    *[(Form("grammar", text), "the grammar cannot be a constraint: " + why) for text, why in (
+        ("", "it has no rule root"), ("root ::=", "it has no rule root"), ("root ::= b", "it has no rule b"),
+        ('root ::= "a" )', "the rule root has a ) without"), ('root ::= ("a"', "a ( has no )"), ("root ::= *", "* has"),
+        ('root ::= "a"{,}', "'{,}' is no part"), (r'root ::= "\q"', r"the escape \q"),
+        ("root ::= <think>", "'<think>' is no part of a rule"))],
+    (Form("grammar", "root ::= root"), "the constraint allows no text"), (Form("choice", ["\ud800"]), "surrogate"),
+    (Form("grammar", "root ::= " + "(" * 5000), "nested too deeply"),
+    (Form("grammar", "root ::= ((.?){1000}){1000}"), ""), (Form("regex", "((.?){1000}){1000}"), "")])
+def test_a_pattern_or_grammar_that_is_refused_says_why(form, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tokenizer, eos = BOTH["bytes"]
+    with pytest.raises(MerinoError) as caught:
+        state = compile_form(form, tokenizer, (eos,)).start()
+        for token in tokenizer.encode("x" * 3000 if expected == "" else ""):
+            state.allowed()
+            state.advance(token)
+    assert expected in str(caught.value)
+
+
+def test_llguidance_takes_its_own_grammars_and_more_patterns():
+    pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    tokenizer, eos = BOTH["bytes"]
+    for form, taken, other in ((Form("regex", r"\p{Lu}/\p{Nd}"), "\u00c9/7", "\u00e9/7"),
+                               (Form("grammar", "%llguidance {}\nstart: /[0-9]+/ \"x\""), "12x", "x")):
+        state = compile_form(form, tokenizer, (eos,)).start()
+        with pytest.raises(MerinoError, match="not allowed here"):
+            wrong = state.copy()
+            for token in tokenizer.encode(other):
+                wrong.advance(token)
+        for token in tokenizer.encode(taken):
+            state.advance(token)
+        assert state.ended
+
+
 def test_the_depth_of_what_contains_itself_is_limited_without_a_dead_end():
     tokenizer, eos = BOTH["bytes"]
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}, "any": {}}, "required": ["any"]}
@@ -299,6 +375,18 @@ def test_a_models_text_parses_and_its_cache_is_that_of_single_steps(folder):
             model.backend.step(token)
         expected = model.backend.step(answer[0])
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_models_text_matches_a_pattern_and_a_grammar(model):
+    for options, pattern in (({"regex": "[A-Z][a-z]{2,5}, (yes|no)"}, "[A-Z][a-z]{2,5}, (yes|no)"),
+                             ({"grammar": 'root ::= "- " [a-z]{1,9} "\\n" root | "."'}, r"(- [a-z]{1,9}\n)*\.")):
+        *tokens, done = model.generate("The mill", max_new_tokens=300, sampling=Sampling(seed=2), **options)
+        assert re.fullmatch(pattern, "".join(token.text for token in tokens)) and done.stop_reason == "eos", tokens
+    for wrong, expected in (({"regex": "a", "grammar": "b"}, "regex and grammar were given"),
+                            ({"regex": 3}, "regex is 3"),
+                            ({"grammar": "a", "ignore_eos": True}, "the text ends where grammar says")):
+        with pytest.raises(MerinoError, match=expected):
+            model.generate("The mill", **wrong)
 
 
 def test_forced_tokens_are_prefilled_together_and_the_limits_hold(model):
@@ -377,10 +465,10 @@ def test_llguidance_takes_what_our_automaton_refuses():
     even = [{"type": "function", "function": {"name": "turn", "parameters": {
         "type": "object", "properties": {"by": {"type": "integer", "multipleOf": 90}}, "required": ["by"]}}}]
     call = '{"name":"turn","arguments":{"by":180}}'
-    for choice, schema, texts in (("required", None, [call]), ("auto", None, ["Hello", "{"]),
-                                  ("auto", {"enum": ["yes"]}, [call, '"yes"', '"'])):
+    for choice, other, texts in (("required", None, [call]), ("auto", None, ["Hello", "{"]),
+                                  ("auto", Form("json", {"enum": ["yes"]}), [call, '"yes"', '"'])):
         for text in texts:
-            state = compile_tools(even, choice, tokenizer, (eos,), "json", schema).start()
+            state = compile_tools(even, choice, tokenizer, (eos,), "json", other).start()
             for token in tokenizer.encode(text):
                 state.advance(token)
             assert state.finished == (text not in ("{", '"'))
@@ -443,7 +531,7 @@ def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, t
     code, out, _ = run("--tools", tools)
     assert code == 0 and json.loads(out) == {"name": "stop", "arguments": {}}
     code, out, err = run("--json-schema", schema, "-n", "12")
-    assert code == 0 and "was cut by length and is not complete JSON" in err and "stopped by length" in err
+    assert code == 0 and "was cut by length and is not complete:" in err and "stopped by length" in err
     for words, expected in (
         (["--json-schema", file("cut.json", '{"type":\n "object",')], "line 2 column"),
         (["--json-schema", str(tmp_path / "none.json")], "No such file"),

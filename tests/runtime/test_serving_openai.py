@@ -2,12 +2,14 @@
 what is refused because it is not implemented. docs/reference/openapi.json is the server's: its paths, the fields that
 it reads, their bounds, and its answers. A schema whose steps would not end stops its own request, in time."""
 import ast
+import base64
 import json
 import os
 import re
 import threading
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -17,6 +19,7 @@ jsonschema = pytest.importorskip("jsonschema")
 from chat_bundle import make_bundle  # noqa: E402
 from served import ROOT, Server  # noqa: E402
 
+from merino_runtime.api import open_model  # noqa: E402
 from merino_runtime.serving.application import Application, Settings  # noqa: E402
 from merino_runtime.serving.fields import UNSUPPORTED  # noqa: E402
 from merino_runtime.serving.http import page  # noqa: E402
@@ -43,7 +46,8 @@ def bytes_of(choice):
 
 @pytest.fixture(scope="module")
 def bundle(decoder, tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "chat", decoder, dialect="fused", context=1024)
+    folder = tmp_path_factory.mktemp("bundle") / "chat"
+    return make_bundle(folder, decoder, dialect="fused", context=1024, embeddings=True)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,12 @@ def test_a_call_that_is_cut_is_not_content(server):
     (CHAT, {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "door"}}}, "tools"),
     (CHAT, {"response_format": {"type": "json_object", "schema": 3}}, "response_format.schema"),
     (CHAT, {"response_format": {"type": "json_object", "schema": {"type": "hiccup"}}}, "response_format"),
+    (CHAT, {"guided_regex": 3}, "guided_regex"), (CHAT, {"guided_regex": "(?=a)"}, "response_format"),
+    (CHAT, {"guided_choice": []}, "guided_choice"), (TEXTS, {"guided_choice": [1]}, "guided_choice"),
+    (CHAT, {"grammar": "root ::= a"}, "response_format"), (TEXTS, {"grammar": [1]}, "grammar"),
+    (CHAT, {"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+    (CHAT, {"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+    (CHAT, {"grammar": "root ::= [a]", "json_schema": {}}, "grammar"),
     (CHAT, {"max_tokens": 0}, "max_tokens"), (CHAT, {"max_tokens": -2}, "max_tokens"), (CHAT, {"n": 65}, "n"),
     (CHAT, {"best_of": 2}, "best_of"), (TEXTS, {"prompt": ["x"] * 40, "n": 2}, "n"),
     (CHAT, {"continue_final_message": True}, "continue_final_message"),
@@ -146,10 +156,46 @@ def test_what_is_not_implemented_is_refused_by_its_name(server, name):
     assert status == 400 and answer["error"].startswith(name)
 
 
-def test_paths_that_are_not_implemented_are_refused_by_their_names(server):
-    for path in ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings"):
-        status, answer = server.call("POST", path, {"model": "x", "input": "y"})
-        assert status == 404 and "embeddings" in str(answer["error"])
+def test_embeddings_are_the_models_in_each_form(server, bundle):
+    sentences = ["The mill stands by the river.", "The river runs past the mill.", "Sacks of flour. " * 60]
+    with open_model(str(bundle)) as model:
+        expected = [model.embed(text) for text in sentences]
+        ids = model.tokenizer.encode(sentences[0])
+    answer = server.post("/v1/embeddings", input=sentences)
+    check("/v1/embeddings", answer)
+    found = [entry["embedding"] for entry in answer["data"]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert answer["usage"]["prompt_tokens"] > 300
+    packed = server.post("/embeddings", input=ids, encoding_format="base64", dimensions=64)["data"][0]["embedding"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed), "<f4"), np.array(found[0], np.float32))
+    answer = server.post("/api/embed", input=sentences[:2])
+    check("/api/embed", answer)
+    np.testing.assert_array_equal(answer["embeddings"], found[:2])
+    assert len(server.post("/api/embed", input="flour " * 2000)["embeddings"]) == 1
+    for body, expected in (({"input": "x", "dimensions": 3}, "dimensions"), ({"input": []}, "input"), ({}, "input"),
+                           ({"input": "flour " * 2000}, "the context of this model is 1024"),
+                           ({"input": [""]}, "input"),
+                           ({"input": "x", "max_seconds": 0}, "the request's time is over")):
+        status, answer = server.call("POST", "/v1/embeddings", body)
+        assert status in (400, 503) and expected in str(answer["error"])
+
+
+def test_embeddings_leave_the_chats_their_slots(server):
+    chats = [[{"role": "user", "content": f"Chat {number}: how many sacks does the miller count?"}]
+             for number in range(3)]
+    for messages in chats:
+        server.post(CHAT, messages=messages, max_tokens=2)
+    server.post("/v1/embeddings", input=["The mill", "The river"] * 6)
+    cached = [server.post(CHAT, messages=messages, max_tokens=2)["usage"]["prompt_tokens_details"]["cached_tokens"]
+              for messages in chats]
+    assert all(cached)
+
+
+def test_a_model_without_embeddings_refuses_them_by_name(decoder, tmp_path):
+    with Server(make_bundle(tmp_path / "chat", decoder, dialect="fused"), options=["--cache-mb", 0]) as plain:
+        for path in ("/v1/embeddings", "/api/embed"):
+            status, answer = plain.call("POST", path, {"input": "y"})
+            assert status == 400 and "makes no embeddings" in str(answer["error"])
 
 
 def test_json_in_each_of_its_forms(server):
@@ -163,6 +209,23 @@ def test_json_in_each_of_its_forms(server):
         text = answer["output"][0]["content"][0]["text"] if path == RESPONSES else \
             answer["choices"][0].get("text") or texts(answer)[0]
         assert set(json.loads(text)) == {"on"}
+
+
+def test_a_pattern_a_grammar_and_a_choice_in_each_field(server):
+    names = "Ann|Bob"
+    rule = 'root ::= "Ann" | "Bob"'
+    for form in ({"guided_regex": names}, {"guided_choice": ["Ann", "Bob"]}, {"grammar": rule},
+                 {"guided_grammar": rule},
+                 {"structured_outputs": {"regex": names}}, {"structured_outputs": {"choice": ["Ann", "Bob"]}},
+                 {"structured_outputs": {"grammar": rule, "disable_any_whitespace": True}},
+                 {"grammar": rule, "response_format": {"type": "json_object"}, "guided_regex": ""}):
+        answer = server.post(CHAT, messages=QUESTION, max_tokens=30, **form)
+        assert texts(answer)[0] in names.split("|") and answer["choices"][0]["finish_reason"] == "stop"
+        assert server.post(TEXTS, prompt="The mill", max_tokens=30, **form)["choices"][0]["text"] in names.split("|")
+        status, answer = server.call("POST", "/api/chat", {"messages": QUESTION, "stream": False, "options": form})
+        assert status == 200 and answer["message"]["content"] in names.split("|")
+    called = server.post(CHAT, messages=QUESTION, tools=TOOLS, guided_regex=names, max_tokens=90)["choices"][0]
+    assert called["finish_reason"] in ("stop", "tool_calls")
 
 
 def test_as_many_tokens_as_fit_and_log_probabilities_of_the_token_alone(server):
@@ -280,7 +343,7 @@ def names_documented(schema):
 
 
 @pytest.mark.parametrize(("module", "requests"), [
-    ("openai_requests.py", ["ChatRequest", "CompletionsRequest"]),
+    ("openai_requests.py", ["ChatRequest", "CompletionsRequest", "EmbeddingsRequest", "OllamaEmbedRequest"]),
     ("responses_api.py", ["ResponsesRequest", "ChatRequest"]),
     ("ollama.py", ["OllamaChatRequest", "OllamaGenerateRequest"]),
 ])

@@ -225,9 +225,7 @@ class Fused(Operations):
 
         return self.once(("windows", count), make)
 
-    def last(self, x: str) -> str:
-        if self.all_logits:
-            return x
+    def last_row(self, x: str) -> str:
         if not self.verifies:
             return self.node("Gather", [x, self.integers(-1)], axis=1)
         # Positions become sequences of one position, as the head expects them.

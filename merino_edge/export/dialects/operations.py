@@ -9,6 +9,7 @@ from merino_edge.export.dialects.graph import Graph
 from merino_edge.export.dialects.matmuls import matmul, quantized_head, table_rows
 from merino_edge.families.designed import ID_PARTS, MULTIPLIERS, PRIME, Ngrams
 from merino_edge.families.graph_ops import Delta, KvLayer, Norm
+from merino_runtime.bundle.schema import EMBEDDING
 
 
 class Operations(Graph):
@@ -33,7 +34,18 @@ class Operations(Graph):
         owners = self.once("owners", lambda: {one: joined for joined in self.matrices for one in joined.split("+")})
         return list(dict.fromkeys(owners.get(name, "+".join(names)) for name in names))
 
+    def last(self, x: str) -> str:
+        return x if self.all_logits or self.form.embeddings else self.last_row(x)
+
+    def last_row(self, x: str) -> str:
+        raise NotImplementedError
+
     def head(self, x: str, table: str, bias: str | None = None, softcap: float | None = None) -> None:
+        if self.form.embeddings:
+            total = self.node("ReduceSum", [x, self.integers(1)], keepdims=0)
+            self.output(EMBEDDING, "float32", [1, self.weights[table].shape[1]])
+            self.node_into("Cast", [total], [EMBEDDING], to=TensorProto.FLOAT)
+            x = x if self.all_logits else self.last_row(x)
         logits = quantized_head(self, x, table) if table in self.matrices else self.float_head(x, table)
         if bias:
             logits = self.add(logits, self.vector([bias]))

@@ -225,9 +225,7 @@ class Portable(Operations):
     def _part(self, weights: str, start: int, end: int) -> str:
         return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
 
-    def last(self, x: str) -> str:
-        if self.all_logits:
-            return x
+    def last_row(self, x: str) -> str:
         return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
     def float_head(self, x: str, table: str) -> str:

@@ -60,6 +60,10 @@ class Backend:
         for start in range(first + 1, len(ids), VERIFIED_IDS):
             yield self.verify(ids[start:start + VERIFIED_IDS])
 
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """Add ids [n] to the cache. Return the sum of their last hidden states [width]."""
+        raise NotImplementedError
+
     def verify(self, ids: Sequence[int]) -> np.ndarray:
         """Decode several ids [n] in one run: add them to the cache. Return the logits [n, vocab] after each of them."""
         raise NotImplementedError
@@ -104,6 +108,11 @@ class Backend:
     def close(self) -> None:
         """Free the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """Return the vector [width] with length 1."""
+    return vector / max(float(np.linalg.norm(vector)), 1e-30)
 
 
 def check_whole(what: str, value: Any) -> None:

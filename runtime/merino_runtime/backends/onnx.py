@@ -13,9 +13,10 @@ import numpy as np
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole
 from merino_runtime.backends.onnx_arrays import Rows, States, bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_session import Model, first_line
-from merino_runtime.bundle import returns_all_logits
+from merino_runtime.bundle import embedding_size, returns_all_logits
 from merino_runtime.bundle.fit import reporting_memory
 from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.bundle.schema import EMBEDDING
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import is_out_of_memory
 
@@ -80,13 +81,7 @@ class OnnxBackend(Backend):
     def _chunks(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """Add ids to the cache. Yield the logits [m, vocab] of each run: of its last id, or of all if the graph returns
         them."""
-        self._open_model()
-        check_prefill(self, ids)
-        chunk = PREFILL_CHUNK_IDS
-        if not self.extends_fast:
-            chunk = 1 if self.ids else len(ids)
-        for start in range(0, len(ids), chunk):
-            part = ids[start:start + chunk]
+        for part in self._parts(ids):
             if len(part) == 1:
                 yield self.step(part[0])[None]
                 continue
@@ -94,6 +89,21 @@ class OnnxBackend(Backend):
             logits = self._run_prefill(self.length, part)
             self._states.keep()
             yield logits
+
+    def _parts(self, ids: Sequence[int]) -> List[Sequence[int]]:
+        """Return the ids of each run of a prefill."""
+        self._open_model()
+        check_prefill(self, ids)
+        chunk = PREFILL_CHUNK_IDS if self.extends_fast else 1 if self.ids else len(ids)
+        return [ids[start:start + chunk] for start in range(0, len(ids), chunk)]
+
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        total, one = np.zeros((2, 1, embedding_size(self._open_model().bundle)), np.float32)
+        for part in self._parts(ids):
+            self._catch_up()
+            self._run_prefill(self.length, part, one)
+            total += one
+        return total[0]
 
     def _catch_up(self) -> None:
         """Compute the ids again that recurrent states lack after a truncation."""
@@ -104,14 +114,16 @@ class OnnxBackend(Backend):
                 self._run_prefill(start, self.ids[start:start + PREFILL_CHUNK_IDS])
             self._states.keep()
 
-    def _run_prefill(self, start: int, ids: Sequence[int]) -> np.ndarray:
-        """Compute ids from position `start` on."""
+    def _run_prefill(self, start: int, ids: Sequence[int], embedding: Optional[np.ndarray] = None) -> np.ndarray:
+        """Compute ids from position `start` on, and the sum of their last hidden states into `embedding`."""
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
         model = self._open_model()
         with reporting_memory(model.bundle, f"the prefill of {len(ids)} ids", model.threads.sessions):
             logits = np.zeros((1, len(ids), self.vocab), self._logits.dtype) if self._all_logits else self._logits
             binding, new = self._bind(self._prefill_session, id_array, positions, logits, start)
+            if embedding is not None:
+                bind_output(binding, EMBEDDING, embedding)
         return self._run(self._prefill_session, binding, new, id_array, logits, start)
 
     def step(self, token_id: int) -> np.ndarray:

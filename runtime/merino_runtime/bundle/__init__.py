@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle.schema import SCHEMA, problems_of
+from merino_runtime.bundle.schema import EMBEDDING, SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 from merino_runtime.io.json_shape import listed, shown
@@ -186,6 +186,14 @@ def quantized_cache(bundle: Bundle) -> Optional[str]:
 def returns_all_logits(bundle: Bundle) -> bool:
     """Return whether the graph returns the logits of all positions instead of the last one's."""
     return any(port.name == "logits" and port.shape[1:2] == ("sequence",) for port in bundle.outputs)
+
+
+def embedding_size(bundle: Bundle) -> int:
+    """Return the channels of an embedding. Raise MerinoError if the graph returns none."""
+    sizes = [int(port.shape[1]) for port in bundle.outputs if port.name == EMBEDDING]
+    if not sizes:
+        raise MerinoError(f"bundle {bundle.name!r} makes no embeddings. Export it with --set embeddings=true.")
+    return sizes[0]
 
 
 def older_graph(bundle: Bundle) -> str:

@@ -35,6 +35,7 @@ MOST_FILES = 256  # a bundle that was exported has about ten
 CACHE_TYPES = {"fp32": ("float32", 4, 1), "fp16": ("float16", 2, 1), "int8": ("int8", 1, 1), "int4": ("uint8", 1, 2)}
 STATE_COPIES = 4  # of a recurrent state in memory: before and behind a run, and two of earlier prefixes
 STATES = "past_states."  # begins the names of inputs that hold recurrent states; outputs begin with present_states.
+EMBEDDING = "embedding"  # the optional output [1, width]: the sum of the last hidden states
 # What a chat template uses of a message's text: all of it; without white space around it; what follows the last
 # </think>; the same without line feeds at its beginning; or without white space around it. `filled`: all of it, and an
 # empty system message is left out.
@@ -91,6 +92,8 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     problems.extend(f"files has {path} twice" for path, times in sorted(paths.items()) if times > 1)
     if "logits" not in [port["name"] for port in description["outputs"]]:
         problems.append("outputs has no logits")
+    problems.extend(f"{EMBEDDING} is {port['shape']}, must be [1, width]" for port in description["outputs"]
+                    if port["name"] == EMBEDDING and [type(axis) for axis in port["shape"]] != [int, int])
     ports = {port["name"]: port for port in description["inputs"]}
     problems.extend(f"inputs has no {name}" for name in ("input_ids", "attention_mask") if name not in ports)
     return problems + _cache_contradictions(description, ports)

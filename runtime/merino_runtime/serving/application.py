@@ -18,7 +18,6 @@ from merino_runtime.serving.scheduler import Job, Scheduler
 
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
-EMBEDDINGS = ("/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings")
 
 Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its completion
 
@@ -104,6 +103,10 @@ class Application:
                                                 write=openai_responses.ResponseWriter)},
             "/v1/responses": {"POST": partial(self._generated, read=responses_api.response_of,
                                               write=responses_api.ResponseWriter)},
+            "/v1/embeddings": {"POST": partial(self._generated, read=openai_requests.embeddings_of,
+                                               write=openai_responses.EmbeddingWriter)},
+            "/api/embed": {"POST": partial(self._generated, read=partial(openai_requests.embeddings_of, truncates=True),
+                                           write=ollama.EmbeddingWriter)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
                 "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
@@ -154,9 +157,6 @@ class Application:
         if path not in PUBLIC:
             owner = self._wrong_keys.check(self.settings.keys, request.headers, network_of(request.address))
         if methods is None:
-            if path in EMBEDDINGS:
-                raise RefusedError(f"{path} is not supported: this server makes no embeddings. Use another server for "
-                                   "it.", 404, code="unsupported_path")
             raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", 404)
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:

@@ -45,6 +45,7 @@ class Choice:
         self.tokens = 0  # generated so far
         self.reason: Optional[str] = None
         self.usage: Optional[Usage] = None
+        self.embedding: Optional[List[float]] = None
         self.refusal: Optional[RefusedError] = None
 
     def take(self, event: Event) -> List[Delta]:
@@ -61,7 +62,7 @@ class Choice:
             deltas = self._split(self._thinking.finish()) if self._thinking else []
             if self._calls and not (event.reason != "stop" and (self._required or self._calls.inside)):
                 deltas += self._calls.finish()  # a call that was cut is neither a call nor content
-            self.reason, self.usage = event.reason, event.usage
+            self.reason, self.usage, self.embedding = event.reason, event.usage, event.embedding
             return self._keep(deltas)
         if isinstance(event, Failed):
             self.reason, self.refusal = "failed", event.refusal
@@ -171,6 +172,7 @@ class ResponseOptions(NamedTuple):
     logprobs: bool = False
     n: int = 1  # answers per prompt
     echo: Tuple[str, ...] = ()  # per prompt: the text before the completion
+    base64: bool = False  # of embeddings
     head: Optional[Dict[str, Any]] = None  # what a response repeats of its request
 
 

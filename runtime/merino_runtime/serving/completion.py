@@ -6,7 +6,7 @@ import time
 from typing import Any, Callable, Generator, Iterator, List, Optional
 
 from merino_runtime.api import LanguageModel
-from merino_runtime.backends.backend import Backend
+from merino_runtime.backends.backend import Backend, unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.generate import Done, Generation, Prefilled, Token, token_logprobs
 from merino_runtime.generation.text import TextStream
@@ -51,6 +51,9 @@ class Completion(Iterator[Event]):
         request = self._request
         if request.echo:
             yield from self._prompt_chunks()
+        if request.embeds:
+            yield from self._embedding()
+            return
         if not request.max_new_tokens:
             yield self._finished("length", None)
             return
@@ -82,6 +85,18 @@ class Completion(Iterator[Event]):
                 logprobs = token_logprobs(logits, token_id, request.top or 0)
             text = self._model.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
             yield TextChunk(token_id, text, logprobs, of_prompt=True)
+
+    def _embedding(self) -> Iterator[Event]:
+        """Yield the progress and the embedding. The cache is empty afterwards: the next embedding takes this slot."""
+        ids, at = self._request.ids, 0
+        total: Any = 0.0
+        self._backend.truncate(0)
+        while at < len(ids):
+            yield Progress(at, len(ids))
+            part = ids[at:at + self._chunk_size(at)]
+            total, at = total + self._backend.embed(part), at + len(part)
+        self._backend.truncate(0)
+        yield self._finished("stop", None)._replace(embedding=unit(total).tolist())
 
     def _finished(self, reason: str, done: Optional[Done]) -> Finished:
         prefill_ms = done.prefill_ms if done and done.prefill_ms is not None else 0.0

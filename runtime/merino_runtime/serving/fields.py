@@ -15,8 +15,7 @@ MOST_VALUES = 2 ** 18  # per body; parsed values take up to 60 times its bytes
 # Field -> values that request nothing, besides null, false and what is empty.
 UNSUPPORTED: Dict[str, Tuple[Any, ...]] = {
     # Grammars.
-    "grammar": (), "guided_choice": (), "guided_grammar": (), "guided_regex": (), "structured_outputs": (),
-    "structural_tag": (),
+    "grammar_lazy": (), "grammar_triggers": (), "guided_whitespace_pattern": (), "structural_tag": (),
     # Samplers and bounds on tokens.
     "mirostat": (0,), "typical_p": (1, 0), "typ_p": (1, 0), "tfs_z": (1,),
     "xtc_probability": (0,), "top_n_sigma": (-1, 0), "dynatemp_range": (0,), "min_tokens": (0,), "bad_words": (),

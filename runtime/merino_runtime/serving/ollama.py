@@ -2,9 +2,10 @@
 calls are objects, and times are nanoseconds."""
 import datetime
 import hashlib
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from merino_runtime.serving import fields, openai_requests
+from merino_runtime.sampling import Form
+from merino_runtime.serving import fields, openai_requests, openai_responses
 from merino_runtime.serving.choice import Call, Delta, ResponseOptions, Writer, one_line
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
@@ -32,14 +33,14 @@ def options_of(body: Body) -> Body:
     return options
 
 
-def schema_of_format(body: Body) -> Any:
-    """Read `format` -> a schema; None for text."""
+def form_of(body: Body) -> Optional[Form]:
+    """Read `format`, or a field of `openai_requests` -> the form of the text; None for any text."""
     schema = body.get("format")
     if schema in (None, ""):
-        return None
+        return openai_requests.form_of({**body, **options_of(body)})
     if schema != "json" and not isinstance(schema, dict):
         raise fields.wrong("format", schema, '"json", or a JSON schema')
-    return openai_requests.ANY_OBJECT if schema == "json" else schema
+    return Form("json", openai_requests.ANY_OBJECT if schema == "json" else schema)
 
 
 def chat_of(body: Body, target: Target, chat: bool = True) -> Tuple[List[GenerationRequest], ResponseOptions]:
@@ -47,7 +48,7 @@ def chat_of(body: Body, target: Target, chat: bool = True) -> Tuple[List[Generat
     if any(isinstance(message, dict) and message.get("images") for message in fields.a_list(body, "messages")):
         raise RefusedError("messages have images: leave them out, this model reads text alone.", param="messages")
     tools, think = openai_requests.tools_of(body), body.get("think") is not False
-    grammar = openai_requests.grammar_of(prompts, schema_of_format(body), tools, thinks=prompts.thinking and think)
+    grammar = openai_requests.grammar_of(prompts, form_of(body), tools, thinks=prompts.thinking and think)
     prompt = prompts.of_messages(openai_requests.messages_of(body), tools, no_think=grammar is not None or not think,
                                  owner=target.client.owner)
     options = ResponseOptions("", fields.flag(body, "stream", True), chat, tools=bool(tools),
@@ -65,7 +66,7 @@ def generate_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], Re
         return chat_of(dict(body, messages=messages, tools=[]), target, chat=False)
     if not text:
         raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-    grammar = openai_requests.grammar_of(prompts, schema_of_format(body))
+    grammar = openai_requests.grammar_of(prompts, form_of(body))
     return [_request_of(body, prompts.of_text(text), target, grammar=grammar)], ResponseOptions(
         "", fields.flag(body, "stream", True), False)
 
@@ -123,6 +124,14 @@ class ResponseWriter(Writer):
             part.update({name: value for name, value in (("energy", usage.energy), ("thermal", usage.thermal))
                          if value})
         return part
+
+
+class EmbeddingWriter(openai_responses.EmbeddingWriter):
+    error_of = staticmethod(error_of)
+
+    def whole(self) -> Json:
+        return {"model": self.options.model, "embeddings": [choice.embedding for choice in self.choices],
+                "prompt_eval_count": self.prompt_tokens}
 
 
 def loaded(model: str, chat: bool) -> Json:

@@ -1,10 +1,11 @@
 """Parses the bodies of OpenAI's chat completions and completions into requests."""
 import json
 import threading
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.bundle import embedding_size
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import RANGES, Sampling
+from merino_runtime.sampling import RANGES, Form, Sampling
 from merino_runtime.serving import fields
 from merino_runtime.serving.choice import ResponseOptions
 from merino_runtime.serving.fields import Body
@@ -15,11 +16,18 @@ ROLES = {"developer": "system", "system": "system", "user": "user", "assistant":
          "function": "tool"}
 MOST_MESSAGES = 4096
 MOST_TOOLS = 128
+MOST_EMBEDDED = 2048  # texts of one request for embeddings
 MOST_PROMPTS = 64  # of one request, each counted once per answer
 MOST_TOP = 20
 LARGEST = 2 ** 31
 LONGEST_S = 86400
 SAME_SEED = 2 ** 32
+# Fields of llama.cpp's and vLLM's, and the form of the text that each describes; what a form is.
+GUIDES = {"json_schema": "json", "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice",
+          "guided_grammar": "grammar", "grammar": "grammar"}
+KINDS: Dict[str, Tuple[Any, str]] = {
+    "json": ((dict, bool), "a JSON schema"), "regex": (str, "a regular expression"), "grammar": (str, "a grammar"),
+    "choice": (list, "a list of at least one text")}
 STYLE = "hermes"  # of tool calls, as `prompts` describes them to the model
 FORMATS = ("text", "json_object", "json_schema")
 ANY_OBJECT = {"type": "object"}
@@ -104,8 +112,7 @@ def request_of(body: Body, ids: Sequence[int], target: Target, most: Any, **more
 def chat_of(body: Body, target: Target) -> Tuple[List[GenerationRequest], ResponseOptions]:
     prompts = target.prompts
     tools, choice = tool_choice_of(body)
-    schema = schema_of(body)
-    grammar = grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
+    grammar = grammar_of(prompts, form_of(body), tools, choice, prompts.thinking and _thinks(body))
     messages, continued = continued_of(body, messages_of(body))
     prompt = prompts.of_messages(messages, tools, no_think=grammar is not None or not _thinks(body),
                                  owner=target.client.owner, continued=continued)
@@ -125,12 +132,25 @@ def completions_of(body: Body, target: Target) -> Tuple[List[GenerationRequest],
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
     most = most_of(body, "max_tokens", default=16, least=0 if echo else 1)
     listed = prompts_of(body)
-    grammar = grammar_of(prompts, schema_of(body))
+    grammar = grammar_of(prompts, form_of(body))
     requests = [request_of(body, prompt if isinstance(prompt, tuple) else prompts.of_text(prompt), target, most,
                            top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"), grammar=grammar)
                 for prompt in listed]
     texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in listed) if echo and top is None else ()
     return several(requests, body), _response_options(body, chat=False, logprobs=top is not None, echo=texts)
+
+
+def embeddings_of(body: Body, target: Target, truncates: bool = False
+                  ) -> Tuple[List[GenerationRequest], ResponseOptions]:
+    """truncates: the default of Ollama's `truncate`, which cuts what does not fit the context."""
+    prompts, size = target.prompts, embedding_size(target.prompts.bundle)
+    base64 = fields.text(body, "encoding_format") == "base64"
+    fields.integer(body, "dimensions", size, size, size)
+    most = prompts.bundle.context - 1 if fields.flag(body, "truncate", truncates) else None
+    listed = [text if isinstance(text, tuple) else prompts.of_text(text)
+              for text in prompts_of(body, "input", MOST_EMBEDDED)]
+    requests = [request_of(body, ids[:most], target, 1, embeds=True) for ids in listed]
+    return requests, ResponseOptions("", stream=False, chat=False, base64=base64)
 
 
 def _response_options(body: Body, chat: bool, **more: Any) -> ResponseOptions:
@@ -140,18 +160,18 @@ def _response_options(body: Body, chat: bool, **more: Any) -> ResponseOptions:
                            n=fields.integer(body, "n", 1, 1, MOST_PROMPTS), **more)
 
 
-def prompts_of(body: Body) -> List[Any]:
+def prompts_of(body: Body, name: str = "prompt", most: int = MOST_PROMPTS) -> List[Any]:
     """Return the prompts, each a string or a tuple of ids."""
-    value = body.get("prompt")
+    value = body.get(name)
     several = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
     listed: Any = value if several else [value]
-    if len(listed) > MOST_PROMPTS:
-        raise RefusedError(f"prompt has {len(listed)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
+    if len(listed) > most:
+        raise RefusedError(f"{name} has {len(listed)} texts, allowed are {most}.", param=name)
     prompts: List[Any] = []
     for prompt in listed:
         ids = isinstance(prompt, list) and all(type(token_id) is int and token_id >= 0 for token_id in prompt)
         if not prompt or not (ids or isinstance(prompt, str)):
-            raise fields.wrong("prompt", prompt,
+            raise fields.wrong(name, prompt,
                                "a text of at least one character, a list of token ids, or a list of such")
         prompts.append(tuple(prompt) if ids else prompt)
     return prompts
@@ -247,34 +267,49 @@ def tool_choice_of(body: Body) -> Tuple[List[Dict[str, Any]], Any]:
     return tools, choice
 
 
-def schema_of(body: Body) -> Any:
-    """Read OpenAI's response_format, or llama.cpp's and vLLM's fields -> a schema; None for text."""
-    def checked(schema: Any, name: str) -> Any:
-        if not isinstance(schema, (dict, bool)):
-            raise fields.wrong(name, schema, "a JSON schema")
-        return schema
+def form_of(body: Body) -> Optional[Form]:
+    """Return the form of the answer's text; None for any text."""
+    given = list(_forms_of(body))
+    for name, kind, value in given:
+        types, allowed = KINDS.get(kind, ((), "none, but " + ", ".join(KINDS)))
+        texts = value if kind == "choice" and isinstance(value, list) else [""]
+        if not isinstance(value, types) or not texts or not all(isinstance(text, str) for text in texts):
+            raise fields.wrong(name, value, allowed)
+    if len(given) > 1:
+        raise RefusedError(f"{' and '.join(name for name, _, _ in given)} were given: an answer has one form. Leave "
+                           "out all but one.", param=given[1][0])
+    return Form(*given[0][1:]) if given else None
 
-    for name in ("json_schema", "guided_json"):
-        if body.get(name) is not None:
-            return checked(body[name], name)
-    response_format = fields.an_object(body, "response_format")
-    kind = response_format.get("type", "text")
+
+def _forms_of(body: Body) -> Iterator[Tuple[str, str, Any]]:
+    """Yield the forms in llama.cpp's and vLLM's fields and in OpenAI's response_format: its name, kind and value."""
+    fields_of = dict({f"structured_outputs.{name}": name for name in fields.an_object(body, "structured_outputs")
+                      if not name.startswith("disable_")}, **GUIDES)
+    given = False
+    for name, kind in fields_of.items():
+        value = body.get(name) if name in GUIDES else body["structured_outputs"][kind]
+        if value not in (None, ""):
+            given = True
+            yield name, kind, value
+    form = fields.an_object(body, "response_format")
+    kind = form.get("type", "text")
     if kind not in FORMATS:
         raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
     if kind == "json_schema":
-        return checked(fields.an_object(response_format, "json_schema").get("schema"),
-                       "response_format.json_schema.schema")
-    if kind == "json_object" and response_format.get("schema") is not None:  # as in llama.cpp
-        return checked(response_format["schema"], "response_format.schema")
-    return ANY_OBJECT if kind == "json_object" else None
+        schema = fields.an_object(form, "json_schema").get("schema")
+        yield "response_format.json_schema.schema", "json", schema
+    elif kind == "json_object" and form.get("schema") is not None:  # as in llama.cpp
+        yield "response_format.schema", "json", form["schema"]
+    elif kind == "json_object" and not given:
+        yield "response_format", "json", ANY_OBJECT
 
 
-def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
+def grammar_of(prompts: Prompts, form: Optional[Form], tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
                thinks: bool = False) -> Optional[Any]:
-    """Return the grammar of a completion; None if it is unconstrained. With both a schema and tools it is a call or
-    JSON. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise RefusedError
-    for a schema that cannot be expressed."""
-    if schema is None and (not tools or (choice == "auto" and thinks)):
+    """Return the grammar of a completion; None if it is unconstrained. With both a form and tools it is a call or of
+    that form. thinks: whether it may begin with thinking, so that only a required call is constrained. Raise
+    RefusedError for a form that cannot be expressed."""
+    if form is None and (not tools or (choice == "auto" and thinks)):
         return None
     from merino_runtime.generation import constraints
 
@@ -283,8 +318,8 @@ def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = 
         with _compiling:
             if tools:
                 described = [{"type": "function", "function": tool["function"]} for tool in tools]
-                return constraints.compile_tools(described, choice, tokenizer, stop_ids, style=STYLE,
-                                                 or_schema=schema)
-            return constraints.compile_schema(schema, tokenizer, stop_ids)
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE, form)
+            assert form is not None
+            return constraints.compile_form(form, tokenizer, stop_ids)
     except MerinoError as error:
         raise RefusedError(str(error), param="tools" if tools else "response_format") from error

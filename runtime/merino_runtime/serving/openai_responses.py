@@ -1,5 +1,7 @@
 """Responses in the form of OpenAI's chat completions and completions, whole or streamed in chunks."""
-from typing import Any, Dict, List
+import base64
+import struct
+from typing import Any, Dict, List, Optional
 
 from merino_runtime import __version__
 from merino_runtime.generation.text import Tokenizer
@@ -13,6 +15,28 @@ DONE = b"data: [DONE]\n\n"
 def error_of(refusal: RefusedError) -> Json:
     return {"error": {"message": str(refusal), "type": refusal.kind, "param": refusal.param,
                       "code": refusal.code or refusal.status}}
+
+
+class EmbeddingWriter(Writer):
+    error_of = staticmethod(error_of)
+
+    @property
+    def refusal(self) -> Optional[RefusedError]:
+        late = any(choice.reason == "time" for choice in self.choices)
+        return RefusedError("the request's time is over. Allow more.", 503) if late else super().refusal
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(choice.usage.prompt_tokens for choice in self.choices if choice.usage)
+
+    def whole(self) -> Json:
+        vectors: List[Any] = [choice.embedding for choice in self.choices]
+        if self.options.base64:
+            vectors = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
+        return {"object": "list", "model": self.options.model,
+                "usage": dict.fromkeys(("prompt_tokens", "total_tokens"), self.prompt_tokens),
+                "data": [{"object": "embedding", "index": index, "embedding": vector}
+                         for index, vector in enumerate(vectors)]}
 
 
 class ResponseWriter(Writer):

@@ -1,5 +1,5 @@
 """Requests to a model, the events of their completions, and refusals. Knows neither HTTP nor a client's schema."""
-from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling
@@ -41,6 +41,7 @@ class GenerationRequest(NamedTuple):
     limit_s: Optional[float] = None  # wall-clock limit, the wait for a slot included
     client: Client = Client()
     grammar: Any = None  # the constraint that the text follows
+    embeds: bool = False  # nothing is generated: Finished has the embedding of the prompt
     echo: bool = False  # the prompt's tokens come first; with `top`, with their log-probabilities
 
 
@@ -75,6 +76,7 @@ class Usage(NamedTuple):
 class Finished(NamedTuple):
     reason: str  # stop (a stop string, or an end-of-text token), length, context, time, cancelled
     usage: Usage
+    embedding: Optional[List[float]] = None
 
 
 class Failed(NamedTuple):

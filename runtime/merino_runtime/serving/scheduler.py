@@ -217,7 +217,7 @@ class Scheduler:
         try:
             request, prefixes = job.request, job.loaded.prefixes
             job.slot = job.loaded.slots.take(request)
-            if job.slot is not None and prefixes is not None and not request.echo:
+            if job.slot is not None and prefixes is not None and not (request.echo or request.embeds):
                 job.keep = prefixes.to_keep(request.ids, request.client.owner)
                 prefixes.load(job.slot.backend, request.ids, request.client.owner)
         except Exception as error:  # such as a lack of memory: only this request fails

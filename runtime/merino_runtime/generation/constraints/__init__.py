@@ -1,20 +1,25 @@
-"""Constrained decoding: a JSON schema or a list of tools limits the tokens that may follow.
+"""Constrained decoding: a JSON schema, a regular expression, a grammar or a list of tools limits the tokens that may
+follow.
 
 A grammar is compiled once; `start()` returns the state of one text. A state returns the tokens that may follow
 (`allowed`) and those that must (`forced`), and advances by the chosen one (`advance`).
 """
+import functools
 import json
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterable, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, NamedTuple, Optional, Union
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import MOST_NODES, Automaton
-from merino_runtime.generation.constraints.guidance import GuidedState, Json, Other, Texts, guided
+from merino_runtime.generation.constraints.gbnf import gbnf
+from merino_runtime.generation.constraints.guidance import LARK, GuidedState, Json, Other, Texts, guided
 from merino_runtime.generation.constraints.keywords import KEYWORDS
+from merino_runtime.generation.constraints.pattern import regex
 from merino_runtime.generation.constraints.schema import schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.json_shape import shown
+from merino_runtime.sampling import Form
 
 if TYPE_CHECKING:
     from merino_runtime.generation.text import Tokenizer
@@ -42,19 +47,30 @@ STYLES = {
 
 def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
     """Compile a JSON schema. MerinoError names a keyword that cannot be expressed, and its path."""
-    return _compiled([[Json(schema)]], tokenizer, eos_ids)
+    return compile_form(Form("json", schema), tokenizer, eos_ids)
+
+
+def compile_form(form: Form, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
+    """Compile a schema, a regular expression, a grammar or a choice. MerinoError for what cannot be expressed."""
+    return _compiled(_texts_of(form), tokenizer, eos_ids)
 
 
 def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json",
-                  or_schema: Any = None) -> Compiled:
-    """Compile a grammar of calls of the tools. tool_choice: `required`, a tool, or `auto`, which also allows a text
-    that does not begin like a call, or with or_schema JSON that is valid for it. style: of STYLES."""
-    form = STYLES[style]
-    texts: Texts = [[form.before + json.dumps(name) + form.between, parameters, form.after]
+                  other: Optional[Form] = None) -> Compiled:
+    """Compile a grammar of calls of the tools. tool_choice: `required`, a tool, or `auto`, which also allows a text of
+    the form `other`, or without that one which does not begin like a call. style: of STYLES."""
+    before, between, after = STYLES[style]
+    texts: Texts = [[before + json.dumps(name) + between, parameters, after]
                     for name, parameters in _allowed(tools, tool_choice).items()]
     if tool_choice == "auto":
-        texts.append([Other(form.before[0]) if or_schema is None else Json(or_schema)])
+        texts += _texts_of(other) if other else [[Other(before[0])]]
     return _compiled(texts, tokenizer, eos_ids)
+
+
+def _texts_of(form: Form) -> Texts:
+    if form.kind == "choice":
+        return [[text] for text in form.value]
+    return [[Json(form.value) if form.kind == "json" else form]]
 
 
 def _compiled(texts: Texts, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
@@ -75,7 +91,7 @@ def _compiled(texts: Texts, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> C
         try:
             grammar = Grammar(trie, automaton, _node(automaton, texts), key[1])
         except RecursionError as error:
-            raise MerinoError("the JSON schema is nested too deeply. Give a flatter one.") from error
+            raise MerinoError("the constraint is nested too deeply. Give a flatter one.") from error
         except MerinoError as refusal:
             grammar = guided(trie, key[1], texts, refusal)
     while len(kept) >= KEPT_GRAMMARS:
@@ -89,6 +105,11 @@ def _node(make: Automaton, texts: Texts) -> int:
     def node(part: Any) -> int:
         if isinstance(part, Json):
             return schema_node(make, part.schema, part.path)
+        if isinstance(part, Form):
+            refuse = functools.partial(_refused, part.kind)
+            if part.value.startswith(LARK):
+                raise refuse(f"it begins with {LARK}, so it is for llguidance")
+            return (regex if part.kind == "regex" else gbnf)(make, part.value, refuse)
         if isinstance(part, Other):
             first = ord(part.first)
             any_char = make.alt(make.code_points(0, 0xD7FF), make.code_points(0xE000, 0x10FFFF))
@@ -96,7 +117,14 @@ def _node(make: Automaton, texts: Texts) -> int:
                              make.code_points(0xE000, 0x10FFFF))
             return make.seq(other, make.rep(any_char))
         return make.lit(part.encode())
-    return make.alt(*[make.seq(*map(node, parts)) for parts in texts])
+    whole = make.alt(*[make.seq(*map(node, parts)) for parts in texts])
+    if not make.matches(whole):
+        raise MerinoError("the constraint allows no text that the tokenizer has tokens for. Change it.")
+    return whole
+
+
+def _refused(kind: str, why: str) -> MerinoError:
+    return MerinoError(f"the {kind} cannot be a constraint: {why}. Change that part.")
 
 
 def _allowed(tools: Any, tool_choice: Any) -> Dict[str, Json]:

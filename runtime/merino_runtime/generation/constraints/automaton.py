@@ -40,10 +40,10 @@ class Budget:
         self._left -= count
         if self._left < 0:
             raise MerinoError(f"the constraint is too large: one step of it needs more than {MOST_WORK:,} parts. "
-                              "Give a schema with fewer alternatives and smaller repetitions.")
+                              "Give one with fewer alternatives and smaller repetitions.")
         if before >> 9 != self._left >> 9 and time.monotonic() > self._until_s:
             raise MerinoError(f"the constraint takes too long: one step of it may take {self._most_s:g} s, and no "
-                              "longer than its request. Give a schema with fewer alternatives and smaller repetitions.")
+                              "longer than its request. Give one with fewer alternatives and smaller repetitions.")
 
 
 class Automaton:
@@ -380,7 +380,7 @@ class Automaton:
         if expression[0] == ALT:
             return stacks(expression[1])
         if expression[0] == CALL:
-            return stacks([self._rules[expression[1]]], depth + 1)
+            return stacks([self._rules[expression[1]]], self._stacks[below][2] + 1)  # at a rule's end: no deeper
         if expression[0] == DIFFERENT:
             parts, left, low, high, first, between = expression[1:]
             choices = [self.seq(first, part, self._different(

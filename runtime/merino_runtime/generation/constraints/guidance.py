@@ -1,10 +1,11 @@
-"""Uses llguidance, if it is installed, for schemas that the built-in automaton cannot express.
+"""Uses llguidance, if it is installed, for schemas and patterns that the built-in automaton cannot express.
 
 It is optional, for Python 3.9 and later. The built-in automaton comes first, because it behaves alike on every board.
 """
 import contextlib
 import itertools
 import json
+import re
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -15,6 +16,7 @@ from merino_runtime.generation.constraints.keywords import EXCEPT, NOT_PATTERN, 
 from merino_runtime.generation.constraints.normal import Flat, Normal, items, stated
 from merino_runtime.generation.constraints.pattern import FORMATS, OTHER_FORMATS
 from merino_runtime.generation.constraints.tokens import Trie, spelled
+from merino_runtime.sampling import Form
 
 BYTES = ("utf-8", "surrogateescape")  # a byte of no whole character becomes a character of its own
 COMPACT: Any = {"whitespace_flexible": False}
@@ -34,7 +36,8 @@ class Other(NamedTuple):
     first: str
 
 
-Texts = List[Sequence[Union[str, Json, Other]]]  # alternatives, each a sequence of parts
+LARK = "%llguidance"  # begins a grammar in llguidance's own language
+Texts = List[Sequence[Union[str, Json, Other, Form]]]  # alternatives, each a sequence of parts
 
 
 def guided(trie: Trie, eos_ids: Sequence[int], texts: Texts, refusal: MerinoError) -> "GuidedState":
@@ -48,7 +51,7 @@ def guided(trie: Trie, eos_ids: Sequence[int], texts: Texts, refusal: MerinoErro
     with contextlib.suppress(ImportError):
         import llguidance
     if not hasattr(llguidance, "LLMatcher"):  # what Python 3.6 to 3.8 install of it is empty
-        raise MerinoError(f"{refusal} The package llguidance takes more of JSON schema, on Python 3.9 and later.")
+        raise MerinoError(f"{refusal} The package llguidance takes more constraints, on Python 3.9 and later.")
     if not eos_ids:
         raise refusal
     tokens = trie.tokenizer.kept.get(("llguidance", *eos_ids))
@@ -77,8 +80,15 @@ def _lark(texts: Texts) -> str:
             schema = dict(closed_schema(part.schema, part.path), **{"x-guidance": COMPACT})
             rules.append(f"json{len(rules)}: %json {json.dumps(schema)}\n")
             return f"json{len(rules) - 1}"
+        if isinstance(part, Form):
+            if part.kind == "grammar":
+                raise MerinoError("only a grammar in its own language is for llguidance.")
+            return "/" + re.sub(r"(\\.)|/", lambda match: match.group(1) or "\\/", part.value, flags=re.S) + "/"
         return f"/[^{part.first}](.|\\n)*/" if isinstance(part, Other) else json.dumps(part)
 
+    whole = texts[0][0]
+    if len(texts) == 1 and isinstance(whole, Form) and whole.value.startswith(LARK):
+        return str(whole.value)
     return "start: " + " | ".join([" ".join(map(part_of, parts)) for parts in texts]) + "\n" + "".join(rules)
 
 
@@ -188,7 +198,7 @@ class GuidedState:
 
     def _checked(self, result: Any) -> Any:
         if self._matcher.is_error():
-            raise MerinoError(f"the constraint is too large for llguidance: {self.error}. Give a schema with fewer "
+            raise MerinoError(f"the constraint is too large for llguidance: {self.error}. Give one with fewer "
                               "alternatives and smaller repetitions.")
         return result
 

@@ -1,8 +1,10 @@
-"""A regular expression over the characters of a JSON string, as an expression over its bytes; several of them together.
+"""A regular expression over the characters of a text or of a JSON string, as an expression over its bytes; several of
+them together.
 
 Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
-around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
+around, back references, boundaries, flags. In a JSON string each character is written as `json.dumps` writes it.
 """
+import functools
 import json
 import re
 import sys
@@ -14,6 +16,7 @@ from merino_runtime.generation.constraints.automaton import DEAD, NOTHING, Autom
 
 LAST = sys.maxunicode
 Ranges = List[Tuple[int, int]]  # of code points, both ends included
+WITHOUT_SURROGATES: Ranges = [(0, 0xD7FF), (0xE000, LAST)]
 MOST_REPEATED = 1000
 CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
 # Characters that some dialects count into a class and others do not: they match neither it nor its opposite.
@@ -23,6 +26,7 @@ DOUBTFUL = {"DIGIT": [(128, LAST)], "WORD": [(128, LAST)], "SPACE": [
 MOST_STATES = 8000
 Refuse = Callable[[str], MerinoError]
 Build = Callable[[Automaton], int]
+Write = Callable[[Ranges], int]  # one character of these -> its expression
 # The formats of JSON schema as patterns. Each takes a part of what its standard does.
 _YEAR = r"(\d{3}[1-9]|\d{2}[1-9]\d|\d[1-9]\d{2}|[1-9]\d{3})"
 _LEAP = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
@@ -60,12 +64,19 @@ OTHER_FORMATS = {"regex"}  # of JSON schema too: texts that are of it are refuse
 def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
     """Return a JSON string with its quotes, in which the pattern is found. `refuse` makes the error for one that is not
     supported."""
-    any_text = make.rep(_characters(make, [(0, LAST)]))
+    write = functools.partial(_in_json, make)
+    any_text = make.rep(write([(0, LAST)]))
     nodes = []
     for items, begins, ends in _branches(text, refuse):
-        node = _sequence(make, items, refuse)
+        node = _sequence(make, items, refuse, write)
         nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
     return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
+
+
+def regex(make: Automaton, text: str, refuse: Refuse) -> int:
+    """Return the texts that match the pattern from their beginning to their end."""
+    write = functools.partial(characters, make)
+    return make.alt(*[_sequence(make, items, refuse, write) for items, _, _ in _branches(text, refuse)])
 
 
 def _branches(text: str, refuse: Refuse) -> List[Tuple[List[Any], bool, bool]]:
@@ -95,25 +106,25 @@ def _named(item: Any) -> Tuple[str, str]:
     return str(item[0]), str(item[1])
 
 
-def _sequence(make: Automaton, items: Sequence[Any], refuse: Refuse) -> int:
-    return make.seq(*[_item(make, str(item[0]), item[1], refuse) for item in items])
+def _sequence(make: Automaton, items: Sequence[Any], refuse: Refuse, write: Write) -> int:
+    return make.seq(*[_item(make, str(item[0]), item[1], refuse, write) for item in items])
 
 
-def _item(make: Automaton, kind: str, value: Any, refuse: Refuse) -> int:
+def _item(make: Automaton, kind: str, value: Any, refuse: Refuse, write: Write) -> int:
     if kind == "LITERAL":
-        return _characters(make, [(value, value)])
+        return write([(value, value)])
     if kind == "NOT_LITERAL":
-        return _characters(make, _others([(value, value)]))
+        return write(others([(value, value)]))
     if kind == "ANY":
-        return _characters(make, _others([(10, 10), (13, 13), (0x2028, 0x2029)]))
+        return write(others([(10, 10), (13, 13), (0x2028, 0x2029)]))
     if kind == "IN":
-        return _characters(make, _class(value, refuse))
+        return write(_class(value, refuse))
     if kind == "SUBPATTERN" and (len(value) == 2 or not any(value[1:3])):
-        return _sequence(make, value[-1], refuse)
+        return _sequence(make, value[-1], refuse, write)
     if kind == "BRANCH":
-        return make.alt(*[_sequence(make, sequence, refuse) for sequence in value[1]])
+        return make.alt(*[_sequence(make, sequence, refuse, write) for sequence in value[1]])
     if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-        low, high, inner = int(value[0]), int(value[1]), _sequence(make, value[2], refuse)
+        low, high, inner = int(value[0]), int(value[1]), _sequence(make, value[2], refuse, write)
         high = -1 if str(value[1]) == "MAXREPEAT" else high
         if max(low, high) > MOST_REPEATED:
             raise refuse(f"a repetition of {max(low, high)}, supported are {MOST_REPEATED}")
@@ -138,13 +149,13 @@ def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
             if inner not in CLASSES:
                 raise refuse(f"{name} is not supported")
             members = CLASSES[inner] if name.startswith("NOT_") == negated else [*CLASSES[inner], *DOUBTFUL[inner]]
-            ranges += _others(members) if name.startswith("NOT_") else members
+            ranges += others(members) if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
-    return _others(ranges) if negated else ranges
+    return others(ranges) if negated else ranges
 
 
-def _others(ranges: Ranges) -> Ranges:
+def others(ranges: Ranges) -> Ranges:
     gaps, begin = [], 0
     for low, high in sorted(ranges):
         if begin < low:
@@ -153,16 +164,17 @@ def _others(ranges: Ranges) -> Ranges:
     return [*gaps, (begin, LAST)] if begin <= LAST else gaps
 
 
-def _characters(make: Automaton, ranges: Ranges) -> int:
+def characters(make: Automaton, ranges: Ranges, plain: Ranges = WITHOUT_SURROGATES) -> int:
+    """Return one character of these that is `plain`, in UTF-8."""
+    return make.alt(*[make.code_points(max(low, first), min(high, last)) for low, high in ranges
+                      for first, last in plain if max(low, first) <= min(high, last)])
+
+
+def _in_json(make: Automaton, ranges: Ranges) -> int:
     """Return one character of these, as `json.dumps` writes it."""
-    nodes = []
-    for low, high in ranges:
-        special = [code for code in [*range(32), 0x22, 0x5C] if low <= code <= high]
-        nodes += [make.lit(json.dumps(chr(code))[1:-1].encode()) for code in special]
-        for first, last in ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, LAST)):
-            if max(low, first) <= min(high, last):
-                nodes.append(make.code_points(max(low, first), min(high, last)))
-    return make.alt(*nodes) if nodes else NOTHING
+    special = [code for low, high in ranges for code in [*range(32), 0x22, 0x5C] if low <= code <= high]
+    plain = characters(make, ranges, [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, LAST)])
+    return make.alt(plain, *[make.lit(json.dumps(chr(code))[1:-1].encode()) for code in special])
 
 
 def product(make: Automaton, wanted: Sequence[Build], unwanted: Sequence[Build], refuse: Refuse) -> int:
