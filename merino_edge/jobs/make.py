@@ -140,7 +140,7 @@ def write_design(job: Job, out: Path, begun: Path | None) -> None:
 
     decoder = job.settings.decoder
     if begun:
-        write_text(out / DESIGN, describe(str(begun)).geometry.model_dump_json(indent=1, exclude_none=True) + "\n")
+        write_text(out / DESIGN, json.dumps(describe(str(begun)).geometry.model_dump(mode="json"), indent=1) + "\n")
         return
     if decoder.architecture:
         write_text(out / DESIGN, (job.folder / decoder.architecture).read_text(encoding="utf-8"))
