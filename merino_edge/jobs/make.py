@@ -26,7 +26,7 @@ WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"  # with the space behind 
 PROMPT_WEIGHT = 0.3  # of prompt tokens in the loss: they are made, and teach the names' tokens
 CALIBRATED = 500  # samples
 COMPILED = 10_000  # steps for which compiling pays
-BEGUN_RATE = 3e-3  # learning rate of a job that begins from a trained model
+BEGUN_RATE = 1e-3  # peak learning rate of a job that begins from a trained model
 Say = Callable[[str], None]
 
 
