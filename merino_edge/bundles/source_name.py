@@ -69,8 +69,8 @@ def find_source(what: str, weights: Path | None = None, *, random: bool = False)
             return hub_model
         raise MerinoError(
             f"{what!r} names no model: give a checkpoint folder, a GGUF file, a name on the hub such as"
-            " HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
-            f" or a model that `merino-edge recommend` lists{near_names(what, exportable_models())}"
+            " HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32 or"
+            f" int8, embedded, or a model that `merino-edge recommend` lists{near_names(what, exportable_models())}"
         )
     if not is_bundle(path):
         check_checkpoint(path)

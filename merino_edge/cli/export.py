@@ -35,7 +35,8 @@ FormatOption = partial(typer.Option, rich_help_panel="Format")
 
 def export(
     source: Annotated[str, typer.Argument(
-        help="checkpoint folder, GGUF file, design.json, bundle in fp32, or a model's name in the catalog or on the hub"
+        help="checkpoint folder, GGUF file, design.json, bundle in fp32 or int8, or a model's name in the catalog or on"
+        " the hub"
     )],
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
     name: Annotated[str | None, typer.Option(

@@ -1,6 +1,6 @@
-"""Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a float32 bundle, or a name of
-the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. Memory is estimated from the geometry, before
-any weight is allocated or read."""
+"""Loads a SOURCE: a checkpoint's folder, a GGUF, a design.json, an architecture's JSON, a bundle in fp32 or int8, or a
+name of the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. Memory is estimated from the
+geometry, before any weight is allocated or read."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.bundles.source_name import DesignFile, FoundSource, find_source
 from merino_edge.design.design_file import DESIGN, Design, load_design
 from merino_edge.export.dialects.graph import MODEL_FILE
-from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
+from merino_edge.export.dialects.tiles import floats_of
+from merino_edge.export.parity import MOST_LOGIT_ERROR, MOST_RMS_ERROR, bundle_error, torch_greedy
 from merino_edge.families.checkpoint import ChatTemplate, trained_name
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
@@ -54,7 +55,7 @@ class Source(NamedTuple):
     stop_ids: tuple[int, ...]
     tokenizer: Path | str | None  # tokenizer.json, or the text of one
     design: Design | None = None
-    bundle: Bundle | None = None  # the float32 bundle that it was read from
+    bundle: Bundle | None = None  # the bundle that it was read from
     chat: ChatTemplate | None = None
     blocks: BlockSource | None = None  # the matrices of a GGUF, as stored
 
@@ -85,7 +86,7 @@ def load_source(
         return random_source(source.geometry, source.name)._replace(design=source.design)
     if source.is_file():
         return load_gguf(source)
-    return load_float32_bundle(source) if is_bundle(source) else load_checkpoint(source, say)
+    return load_bundle_source(source) if is_bundle(source) else load_checkpoint(source, say)
 
 
 def needed_mb(arch: Geometry, precision: str = "fp32", calibrated: bool = False) -> float:
@@ -182,8 +183,8 @@ def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_s
     )  # fmt: skip
 
 
-def load_float32_bundle(folder: Path) -> Source:
-    """Load a float32 bundle: its weights are read back from its graph."""
+def load_bundle_source(folder: Path) -> Source:
+    """Load a bundle in fp32 or int8: its weights are read back from its graph."""
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
     recover_weights(bundle, source.model, source.arch.layout)
@@ -203,25 +204,31 @@ def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[st
 
     The graph's constants carry the names of the state dict. A matrix that a MatMul reads is transposed. Several
     matrices of one input are joined into one constant, with `+` between their names. A head that is not the embedding
-    is cut into slices, with the first row's number behind its name.
+    is cut into slices, with the first row's number behind its name. Matrices in tiles of 8 bits are dequantized.
 
-    Raises MerinoError if the bundle is not float32, lacks weights of the model, or computes other logits than it.
+    Raises MerinoError if the bundle is in another format, lacks weights of the model, or computes other logits than it.
     """
     folder = bundle.folder
-    if bundle.precision != "fp32" or quantized_cache(bundle):
+    in_tiles = (bundle.precision, bundle.dialect) == ("int8", "fused")
+    if not in_tiles and (bundle.precision != "fp32" or quantized_cache(bundle)):
         raise MerinoError(
             f"{folder} has {bundle.precision} weights and a KV cache in {cache_formats(bundle)}, from which the model"
-            " cannot be recovered: export from a bundle in fp32 with --kv fp32, or from the checkpoint"
+            " cannot be recovered: take a bundle in fp32 with --kv fp32, a fused one in int8, or the checkpoint"
         )
     check_external_data(bundle)
     weights, found = model_weights(model, layout), dict[str, np.ndarray]()
     graph = onnx.load(f"{folder}/{MODEL_FILE}").graph
     transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    rows = {tiles: {one.name: one.i for one in node.attribute}["rows"] for node in graph.node
+            for tiles in node.input if node.op_type in ("MatMul8", "Rows8")}  # fmt: skip
     slices: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by embedding and number of the slice's first row
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
         value = value.T if constant.name in transposed else value  # [out, in], as in the state dict
-        names, (table, _, row) = constant.name.split("+"), constant.name.rpartition(".")
+        joined = constant.name
+        if joined in rows:
+            joined, value = joined.removesuffix(".tiles"), floats_of(value, rows[joined])
+        names, (table, _, row) = joined.split("+"), joined.rpartition(".")
         if set(names) <= set(weights):
             ends = np.cumsum([len(weights[name]) for name in names])[:-1]
             found |= dict(zip(names, np.split(value, ends), strict=True))
@@ -243,12 +250,12 @@ def recover_weights(bundle: Bundle, model: PreTrainedModel, layout: Callable[[st
     if not prompt_ids or not greedy_ids:
         return
     decoded = torch_greedy(model, prompt_ids, len(greedy_ids))
-    error = bundle_error(bundle, decoded)
-    if decoded.greedy_ids != greedy_ids or not error <= MOST_LOGIT_ERROR:
+    error, allowed = bundle_error(bundle, decoded), MOST_RMS_ERROR["int8"] if in_tiles else MOST_LOGIT_ERROR
+    if not in_tiles and decoded.greedy_ids != greedy_ids or not error <= allowed:
         raise MerinoError(
             f"{folder}: bundle.json and the graph do not belong together. The model that bundle.json describes, with"
             f" the graph's weights, decodes the golden prompt to {decoded.greedy_ids} instead of {greedy_ids}, and its"
-            f" logits differ by {error:.1e}, relative, allowed is {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint"
+            f" logits differ by {error:.1e}, relative, allowed is {allowed:.0e}. Export from the checkpoint"
             " instead"
         )
 

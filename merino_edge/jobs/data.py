@@ -10,6 +10,7 @@ from merino_edge.jobs.templates import sentence
 from merino_runtime.house.words import NUMBER_WORDS
 from merino_runtime.job import ITEM, REFUSAL, call_text, item_kinds, listing, said
 
+MARGIN = 2  # tokens of a row before and behind its sample, which some tokenizers do not count
 ABSENT_SHARE = 0.3  # of refusals: commands for items that are not there
 
 
@@ -50,8 +51,8 @@ def test_rows(job: Job, count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def fitted(record: dict[str, Any], length: Callable[[str], int], context: int) -> dict[str, Any] | None:
-    """Return the record with as many turns as the context holds; None if it holds none."""
-    left, kept = context, 0
+    """Return the record with as many turns as the context holds beside MARGIN; None if it holds none."""
+    left, kept = context - MARGIN, 0
     for asked, answered in zip(record["prompt"], record["completion"], strict=True):
         left -= length(asked) + length(answered) + 1
         kept += left >= 0

@@ -53,8 +53,10 @@ class Decoder(Part):
 
 
 class Training(Part):
-    """`settings`: further ones of `train --set`."""
+    """`begin`: the model whose weights, tokenizer and architecture the job starts from: `house`, the one of this
+    package, a bundle or checkpoint of the folder, or nothing. `settings`: further ones of `train --set`."""
 
+    begin: str = "house"
     settings: dict[str, Any] = {}
     steps: int = Field(default=3000, ge=1)
     batch: int = Field(default=16, ge=1)

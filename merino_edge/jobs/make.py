@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge import embedded
 from merino_edge.calibration.board import board
 from merino_edge.design.budgets import predictable
 from merino_edge.jobs.data import fitted, records, test_rows
@@ -25,10 +26,12 @@ from merino_runtime.job import JOB, REFUSE, SCHEMA, JobModel, open_job
 
 TRAIN, TEST, CALIBRATION, TOKENIZER = "train.jsonl", "test.jsonl", "calibrate.txt", "tokenizer.json"
 DESIGN, CHECKPOINT, BUNDLE, RESULT, STATE = "design.json", "checkpoint", "bundle", "evaluation.json", "job.json"
+HOUSE = Path(embedded.__file__).parent / "house"  # the model that a job begins from by default
 WORDS = r"'s ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}]+ ?|\s"  # with the space behind them: names are copied
 PROMPT_WEIGHT = 0.3  # of prompt tokens in the loss: they are made, and teach the names' tokens
 CALIBRATED = 500  # samples
 COMPILED = 10_000  # steps for which compiling pays
+BEGUN_RATE = 1e-3  # peak learning rate of a job that begins from a trained model
 Say = Callable[[str], None]
 
 
@@ -37,15 +40,17 @@ def make(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None
     this one before its files were changed."""
     if job.folder.resolve() in Path(os.path.realpath(out / STATE)).parents:
         raise MerinoError(f"-o {out} is in the job's folder, whose files make the job: choose another -o")
-    if not job.settings.decoder.architecture:
+    begun, why = beginning(job)
+    if not begun and not job.settings.decoder.architecture:
         predictable(job.settings.decoder.budget, board(job.settings.decoder.device))
-    recipe_of(job, job.settings.decoder.context)
+    recipe_of(job, job.settings.decoder.context, begun is not None)
     check_state(job, out)
+    say(f"begins from {f'the model {begun}' if begun else f'random weights: {why}'}")
     steps: list[tuple[str, str, Callable[[], None]]] = [
-        ("tokenizer", TOKENIZER, lambda: write_tokenizer(job, out)),
+        ("tokenizer", TOKENIZER, lambda: write_tokenizer(job, out, begun)),
         ("data", TEST, lambda: write_data(job, out)),
-        ("design", DESIGN, lambda: write_design(job, out)),
-        ("training", f"{CHECKPOINT}/training.json", lambda: train(job, out, say, progress)),
+        ("design", DESIGN, lambda: write_design(job, out, begun)),
+        ("training", f"{CHECKPOINT}/training.json", lambda: train(job, out, begun, say, progress)),
         ("export", f"{BUNDLE}/{JOB}", lambda: export(job, out, say)),
         ("evaluation", RESULT, lambda: evaluate(job, out)),
         ("package", f"{job.settings.name}.merino", lambda: package(job, out, say)),
@@ -70,6 +75,33 @@ def check_state(job: Job, out: Path) -> None:
         write_text(path, json.dumps({"sha256": job.sha256}) + "\n")
     elif read_json(str(path), f"Remove {out}, or choose another -o.") != {"sha256": job.sha256}:
         raise MerinoError(f"{out} was made of other files than {job.folder} has now: remove it, or choose another -o")
+
+
+def beginning(job: Job) -> tuple[Path | None, str]:
+    """Return (the model whose weights, tokenizer and architecture the job starts from, or None; the reason for None).
+    Raises MerinoError if `begin` names no model."""
+    from merino_edge.bundles.source_name import describe
+    from merino_edge.design.design_file import read_plan
+
+    begin, decoder = job.settings.training.begin, job.settings.decoder
+    if not begin:
+        return None, "training.begin is empty"
+    folder = HOUSE if begin == "house" else job.folder / begin
+    if not (folder / TOKENIZER).is_file():
+        raise MerinoError(
+            f"training.begin = {begin!r}: {folder} has no {TOKENIZER}. Give `house`, or a bundle or checkpoint by its"
+            " path from the job's folder, or nothing"
+        )
+    geometry = describe(str(folder)).geometry
+    given = decoder.model_fields_set
+    if "architecture" in given and read_plan(job.folder / decoder.architecture) != geometry:
+        return None, f"decoder.architecture is not that of {begin}"
+    if "budget" in given:
+        return None, f"decoder.budget is for a search, and {begin} has its architecture; leave it out to begin from it"
+    for name, own in (("context", geometry.context), ("vocab", geometry.vocab)):
+        if name in given and getattr(decoder, name) != own:
+            return None, f"decoder.{name} is {getattr(decoder, name)}, and {begin} has {own}"
+    return folder, ""
 
 
 def write_data(job: Job, out: Path) -> None:
@@ -97,21 +129,28 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_tokenizer(job: Job, out: Path) -> None:
-    """Write a tokenizer of other samples than the training's, a seventh as many."""
+def write_tokenizer(job: Job, out: Path, begun: Path | None) -> None:
+    """Write the tokenizer of the begun model, or one of other samples than the training's, a seventh as many."""
     from merino_edge.text.tokenizer import largest_tokenizer
 
+    if begun:
+        write_text(out / TOKENIZER, (begun / TOKENIZER).read_text(encoding="utf-8"))
+        return
     read = records(job, math.ceil(job.settings.data.samples / 7), job.settings.training.seed + 2)
     tokenizer, _ = largest_tokenizer(list(map(text_of, read)), job.settings.decoder.vocab, WORDS)
     write_text(out / TOKENIZER, tokenizer.to_str())
 
 
-def write_design(job: Job, out: Path) -> None:
+def write_design(job: Job, out: Path, begun: Path | None) -> None:
+    from merino_edge.bundles.source_name import describe
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.designer import design
     from merino_edge.text.tokenizer import load_tokenizer
 
     decoder = job.settings.decoder
+    if begun:
+        write_text(out / DESIGN, json.dumps(describe(str(begun)).geometry.model_dump(mode="json"), indent=1) + "\n")
+        return
     if decoder.architecture:
         write_text(out / DESIGN, (job.folder / decoder.architecture).read_text(encoding="utf-8"))
         return
@@ -123,8 +162,10 @@ def write_design(job: Job, out: Path) -> None:
     write_text(out / DESIGN, made.to_json())
 
 
-def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], None]) -> None:
+def train(job: Job, out: Path, begun: Path | None, say: Say, progress: Callable[[int, int, str], None]) -> None:
     from merino_edge.design.design_file import Design, read_plan
+    from merino_edge.export.source import load_source
+    from merino_edge.families.hugging_face import Checkpoint
     from merino_edge.training.checkpoint import saved_states
     from merino_edge.training.train import train as run
 
@@ -135,15 +176,19 @@ def train(job: Job, out: Path, say: Say, progress: Callable[[int, int, str], Non
     def say_without_resume(line: str) -> None:  # `job make` resumes without an option
         say(line.replace(" and --resume", "").replace("--resume continues", "the same command continues"))
 
+    pretrained = None
+    if begun:
+        source = load_source(str(begun), say=say)
+        pretrained = Checkpoint(source.arch, source.model, source.stop_ids, out / TOKENIZER, source.chat)
     run(
-        architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe_of(job, architecture.context),
-        name=job.settings.name, design=design,
-        tokenizer_file=out / TOKENIZER, resume=bool(saved_states(out / CHECKPOINT / "trainer")),
+        architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe_of(job, architecture.context, begun is not None),
+        name=job.settings.name, design=design, pretrained=pretrained, tokenizer_file=out / TOKENIZER,
+        resume=bool(saved_states(out / CHECKPOINT / "trainer")),
         say=say_without_resume, progress=progress,
     )  # fmt: skip
 
 
-def recipe_of(job: Job, context: int) -> Recipe:
+def recipe_of(job: Job, context: int, begun: bool) -> Recipe:
     """Raises MerinoError for a setting that `train` does not have, or a value that it does not allow."""
     training = job.settings.training
     if unknown := training.settings.keys() - Recipe.model_fields.keys():
@@ -151,7 +196,7 @@ def recipe_of(job: Job, context: int) -> Recipe:
         raise MerinoError(f"{job.folder}/job.toml: training.settings has {min(unknown)}: choose from {allowed}")
     options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
                "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
-               **training.settings}  # fmt: skip
+               **({"learning_rate": BEGUN_RATE} if begun else {}), **training.settings}  # fmt: skip
     return new_recipe(options, {}, fine_tuned=False, context=context, bf16=False)
 
 

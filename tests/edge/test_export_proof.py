@@ -21,13 +21,12 @@ from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
-from merino_edge.export.parity import (
-    rms_error,
-)
+from merino_edge.export.parity import rms_error, torch_greedy, unrounded_error
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source, needed_mb, random_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
+from merino_edge.jobs.make import HOUSE
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.api import open_model
@@ -211,7 +210,7 @@ def test_a_bundle_whose_description_is_of_another_model_is_refused(change, decod
 
 def test_only_a_whole_float32_bundle_is_a_source(source, tmp_path):
     export(source, tmp_path / "half", ExportRequest(precision="fp16"))
-    with pytest.raises(MerinoError, match="fp16 weights.*export from a bundle in fp32"):
+    with pytest.raises(MerinoError, match="fp16 weights.*take a bundle in fp32"):
         load_source(str(tmp_path / "half"))
     export(source, tmp_path / "bundle")
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
@@ -219,6 +218,25 @@ def test_only_a_whole_float32_bundle_is_a_source(source, tmp_path):
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(description))
     with pytest.raises(MerinoError, match="does not hold the model it describes"):
         load_source(str(tmp_path / "bundle"))
+
+
+def test_an_int8_bundle_is_a_source_and_computes_as_its_dequantized_weights(embedded, tmp_path):
+    """The house model, whose matrices are in tiles; and one that was exported here: exporting it again rounds to the
+    same codes but for some scales."""
+    folder = tmp_path / "house"
+    shutil.copytree(HOUSE, folder)
+    source, bundle = load_source(str(folder)), load_bundle(str(folder))
+    decoded = torch_greedy(source.model, bundle.golden.prompt_ids, 16)
+    assert source.weights == "trained" and unrounded_error(bundle, decoded) <= 1e-5
+
+    made = export(embedded, tmp_path / "int8", ExportRequest("int8"))
+    again = load_source(str(tmp_path / "int8"))
+    for name, weight in embedded.model.state_dict().items():
+        assert rms_error(again.model.state_dict()[name].numpy(), weight.numpy()) <= 0.02
+    assert unrounded_error(made.bundle, torch_greedy(again.model, made.bundle.golden.prompt_ids, 8)) <= 0.03
+    export(embedded, tmp_path / "portable", ExportRequest("int8", dialect="portable"))
+    with pytest.raises(MerinoError, match="int8 weights.*take a bundle in fp32 with --kv fp32, a fused one in int8"):
+        load_source(str(tmp_path / "portable"))
 
 
 def grow(architecture):

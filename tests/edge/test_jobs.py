@@ -3,18 +3,20 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from merino_edge.jobs.data import part, samples
+from merino_edge.jobs.data import fitted, part, samples
 from merino_edge.jobs.folder import new_job, read_job
-from merino_edge.jobs.make import Judged, best_threshold, counts
+from merino_edge.jobs.make import HOUSE, Judged, beginning, best_threshold, counts
 from merino_edge.jobs.templates import parsed, sentence, slots_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.job import REFUSAL, constrained, open_job
 
 pytestmark = pytest.mark.slow
+HOUSE_DESIGN = Path(__file__).parents[2] / "examples" / "house" / "architecture.json"
 THINGS = ("ball", "cup", "spoon", "red block", "blue block", "bottle", "book", "shoe", "key", "pen", "plate", "toy car")
 ROBOT = {
     "job.toml": 'name = "robot"\n[data]\nsamples = 300\nturns = 2\ntest = 40\nheld_out = ["pick.lazy"]\n'
@@ -75,6 +77,47 @@ def test_a_robot_is_made_in_one_command_goes_on_where_it_was_stopped_and_answers
     (robot / "refusals.txt").write_text("good night\n")
     code, _, err = here("job", "make", robot, "-o", out)
     assert code == 1 and "was made of other files" in err
+
+
+def test_a_job_begins_from_the_house_model_unless_it_asks_for_another_size(robot, tmp_path, here):
+    from merino_edge.export.source import load_source
+    from merino_edge.families.hugging_face import weights_hash
+
+    def reason(decoder, begin="house"):
+        (robot / "job.toml").write_text(f'name = "robot"\n{decoder}\n[training]\nbegin = "{begin}"\n')
+        return beginning(read_job(robot))
+
+    for decoder in ("", f'[decoder]\narchitecture = "{HOUSE_DESIGN}"\nvocab = 1536', '[decoder]\nprecision = "fp32"'):
+        assert reason(decoder) == (HOUSE, "")
+    for decoder, why in (
+        ("budget = {decode_ms = 3}", "budget"), ("vocab = 512", "is 512, and house has 1536"),
+        ("context = 128", "context"), (f'architecture = "{tmp_path / "other.json"}"', "is not that of house"),
+    ):  # fmt: skip
+        (tmp_path / "other.json").write_text(HOUSE_DESIGN.read_text().replace("2.5", "2"))
+        folder, said = reason(f"[decoder]\n{decoder}")
+        assert folder is None and why in said
+    assert reason("", "")[0] is None
+    with pytest.raises(MerinoError, match=r"begin = 'nowhere': .* Give `house`"):
+        reason("", "nowhere")
+
+    torch.set_num_threads(1)
+    (robot / "job.toml").write_text(
+        'name = "robot"\n[data]\nsamples = 60\ntest = 12\n[training]\nsteps = 1\nbatch = 2\n'
+    )
+    out = tmp_path / "out"
+    code, _, err = here("job", "make", robot, "-o", out)
+    assert code == 0 and "begins from the model" in err, err
+    assert (out / "tokenizer.json").read_bytes() == (HOUSE / "tokenizer.json").read_bytes()
+    record = json.loads((out / "checkpoint" / "training.json").read_text())
+    assert record["weights_sha256"] == weights_hash(load_source(str(HOUSE)).model)
+    assert load_source(str(out / "bundle")).arch == load_source(str(HOUSE)).arch
+
+
+def test_a_sample_leaves_room_for_the_tokens_around_it():
+    record = {"prompt": ["abc", "de"], "completion": ["f", "g"]}  # 5 and 4 characters with their ends
+    for context, turns in ((11, 2), (10, 1), (7, 1), (6, None)):
+        kept = fitted(record, len, context)
+        assert kept is None if turns is None else len(kept["prompt"]) == turns
 
 
 @pytest.mark.parametrize(("file", "text", "message"), [

@@ -301,7 +301,7 @@ def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):
 
 
 def test_it_is_not_exported_again(bundle):
-    with pytest.raises(MerinoError, match="export from a bundle in fp32 with --kv fp32"):
+    with pytest.raises(MerinoError, match="take a bundle in fp32 with --kv fp32"):
         load_source(bundle.folder)
 
 

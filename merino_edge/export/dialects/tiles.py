@@ -73,6 +73,15 @@ def tiles_of(name: str, matrix: QuantizedMatrix) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(parts, -1))
 
 
+def floats_of(tiles: np.ndarray, rows: int) -> np.ndarray:
+    """Return the weights, float32 [rows, columns], of a matrix of 8 bits without minimums in tiles."""
+    count, groups, _ = tiles.shape
+    codes = tiles[..., : GROUP * TILE_ROWS].reshape(count, groups, GROUP // 4, TILE_ROWS, 4).astype(np.float32)
+    scales = tiles[..., GROUP * TILE_ROWS :].copy().view(np.float16).astype(np.float32)  # [tiles, groups, 16]
+    values = (codes - 2**7) * scales[:, :, None, :, None]
+    return values.transpose(0, 3, 1, 2, 4).reshape(count * TILE_ROWS, groups * GROUP)[:rows]
+
+
 def in_few_bits(codes: np.ndarray, bits: int) -> list[np.ndarray]:
     """Pack codes [tiles, groups, 32 columns * 16 rows] in 4, 5 or 6 bits: two nibbles in each byte, then the upper
     bits."""
