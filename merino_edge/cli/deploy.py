@@ -77,10 +77,10 @@ def deploy(
     place = only_place("deploy", ssh=ssh, image=image, rootfs=rootfs)
     if not ssh and (chat or serve):
         raise MerinoError(f"--chat and --serve go with --ssh, not {place}: leave them out")
+    target = target_of(ssh, board_name, yes)
     if rootfs:
         root_facts(FolderTree(checked_root(rootfs)))
     check_files([image] if image else [], "--image")
-    target = target_of(ssh, board_name, yes)
     private, public = (sign, sign.with_suffix(SUFFIX)) if sign else own_key(say)
     trust = [public] if let_trust(ssh, target.facts, public, yes) else []
     # 2. The bundle, from the cache if this source was exported for this board before.

@@ -57,8 +57,9 @@ def read_config(context: typer.Context, name: str | None) -> str | None:
         option = options.get(name.replace("_", "-"))
         if option is None or name in ("config", "help"):
             raise MerinoError(f"--config {path}: {name} is not known: choose from {', '.join(sorted(options))}")
-        if isinstance(value, bool) != bool(option.is_flag):
-            allowed = "true or false" if option.is_flag else f"a value, as of --{name}"
+        is_flag = getattr(option, "is_flag", False)
+        if isinstance(value, bool) != is_flag:
+            allowed = "true or false" if is_flag else f"a value, as of --{name}"
             raise MerinoError(f"--config {path}: {name} is {value!r}, must be {allowed}")
         if name == "set" and isinstance(value, dict):
             value = [f"{setting}={chosen}" for setting, chosen in value.items()]

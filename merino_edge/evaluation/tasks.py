@@ -138,7 +138,8 @@ def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[Loa
                 if not (Path(name).is_file() if name.endswith(OWN) else name in loader.all_tasks):
                     raise MerinoError(
                         f"--tasks {name!r} is neither a file nor a task of lm-evaluation-harness"
-                        f"{near_names(name, loader.all_tasks)}. `lm-eval ls tasks` lists all; with --data: {', '.join(LOCAL_TASKS)}"
+                        f"{near_names(name, loader.all_tasks)}. `lm-eval ls tasks` lists all; with"
+                        f" --data: {', '.join(LOCAL_TASKS)}"
                     )
             groups = {name: from_hub(loader, name) for name in names}
         tasks = [

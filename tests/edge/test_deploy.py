@@ -98,8 +98,9 @@ def test_what_is_refused_says_what_to_do(tmp_path):
         ("--rootfs", tmp_path, "--image", tmp_path / "a.img"): "has --image and --rootfs",
         ("--rootfs", tmp_path): "--board is missing",
         ("--rootfs", tmp_path, "--serve"): "go with --ssh, not --rootfs",
+        ("--rootfs", tmp_path, "--board", "raspberry-pi-4"): "is not a root file system",
         ("--rootfs", tmp_path, "--chat"): "go with --ssh, not --rootfs",
-        ("--rootfs", tmp_path, "--board", "raspberry-pi-4", "--precision", "int3"): "choose auto",
+        ("--image", __file__, "--board", "raspberry-pi-4", "--precision", "int3"): "choose auto",
     }.items():
         code, _, err = run("deploy", "embedded", *words)
         assert code == 1 and said in err, err

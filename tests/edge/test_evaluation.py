@@ -164,8 +164,7 @@ def test_a_task_of_ones_own_is_scored(bundles, tmp_path):
     own = f"{tmp_path}/tasks/cold_things.yaml"
     row, = evaluate([bundles["all"]], TaskRequest((own,)), RequestCache())
     assert (row.task, row.items) == ("cold_things", 2)
-    missing = tmp_path / "none.yaml"
-    for name, data, message in ((missing, None, "neither a file nor a task"), (own, tmp_path, "leave --data out")):
+    for name, data, message in ((tmp_path / "none.yaml", None, "neither a file"), (own, tmp_path, "leave --data out")):
         with pytest.raises(MerinoError, match=message):
             list(evaluate([bundles["all"]], TaskRequest((str(name),), data), RequestCache()))
 

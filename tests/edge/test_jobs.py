@@ -135,7 +135,7 @@ def test_a_sample_leaves_room_for_the_tokens_around_it():
     ("phrases/fly.txt", "fly\n", "there is no tool fly in tools.json"),
     ("refusals.txt", "", "refusals.txt has no lines"),
     ("refusals.txt", "caf\udce9", "refusals.txt is not text: byte 3 is not UTF-8"),
-    ("job.toml", '\ufeffname = "../x"', "name is '../x'"), ("job.toml", "name = 5", "name is 5"),
+    ("job.toml", '\ufeffname = "../x"', 'name is "../x"'), ("job.toml", "name = 5", "name is 5"),
     ("job.toml", 'name = "x"\ndecoder.precision = "int3"', "decoder.precision"),
     ("items.jsonl", '{"kind": "thing", "name": "cup", "aliases": "mug"}', "`aliases` must be a list of texts"),
     ("samples.py", "def", "samples.py cannot be run: SyntaxError"), ("samples.py", "", "has no samples, tests, judge"),
