@@ -115,7 +115,7 @@ def test_an_older_signed_file_needs_allow_downgrade(board):
     board.refused("two", "its counter is 2, the highest so far 3")
     board.taken("one")
     board.taken("two", "--allow=downgrade")
-    board.refused("one", "--allow=downgrade")
+    board.refused("one", "--allow downgrade")
     board.taken("unsigned", "--allow=unsigned")  # whose counter anyone could write
     board.taken("three")
 

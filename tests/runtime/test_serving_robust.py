@@ -73,7 +73,7 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def server(bundle, tmp_path_factory):
-    options = ["--set=queue=2" * CLIENTS, "--slots", 4]
+    options = [f"--set=queue={2 * CLIENTS}", "--slots", 4]
     with Server(bundle, options=options, XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))) as running:
         yield running
 
