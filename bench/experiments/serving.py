@@ -69,7 +69,7 @@ def measured(port: int, clients: int, length: int, turn: int) -> dict[str, float
 @contextlib.contextmanager
 def llama_server(program: str, path: str, threads: int):
     port, slots = free_port(), max(CLIENTS)
-    command = [program, "-m", path, "-c", str(CONTEXT * slots), "-np", str(slots), "-t", str(threads)]
+    command = [program, "-m", path, "-c", str(CONTEXT * slots), "-np", str(slots), "-t", str(threads), "--cache-ram", "0"]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not is_ready(port):
