@@ -69,8 +69,9 @@ def measured(port: int, clients: int, length: int, turn: int) -> dict[str, float
 @contextlib.contextmanager
 def llama_server(program: str, path: str, threads: int):
     port, slots = free_port(), max(CLIENTS)
-    command = [program, "-m", path, "-c", str(CONTEXT * slots), "-np", str(slots), "-t", str(threads), "--cache-ram", "0"]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [program, "-m", path, "-c", str(CONTEXT * slots), "-np", str(slots), "-t", str(threads),
+               "--port", str(port), "--cache-ram", "0"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not is_ready(port):
             assert process.poll() is None, "llama-server does not start"
@@ -108,12 +109,16 @@ def main() -> None:
                         values = measured(at, clients, length, turn)
                         if turn:  # the first one warms up
                             results.setdefault((kind, clients, engine), []).append(values)
-    rows = [{"prompt": PROMPTS[kind], "clients": clients, "engine": engine,
-             **{name: round(statistics.median(value[name] for value in values), 1) for name in values[0]}}
-            for (kind, clients, engine), values in results.items()]  # fmt: skip
+    rows: dict[tuple[str, int], dict[str, float]] = {}
+    for (kind, clients, engine), values in results.items():
+        row = rows.setdefault((kind, clients), {"prompt": PROMPTS[kind], "clients": clients})
+        prefix = "" if engine == "merino" else "llama_server_"
+        row.update({prefix + name: round(statistics.median(value[name] for value in values), 1) for name in values[0]})
+    for row in rows.values():
+        row["ratio"] = round(row["tok_s"] / row["llama_server_tok_s"], 2)
     claim = "Tokens per second, time to the first token and longest gap of 1, 4 and 16 clients, beside llama-server"
     command = f"python bench/experiments/serving.py BUNDLE {Path(given.file).name} --llama-server PROGRAM -o {given.o}"
-    write_record(given.o, {"tokens": TOKENS, "turns": given.turns, "rows": rows}, claim, command)
+    write_record(given.o, {"tokens": TOKENS, "turns": given.turns, "rows": list(rows.values())}, claim, command)
 
 
 if __name__ == "__main__":
