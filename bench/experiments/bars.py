@@ -117,15 +117,16 @@ SECTIONS = {
 }  # fmt: skip
 
 
-def section_of_file(file: Path, precision: str, cache: Path) -> Section:
-    """A published model in one format."""
+def section_of_file(file: Path, precision: str, cache: Path, peers: str = LLAMA) -> Section:
+    """A published model in one format, beside engines on the same weights."""
     kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
     copy = write_copy(file, cache / f"{file.stem}.{kind}.gguf", kind) if kind else file
+    engines = dict.fromkeys("llama.cpp" if peer.startswith("llama.cpp") else peer for peer in peers.split(","))
     bars = [
-        Bar(Side(str(file), precision, kv=kv), Side(str(file), "", "llama.cpp"), 1.3, 1.5)
-        for form, kv in BY_CACHE if form == precision
+        Bar(Side(str(file), precision, kv=kv), Side(str(file), "", engine), 1.3, 1.5)
+        for engine in engines for form, kv in BY_CACHE if form == precision
     ]  # fmt: skip
-    return Section(bars, LLAMA, LONG_CONTEXT, DEPTHS, 512, copy)
+    return Section(bars, f"{peers},{copy}", LONG_CONTEXT, DEPTHS, 512)
 
 
 def stem_of(model: str) -> str:
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", help=f"sections: {','.join(SECTIONS)}; of a --model formats; by default all")
     parser.add_argument("--model", type=Path, help="a GGUF to measure in place of these")
+    parser.add_argument("--peers", default=LLAMA, help="engines beside that GGUF: openvino-genai,onnxruntime-genai")
     parser.add_argument("-o", type=Path, dest="out", required=True)
     given = parser.parse_args()
     cache: Path = given.cache.resolve() / (given.model.stem if given.model else "")
@@ -249,7 +251,7 @@ def main() -> None:
     record = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}
     chosen = given.only.split(",") if given.only else list(FORMATS if given.model else SECTIONS)
     if given.model:
-        sections = {form: section_of_file(given.model, form, cache) for form in chosen}
+        sections = {form: section_of_file(given.model, form, cache, given.peers) for form in chosen}
     else:
         sections = {name: SECTIONS[name] for name in chosen}
     claim = "Speed ratios to other engines and to OPT-350M"
@@ -257,8 +259,9 @@ def main() -> None:
         f"python bench/experiments/bars.py --cache DIR --only {','.join(chosen)} -o bench/results/{given.out.name}"
     )
     if given.model:
-        claim = f"{given.model.name} beside a llama.cpp built for the machine, on the same weights"
-        command += f" --model {given.model.name}"
+        beside = "a llama.cpp built for the machine" if given.peers == LLAMA else given.peers.replace(",", " and ")
+        claim = f"{given.model.name} beside {beside}, on the same weights"
+        command += f" --model {given.model.name}" + (f" --peers {given.peers}" if given.peers != LLAMA else "")
     for name, section in sections.items():
         rows = [{"section": name, **row} for row in ratios(section, measured(name, section, cache))]
         record["rows"] = [row for row in record["rows"] if row.get("section") != name] + rows

@@ -230,7 +230,69 @@ def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
     return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 
 
-OPENERS = {"transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp}
+def open_openvino(request: dict[str, Any]) -> Opened:
+    """Open openvino-genai on the GGUF. It decodes in its own loop and calls back at each token."""
+    import openvino
+    import openvino_genai
+
+    # With its default, paged attention, it keeps the prompt's cache, and a second prefill of the same ids is free.
+    properties = {"ATTENTION_BACKEND": "SDPA", "INFERENCE_NUM_THREADS": request["threads"]}
+    pipeline = openvino_genai.LLMPipeline(request["path"], "CPU", **properties)
+    kv = "KV cache in 8 bits, its default"
+
+    class Streamer(openvino_genai.StreamerBase):
+        def __init__(self) -> None:
+            super().__init__()
+            self.times_s: list[float] = []
+
+        def write(self, _: Any) -> Any:
+            self.times_s.append(time.perf_counter())
+            return openvino_genai.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
+        greedy = openvino_genai.GenerationConfig(max_new_tokens=steps + 1, ignore_eos=True, do_sample=False)
+        streamer, prompt = Streamer(), openvino.Tensor(np.array([ids], np.int64))  # [1, sequence]
+        begin_s = time.perf_counter()
+        chosen = pipeline.generate(prompt, greedy, streamer).tokens[0]
+        if not len(chosen) == len(streamer.times_s) == steps + 1:
+            raise RuntimeError(f"openvino-genai gave {len(streamer.times_s)} tokens, {steps + 1} were requested")
+        return [begin_s, *streamer.times_s], list(chosen)
+
+    return f"openvino-genai {openvino_genai.__version__} CPU", run_round, [kv, "attention: SDPA"]
+
+
+def open_genai(request: dict[str, Any]) -> Opened:
+    """Open onnxruntime-genai on a copy of the bundle. Its cache has room for the ids of the case."""
+    import onnxruntime_genai
+
+    config = onnxruntime_genai.Config(request["path"])
+    options = {"intra_op_num_threads": request["threads"]}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    model = onnxruntime_genai.Model(config)
+
+    def run_round(ids: Sequence[int], steps: int) -> tuple[list[float], list[int]]:
+        length = len(ids) + steps + 1
+        settings = onnxruntime_genai.GeneratorParams(model)
+        settings.set_search_options(do_sample=False, min_length=length, max_length=length)
+        generator = onnxruntime_genai.Generator(model, settings)
+        times_s = [time.perf_counter()]
+        generator.append_tokens(list(ids))
+        for _ in range(steps + 1):
+            generator.generate_next_token()
+            times_s.append(time.perf_counter())
+        return times_s, [int(token) for token in generator.get_sequence(0)][len(ids) :]
+
+    note = "the bundle, with this project's kernels; end of text is masked until the last step"
+    return f"onnxruntime-genai {onnxruntime_genai.__version__} CPU", run_round, [note]
+
+
+OPENERS = {
+    "transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp,
+    "openvino": open_openvino, "onnxruntime_genai": open_genai,
+}  # fmt: skip
 
 
 def main() -> int:

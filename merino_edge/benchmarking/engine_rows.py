@@ -18,7 +18,7 @@ from merino_bench.fresh_process import run_separately
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured
-from merino_edge.benchmarking.engines import GENERIC_BUILD, Peer, missing, parse_engines, peers_of
+from merino_edge.benchmarking.engines import GENERIC_BUILD, OF_BUNDLES, Peer, missing, parse_engines, peers_of
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle, load_bundle
@@ -53,14 +53,20 @@ def peers_beside(
 def peer_engines(
     peers: Sequence[Peer], folder: Path, bundles: Iterable[Bundle], say: Callable[[str], None] = lambda _: None
 ) -> list[Engine]:
-    """Return an engine for each peer and geometry among the bundles; bundles of one model in several formats share it.
+    """Return an engine for each peer and geometry among the bundles; bundles of one model in several formats share it,
+    but onnxruntime-genai runs each bundle.
 
     Their models are made in `folder` here, before anything is measured.
     """
-    distinct: dict[str, Bundle] = {}
+    bundles, distinct = list(bundles), dict[str, Bundle]()
     for bundle in bundles:
         distinct.setdefault(geometry_key(bundle), bundle)
-    return [peer_engine(peer, folder, bundle, say) for bundle in distinct.values() for peer in peers]
+    sides = [(peer, bundle) for bundle in distinct.values() for peer in peers if peer.runner != OF_BUNDLES]
+    sides += [
+        (peer._replace(precision=bundle.precision, embedding=bundle.precision, file=Path(bundle.folder)), bundle)
+        for bundle in bundles for peer in peers if peer.runner == OF_BUNDLES
+    ]  # fmt: skip
+    return [peer_engine(peer, folder, bundle, say) for peer, bundle in sides]
 
 
 def peer_engine(peer: Peer, folder: Path, bundle: Bundle, say: Callable[[str], None]) -> Engine:
@@ -69,7 +75,9 @@ def peer_engine(peer: Peer, folder: Path, bundle: Bundle, say: Callable[[str], N
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
         "weights_source": "random, of equal geometry",
     }  # fmt: skip
-    if peer.file:
+    if peer.runner == OF_BUNDLES:
+        identity |= {"weights": record.WEIGHTS[bundle.weights], "weights_source": bundle.weights_source}
+    elif peer.file:
         identity |= {"weights": "real", "weights_source": f"file {peer.file.name}"}
     else:
         say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
@@ -105,7 +113,8 @@ def make_separately(peer: Peer, folder: Path, bundle: Bundle) -> dict[str, Any]:
     it cannot be made."""
     if reason := missing(peer):
         raise MerinoError(reason)
-    place = folder / sha256(geometry_key(bundle).encode()).hexdigest()[:16]  # one per geometry
+    key = geometry_key(bundle) + str(peer.file or "")
+    place = folder / sha256(key.encode()).hexdigest()[:16]  # one per geometry, and per file that is given
     request = {
         "folder": str(place), "runner": peer.runner, "precision": peer.precision, "embedding": peer.embedding,
         "file": peer.file and str(peer.file), "family": bundle.family, "architecture": bundle.architecture,

@@ -2,10 +2,13 @@
 nothing in the measured process.
 
 `python -m merino_edge.benchmarking.engines REQUEST`: a JSON object in, one JSON object out. A file gets its name when
-it is complete, so one that exists is kept. Weights are random. llama.cpp runs a GPT-2 of equal size instead of a model.
+it is complete, so one that exists is kept. Weights are random; llama.cpp runs a GPT-2 of equal size. openvino-genai
+runs a GGUF that is given, and onnxruntime-genai runs the bundle itself.
 """
 
 import json
+import platform
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.bundles.other_programs import GENAI, LIBRARY
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Operator, params
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import cache_folder, scratch_folder
+from merino_runtime.bundle.fit import library_path
 from merino_runtime.errors import MerinoError
 
 
@@ -28,7 +33,7 @@ class Peer(NamedTuple):
     embedding: str
     runner: str  # key of `engine_process.OPENERS`
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
-    file: Path | None = None  # the user's GGUF, which is run instead of a model of random weights
+    file: Path | None = None  # the user's GGUF or bundle, which is run instead of a model of random weights
 
     @property
     def shown_precision(self) -> str:
@@ -38,6 +43,8 @@ class Peer(NamedTuple):
 TORCH = (("torch", "torch"), ("transformers", "transformers"))
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
+OF_FILES, OF_BUNDLES = ("llama_cpp", "openvino"), "onnxruntime_genai"  # runners of the user's GGUF, and of the bundles
+UNKNOWN = "as given"  # format of an engine that runs what it is given, until that is known
 GENERIC_BUILD = "generic-build"  # flag of a row of llama.cpp: the wheel is built for AVX2, whatever the machine has
 PEERS = (
     Peer("transformers", "fp32", "fp32", "transformers", TORCH),
@@ -48,6 +55,8 @@ PEERS = (
     Peer("llama.cpp", "Q4_0", "Q4_0", "llama_cpp", LLAMA),
     Peer(WITH_Q8_0_CACHE, "Q8_0", "Q8_0", "llama_cpp", LLAMA),
     Peer(WITH_Q8_0_CACHE, "Q4_0", "Q8_0", "llama_cpp", LLAMA),
+    Peer("openvino-genai", UNKNOWN, UNKNOWN, "openvino", (("openvino_genai", "openvino-genai"),)),
+    Peer("onnxruntime-genai", UNKNOWN, UNKNOWN, OF_BUNDLES, ((OF_BUNDLES, "onnxruntime-genai"),)),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 EMBEDDING = "token_embd.weight"
@@ -55,8 +64,8 @@ SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token th
 
 
 def parse_engines(text: str) -> tuple[tuple[str, ...], Path | None]:
-    """Parse `all`, or names with commas between them -> the engines, and the GGUF among them, which llama.cpp runs.
-    Raise MerinoError for a name that is not an engine's."""
+    """Parse `all`, or names with commas between them -> the engines, and the GGUF among them, which llama.cpp and
+    openvino-genai run. Raise MerinoError for a name that is not an engine's."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     paths = [Path(word) for word in words if word.endswith(".gguf")]
     names = [word for word in words if not word.endswith(".gguf")] or ["llama.cpp"] * len(paths)
@@ -71,7 +80,7 @@ def parse_engines(text: str) -> tuple[tuple[str, ...], Path | None]:
 
 
 def peers_of(engines: Sequence[str], file: Path | None = None) -> list[Peer]:
-    """Return the engines in their formats. llama.cpp runs `file`, a GGUF, in the file's format only.
+    """Return the engines in their formats. llama.cpp and openvino-genai run `file`, a GGUF, in its format.
 
     Raise MerinoError for a file that is not a GGUF, is damaged, or has no embedding.
     """
@@ -88,7 +97,7 @@ def peers_of(engines: Sequence[str], file: Path | None = None) -> list[Peer]:
     matrix_kind, embedding_kind = kinds.most_common(1)[0][0], tensors[EMBEDDING].kind.name
     given = {
         peer.engine: peer._replace(precision=matrix_kind, embedding=embedding_kind, file=file)
-        for peer in peers if peer.runner == "llama_cpp"
+        for peer in peers if peer.runner in OF_FILES
     }  # fmt: skip
     return [peer for peer in peers if peer.engine not in given] + list(given.values())
 
@@ -149,13 +158,18 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
 
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
-    if request["file"]:
+    if request["runner"] == OF_BUNDLES:
+        path = folder / "bundle"
+        written(path, lambda beside: copy_for_genai(Path(request["file"]), beside))
+    elif request["file"]:
         from merino_edge.families.gguf.checkpoint import geometry_of_gguf
 
         path = Path(request["file"])
         stored = geometry_of_gguf(path)
         if stored != geometry:
             raise ValueError(f"{path} is no file of the bundle's weights: {stored.shape()}, here {geometry.shape()}")
+    elif request["runner"] == "openvino":
+        raise ValueError("openvino-genai runs a GGUF of the bundle's weights: name the file among --peers")
     elif request["runner"] == "llama_cpp":
         from merino_edge.families.gguf.write import write_gpt2
 
@@ -181,6 +195,14 @@ def written(path: Path, write: Callable[[Path], None]) -> None:
     with scratch_folder(path) as scratch:
         write(scratch / path.name)
         (scratch / path.name).rename(path)
+
+
+def copy_for_genai(bundle: Path, path: Path) -> None:
+    """Copy a bundle and this machine's kernels. Raise ValueError if it has no description for onnxruntime-genai."""
+    if not (bundle / GENAI).is_file():
+        raise ValueError(f"{bundle} has no {GENAI}: export a fused graph with --kv fp32")
+    shutil.copytree(bundle, path)
+    shutil.copy(library_path(platform.machine()), path / LIBRARY)
 
 
 def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision: str) -> None:

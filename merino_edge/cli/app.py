@@ -160,8 +160,9 @@ def bench(
     peers: Annotated[
         str | None,
         AgainstOption(
-            help="other engines to compare with, a list: transformers, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
-                 " or all; and a GGUF of the bundle's weights, for llama.cpp"
+            help="other engines to compare with, a list: transformers, ctranslate2, llama.cpp, llama.cpp-q8_0-cache,"
+                 " openvino-genai, onnxruntime-genai; or all; and a GGUF of the bundle's weights, for llama.cpp and"
+                 " openvino-genai"
         ),
     ] = None,
     output: Annotated[

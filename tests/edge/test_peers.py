@@ -28,6 +28,7 @@ from merino_edge.benchmarking.engine_rows import make_separately, measure_peer_s
 from merino_edge.benchmarking.engines import (
     GENERIC_BUILD,
     PEERS,
+    UNKNOWN,
     as_gpt2,
     matrix_weights,
     native_build,
@@ -134,11 +135,12 @@ def skip_if_not_here(peer):
 
 
 # By day each engine once: the first imports torch.
-BY_DAY = {peer.engine: peer for peer in reversed(PEERS[1:])}.values()
+OF_RANDOM_WEIGHTS = [peer for peer in PEERS if peer.precision != UNKNOWN]
+BY_DAY = {peer.engine: peer for peer in reversed(OF_RANDOM_WEIGHTS[1:])}.values()
 
 
 @pytest.mark.parametrize(
-    "peer", [pytest.param(peer, marks=() if peer in BY_DAY else pytest.mark.nightly) for peer in PEERS],
+    "peer", [pytest.param(peer, marks=() if peer in BY_DAY else pytest.mark.nightly) for peer in OF_RANDOM_WEIGHTS],
     ids=lambda peer: f"{peer.engine} {peer.shown_precision}",
 )  # fmt: skip
 def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
@@ -159,10 +161,10 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
 
 
 def assert_measured(row, peer):
-    """The contract's keys, and figures of its own."""
+    """The contract's keys, and figures of its own. Without a GGUF openvino-genai gives the reason."""
     assert set(row) == set(RECORD_KEYS) and json.loads(json.dumps(row, allow_nan=False)) == row
-    assert row["weights"] == "random" and row["dialect"] is None and row["precision"] == peer.shown_precision
-    if why_not_here(peer):
+    assert row["weights"] == "random" and row["dialect"] is None
+    if why_not_here(peer) or peer.runner == "openvino":
         assert row["flags"][0].startswith(FAILED) and row["tok_s"] is None
     else:
         assert not [flag for flag in row["flags"] if flag.startswith(FAILED)], row["flags"]
@@ -243,8 +245,9 @@ def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made
     rows = json.loads(out)
     assert code == 0 and len(rows) == 1 + len(PEERS), err
     for peer in PEERS:
+        precision = "fp32" if peer.engine == "onnxruntime-genai" else peer.shown_precision
         row, = [row for row in rows if re.split(r"[ ,]", row["engine"].lower())[0] == peer.engine
-                and row["precision"] == peer.shown_precision]  # fmt: skip
+                and row["precision"] == precision]  # fmt: skip
         assert_measured(row, peer)
         assert (row["test"], row["bundle"]) == ("pp8", "opt-of-one-layer")
         assert row["tok_s"] is None or row["prefill_ms"] > 0
@@ -300,6 +303,38 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
     for _ in range(7):
         ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     assert result["chosen"] == ids[-len(result["chosen"]) :] and len(set(result["chosen"])) > 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["openvino-genai", "onnxruntime-genai"])
+def test_engines_of_a_file_and_of_a_bundle_choose_our_ids(tmp_path, kept, name):
+    small = sample_gguf.random_model("llama", strength=6)
+    path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "Q8_0")
+    source, form = load_source(str(path)), "int8"
+    bundle = export(source, tmp_path / "bundle", ExportRequest(form, kv="fp32")).bundle
+    other = export(source, tmp_path / "int8-cache", ExportRequest(form, kv="int8")).bundle
+    peers = peers_of([name], path)
+    skip_if_not_here(peers[0])
+    row, *more = peer_records(peers, kept, [bundle, other], decode_case(6), SMALL)
+    assert row["weights"] == "real" and row["tok_s"] > 0 and row["engine"].startswith(name), row["flags"]
+    assert row["precision"] == {"openvino-genai": "Q8_0"}.get(name, form)
+    if name == "openvino-genai":
+        assert not more
+        (without,) = peer_records(peers_of([name]), kept, [bundle], decode_case(6), SMALL)
+        assert "name the file among --peers" in without["flags"][0]
+    else:
+        assert "--kv fp32" in more[0]["flags"][0]
+    file = Path(bundle.folder) if name == "onnxruntime-genai" else path
+    peer = peers[0]._replace(file=file)
+    case = decode_case(6)._replace(threads=1)
+    result = measure_peer_separately(peer, bundle, make_separately(peer, kept, bundle)["path"], case, 1)
+    backend = open_backend(bundle, 1)
+    logits, ids = backend.prefill(result["ids"]), []
+    for _ in result["chosen"]:
+        ids.append(int(logits.argmax()))
+        logits = backend.step(ids[-1])
+    backend.close()
+    assert result["chosen"] == ids and len(set(ids)) > 2
 
 
 TINY = OPT_350M.model_copy(
