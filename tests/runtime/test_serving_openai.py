@@ -192,7 +192,7 @@ def test_embeddings_leave_the_chats_their_slots(server):
 
 
 def test_a_model_without_embeddings_refuses_them_by_name(decoder, tmp_path):
-    with Server(make_bundle(tmp_path / "chat", decoder, dialect="fused"), options=["--cache-mb", 0]) as plain:
+    with Server(make_bundle(tmp_path / "chat", decoder, dialect="fused"), options=["--set", "cache_mb=0"]) as plain:
         for path in ("/v1/embeddings", "/api/embed"):
             status, answer = plain.call("POST", path, {"input": "y"})
             assert status == 400 and "makes no embeddings" in str(answer["error"])
