@@ -56,10 +56,16 @@ def open_job(folder: str, model: Optional["LanguageModel"] = None, **options: An
     if not os.path.isfile(path):
         raise MerinoError("{} has no {}, so it is no bundle of a job: `merino-edge job make` writes one".format(
             folder, JOB))
+    content = job_content(path)
+    return JobModel(model or open_model(folder, **options), content["tools"], content["threshold"])
+
+
+def job_content(path: str) -> Dict[str, Any]:
+    """Read a job.json. Raise MerinoError if it is of another version."""
     content = read_json(path, "Make the bundle again.")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"tools", "threshold"} <= set(content):
         raise MerinoError("{} is not of this version: make the bundle again".format(path))
-    return JobModel(model or open_model(folder, **options), content["tools"], content["threshold"])
+    return content
 
 
 def item_kinds(tools: Sequence[Dict[str, Any]]) -> List[str]:

@@ -25,6 +25,7 @@ from refusals import make_sample  # noqa: E402
 from sentences import families  # noqa: E402
 
 from merino_edge.jobs.folder import read_job  # noqa: E402
+from merino_runtime.errors import MerinoError  # noqa: E402
 from merino_runtime.house import answer as answers  # noqa: E402
 from merino_runtime.house.answer import to_choose_again  # noqa: E402
 from merino_runtime.house.candidates import LONGEST_LISTING, candidates, whole_calls  # noqa: E402
@@ -184,8 +185,11 @@ def test_a_decoder_of_random_weights_answers_with_calls_of_the_house(chat_dir, m
 
 def test_the_limit_for_questions_is_the_bundles(tmp_path):
     assert answers.threshold(str(tmp_path)) == answers.SURE
-    (tmp_path / "job.json").write_text('{"threshold": 0.4}')
+    (tmp_path / "job.json").write_text('{"schema": 1, "tools": [], "threshold": 0.4}')
     assert answers.threshold(str(tmp_path)) == 0.4
+    (tmp_path / "job.json").write_text('{"threshold": 0.4}')
+    with pytest.raises(MerinoError, match="is not of this version: make the bundle again"):
+        answers.threshold(str(tmp_path))
 
 
 def test_answers_with_the_same_effect_differ_by_a_target_for_the_same_devices():

@@ -33,8 +33,7 @@ from merino_runtime.house.house import (
     write_calls,
 )
 from merino_runtime.house.words import KINDS, among, content_words, ratio, split_words
-from merino_runtime.io.json_file import read_json
-from merino_runtime.job import JOB
+from merino_runtime.job import JOB, job_content
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
@@ -86,7 +85,7 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
 def threshold(folder: str) -> float:
     """Return the least probability of calls without a question: the bundle's, which `job make` chose, or SURE."""
     path = os.path.join(folder, JOB)
-    return read_json(path, "Make the bundle again.")["threshold"] if os.path.isfile(path) else SURE
+    return job_content(path)["threshold"] if os.path.isfile(path) else SURE
 
 
 def in_house(call: Call, house: House, sentence: str) -> Call:
