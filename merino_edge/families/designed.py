@@ -36,6 +36,7 @@ KEYS: Keys = {
     "rms_norm_eps": "rms_norm_eps", "width_change": "width_change", "taps": "taps",
 }  # fmt: skip
 MIXED, TAPPED = 3, 4  # taps of a gated convolution; taps before a mixer and before an FFN
+NGRAMS = "ngrams."  # the names of the n-gram tables begin so
 # Of the hash: a universal one, whose sums of three ids below 2^20 fit into int64.
 PRIME, MULTIPLIERS = 2**31 - 1, (1_540_483_477, 1_000_000_933, 1_878_242_191)
 MOST_ROWS = 2**31
@@ -313,7 +314,7 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
     decoder = Decoder(table, table, tuple(layers_of(arch)), Norm("norm.weight", None, arch.rms_norm_eps))
     x, delta = graph.embed(decoder.embedding), None
     if arch.ngrams:
-        names = {f"ngrams.{index}.weight": table for index, table in enumerate(arch.ngrams)}
+        names = {f"{NGRAMS}{index}.weight": table for index, table in enumerate(arch.ngrams)}
         ids = KvLayer(len(arch.kv_layers) - 1, *arch.kv_layers[-1])
         x = graph.add(x, graph.ngrams(names, ids, arch.vocab))
     before, layers = arch.blocks[0].width, iter(decoder.layers)

@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.designed import ID_PARTS, MIXED, TAPPED, Architecture, Block, tapped
+from merino_edge.families.designed import ID_PARTS, MIXED, NGRAMS, TAPPED, Architecture, Block, tapped
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -320,7 +320,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         """
         layers = sum(block.depth for block in self.config.architecture.blocks)  # a shared layer counts at each use
         for name, weight in self.named_parameters():
-            if weight.ndim == 2 and weight is not self.embed_tokens.weight and not name.startswith("ngrams."):
+            if weight.ndim == 2 and weight is not self.embed_tokens.weight and not name.startswith(NGRAMS):
                 weight.normal_(std=weight.shape[1] ** -0.5)
             if name.endswith(BRANCHES):
                 weight.div_((2 * layers) ** 0.5)

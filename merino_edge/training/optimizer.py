@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from merino_edge.families.designed import NGRAMS
 from merino_edge.training.recipe import BETA2, Recipe
 
-NGRAMS = "ngrams."  # the tables of a designed decoder
 BASE_INPUTS = 128  # a matrix with so many inputs takes the recipe's rate
 MOMENTUM = 0.95  # of Muon
 
