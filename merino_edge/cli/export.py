@@ -82,11 +82,11 @@ def export(
         context=context, calibration=text, **settings,
     )  # fmt: skip
     check_files_of(source, folder, request, out)
-    named = find_source(source, folder, random=random)
-    check_against(named, folder, request)
+    found = find_source(source, folder, random=random)
+    check_model(found, folder, request)
     with working(f"exporting {source}") as progress:
         # 2. Download a model of the hub, once its geometry is known to fit the memory.
-        hub_model = None if random else published(named, folder)
+        hub_model = None if random else published(found, folder)
         if hub_model:
 
             def judge(geometry: "Geometry") -> None:
@@ -99,8 +99,8 @@ def export(
         from merino_edge.export.export import export as export_source
         from merino_edge.export.source import load_source
 
-        loaded = load_source(source, folder, say, random=random)
-        loaded = loaded if name is None else loaded._replace(name=name)
+        loaded = load_source(found, folder, say, random=random)
+        loaded = loaded._replace(name=name or loaded.name)
         done = export_source(loaded, out, request, last_use=True, say=say, progress=progress)
     print_export(done, request)
 
@@ -122,8 +122,8 @@ def check_files_of(what: str, weights: Path | None, request: "ExportRequest", ou
     check_folder(out, is_bundle_alone)
 
 
-def check_against(source: "FoundSource", weights: Path | None, request: "ExportRequest") -> None:
-    """Raise MerinoError for a checkpoint's folder that is not exported, and for a request that the model excludes."""
+def check_model(source: "FoundSource", weights: Path | None, request: "ExportRequest") -> None:
+    """Raise MerinoError for a model's folder that cannot be exported, and for a request that its model excludes."""
     from merino_edge.bundles.files import is_bundle
     from merino_edge.bundles.source_name import DesignFile
     from merino_edge.design.design_file import DESIGN, load_design

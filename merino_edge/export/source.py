@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.bundles.source_name import DesignFile, find_source
+from merino_edge.bundles.source_name import DesignFile, FoundSource, find_source
 from merino_edge.design.design_file import DESIGN, Design, load_design
 from merino_edge.export.dialects.graph import MODEL_FILE
 from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
@@ -64,16 +64,17 @@ class Source(NamedTuple):
 
 
 def load_source(
-    what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None, *, random: bool = False
-) -> Source:
-    """Load the model that `what` names.
+    what: str | FoundSource, weights: Path | None = None, say: Callable[[str], None] = lambda _: None, *,
+    random: bool = False,
+) -> Source:  # fmt: skip
+    """Load the model that `what` names, or that `find_source` returned for it.
 
     `weights`, `random`: for a model of the zoo, such as `opt-350m`, a local Hugging Face folder or random weights. By
     default the published weights, from the hub or its cache; `say` gets a line on a download.
 
     Raises MerinoError if `what` is no source, is ambiguous, or does not load.
     """
-    source = find_source(what, weights, random=random)
+    source = find_source(what, weights, random=random) if isinstance(what, str) else what
     if isinstance(source, Model):
         if random:
             return random_source(source.geometry, source.id)
