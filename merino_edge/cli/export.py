@@ -147,6 +147,7 @@ def check_model(source: "FoundSource", weights: Path | None, request: "ExportReq
 def print_export(done: "Exported", request: "ExportRequest") -> None:
     """Print the result of an export."""
     from merino_edge.export.divergence import divergence_words, keeps
+    from merino_runtime.bundle import quantized_cache
 
     bundle = done.bundle
     put(summary_line(done))
@@ -155,9 +156,12 @@ def print_export(done: "Exported", request: "ExportRequest") -> None:
         put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
         if not keeps(done.divergence):
             lost = done.divergence.answers - done.divergence.kept
-            say(f"warning: {done.bundle.precision} loses {lost} of {done.divergence.answers} answers of"
-                f" {done.bundle.name}. Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
-    if bundle.kernels and not request.board and (done.folder / "genai_config.json").is_file():
+            say(f"warning: {bundle.precision} loses {lost} of {done.divergence.answers} answers of {bundle.name}."
+                " Choose a larger format, or --precision auto --board BOARD")  # fmt: skip
+    others_run = request.board is None or request.board.id == "host"
+    if others_run and bundle.dialect == "fused" and quantized_cache(bundle):
+        say("for onnxruntime-genai export with --kv fp32")
+    if others_run and bundle.kernels and (done.folder / "genai_config.json").is_file():
         say("other programs load its operators from merino_runtime/bundle/native/kernels-MACHINE.so: onnxruntime-genai"
             " as kernels.so in the bundle, others by register_custom_ops_library")  # fmt: skip
     if bundle.chat:
@@ -211,8 +215,6 @@ def print_calibration(done: "Exported", request: "ExportRequest") -> None:
             put(f"by the KV cache in int8 alone: {words}")
         else:
             say(f"the KV cache is float32. In int8, that alone changes the answers: {words}. --kv int8 takes it anyway")
-    if done.bundle.dialect == "fused" and quantized_cache(done.bundle):
-        say("for onnxruntime-genai export with --kv fp32")
     for kind, exact, requantized in done.stored:
         say(f"{kind}: {exact} matrices taken over exactly, {requantized} requantized")
     if done.note:
