@@ -50,10 +50,10 @@ def design(
     from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import save, say, working
-    from merino_edge.design.axes.tokens import count
+    from merino_edge.design.axes.training_text import count
     from merino_edge.design.axes.vocabulary import VOCABS
     from merino_edge.design.budgets import with_board_defaults
-    from merino_edge.design.designer import TrainingTime, design_by_paper
+    from merino_edge.design.designer import TrainingText, design_by_paper
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.paper.score import PRESETS
     from merino_edge.design.paper.space import PAPER_SPACE
@@ -90,7 +90,8 @@ def design(
         if (wanted := max(choices["vocabs"], default=0)) > most_vocab:
             raise too_large(wanted, most_vocab, size)
     check_lengths(context, prompt)
-    training = None if train_hours is None else TrainingTime(train_hours, 3600 * train_hours * training_flops_per_s())
+    flops = None if train_hours is None else 3600 * train_hours * training_flops_per_s()
+    text = None if tokens is None else TrainingText(tokens, most_vocab, train_hours, flops)
     if out:
         check_keeps(out, [Path(board_name), *map(Path, data or [])])
         check_file(out)
@@ -103,10 +104,7 @@ def design(
     # 3. Search, write the design, print it.
     with working(f"searching for {profile.name}"):
         if scoring != MERINO:
-            best = best_design(
-                profile, limits, context=slots, prompt=prompt_tokens, tokens=tokens, training=training,
-                most_vocab=most_vocab, **choices,
-            )  # fmt: skip
+            best = best_design(profile, limits, context=slots, prompt=prompt_tokens, text=text, **choices)
         else:
             one_vocab, one_precision, one_kv = (next(iter(values or ()), None) for values in choices.values())
             space = PAPER_SPACE if one_vocab is None else replace(PAPER_SPACE, vocab=one_vocab)

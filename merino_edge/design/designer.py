@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from merino_edge.design import enumeration
-from merino_edge.design.axes import tokens as texts
-from merino_edge.design.axes import vocabulary
+from merino_edge.design.axes import training_text, vocabulary
 from merino_edge.design.budgets import predictable
 from merino_edge.design.design_file import Considered, Design, Ratio, Solver, Training
 from merino_edge.design.law import Constants, effective_weights
@@ -29,11 +28,14 @@ from merino_runtime.bundle import QUANTIZED_CACHES
 from merino_runtime.errors import MerinoError
 
 
-class TrainingTime(NamedTuple):
-    """`flops`: floating-point operations that this machine does in training in `hours`."""
+class TrainingText(NamedTuple):
+    """`most_vocab`: entries that a tokenizer of the text can have. `hours` of training: this machine does `flops`
+    floating-point operations in them."""
 
-    hours: float
-    flops: float
+    tokens: float
+    most_vocab: int | None = None
+    hours: float | None = None
+    flops: float | None = None
 
 
 MOST_COMBINATIONS = 128  # of vocabulary and formats: each scores the whole space
@@ -42,26 +44,24 @@ MOST_COMBINATIONS = 128  # of vocabulary and formats: each scores the whole spac
 def design(
     profile: DeviceProfile, limits: Mapping[str, float], *, context: int, prompt: int, space: Space = SPACE,
     vocabs: Sequence[int] = (), precisions: Sequence[str] = (), kvs: Sequence[str | None] | None = None,
-    tokens: float | None = None, training: TrainingTime | None = None, most_vocab: int | None = None,
-    scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
+    text: TrainingText | None = None, scoring: MeasuredScoring = MEASURED, confidence: float = DEFAULT_CONFIDENCE,
 ) -> Design:  # fmt: skip
     """Return the decoder of highest score in `space` within `limits` (`budgets`), by the costs of the board's backend.
 
     On a calibrated board, the upper bound of each latency's prediction interval at `confidence` must meet its limit.
     `vocabs`, `precisions`, `kvs`: vocabularies and formats of weights and cache to choose from; by default VOCABS and
-    the formats that the board is fast at. In `kvs` None is the format of the activations. `tokens`: number of tokens of
-    the training text; `most_vocab`: entries that its tokenizer can have. Raises MerinoError if no decoder fits, with
-    the smallest limits that one needs.
+    the formats that the board is fast at. In `kvs` None is the format of the activations. Raises MerinoError if no
+    decoder fits, with the smallest limits that one needs.
     """
     started = time.perf_counter()
     most_weights = None
-    if tokens is not None:
-        texts.check(tokens)
-        most_weights = texts.most_weights(tokens, training and training.flops)
-        scoring = scoring.having(alpha=texts.alpha(tokens))
-    vocabs = sorted(set(vocabs or vocabularies(most_weights, most_vocab)))
-    precisions = [name for name in [*formats_of(profile), *precisions] if name in (precisions or fast_formats(profile))]
-    precisions = list(dict.fromkeys(precisions))
+    if text:
+        training_text.check(text.tokens)
+        most_weights = training_text.most_weights(text.tokens, text.flops)
+        scoring = scoring.having(alpha=training_text.alpha(text.tokens))
+    vocabs = sorted(set(vocabs or vocabularies(most_weights, text and text.most_vocab)))
+    wanted = precisions or fast_formats(profile)  # in the backend's order, because the first of equal decoders wins
+    precisions = [name for name in dict.fromkeys([*formats_of(profile), *wanted]) if name in wanted]
     models = cost_models(profile, precisions, kvs, context, prompt, vocabs, confidence)
     if len(vocabs) * len(models) > MOST_COMBINATIONS:
         raise MerinoError(
@@ -71,7 +71,7 @@ def design(
     choice = enumeration.best(space, models, vocabs, limits, scoring.constants, most_weights)
     score, seconds = float(effective_weights(choice.ln_loss, scoring.constants)), time.perf_counter() - started
     return design_of(
-        choice.architecture, choice.model, limits, score, scoring=scoring, tokens=tokens, training=training,
+        choice.architecture, choice.model, limits, score, scoring=scoring, text=text,
         considered=Considered(
             vocab=vocabs, precision=precisions, kv=list(dict.fromkeys(costs.shape.kv for costs in models))
         ),
@@ -105,20 +105,19 @@ def design_by_paper(
 
 def design_of(
     arch: Architecture, costs: CostModel, limits: Mapping[str, float], score: float, *, scoring: Scoring,
-    solver: Solver, considered: Considered, tokens: float | None = None, training: TrainingTime | None = None,
+    solver: Solver, considered: Considered, text: TrainingText | None = None,
 ) -> Design:  # fmt: skip
     shape, profile = costs.shape, costs.profile
-    text = Training(
-        tokens=tokens, right_tokens=params(arch.operators) * texts.TOKENS_PER_WEIGHT.value,
+    training = Training(
+        tokens=text and text.tokens, right_tokens=params(arch.operators) * training_text.TOKENS_PER_WEIGHT.value,
         bytes_per_token=vocabulary.bytes_per_token(arch.vocab),
-        most_weights=None if tokens is None else texts.most_weights(tokens, training and training.flops),
-        most_weights_interval=None if tokens is None else texts.size_interval(tokens),
-        hours=training and training.hours,
+        most_weights=text and training_text.most_weights(text.tokens, text.flops),
+        most_weights_interval=text and training_text.size_interval(text.tokens), hours=text and text.hours,
     )  # fmt: skip
     return Design(
         device=profile.id, backend=profile.backend, dialect=dialect_on(profile), architecture=arch,
         precision=shape.precision, kv=shape.kv, prompt=shape.prompt, budget=dict(limits), entropy=score,
-        scoring=scoring, predicted=costs.predict(arch.operators, limits), training=text, considered=considered,
+        scoring=scoring, predicted=costs.predict(arch.operators, limits), training=training, considered=considered,
         solver=solver, loss_ratio=loss_ratio(arch, costs, scoring) if isinstance(scoring, MeasuredScoring) else None,
     )  # fmt: skip
 

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from merino_edge.cli.app import app
 from merino_edge.cli.design import text_size
 from merino_edge.cli.design_tables import PROVED, solver_line
-from merino_edge.design.axes import tokens, vocabulary
+from merino_edge.design.axes import training_text, vocabulary
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount
 from merino_edge.design.costs import AtThreads, Costs
-from merino_edge.design.designer import design, design_by_paper
+from merino_edge.design.designer import TrainingText, design, design_by_paper
 from merino_edge.design.law import effective_weights, ln_loss
 from merino_edge.design.paper import search
 from merino_edge.design.paper.score import linear_entropy
@@ -96,13 +96,13 @@ def test_the_tokens_of_a_text_are_counted_by_its_bytes(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"x" * 37294)
     size, _ = text_size(read_sources([str(path)]), 257)
-    assert tokens.count(size, 8192) == 10000 and tokens.count(2 * size, 8192) == 20000
+    assert training_text.count(size, 8192) == 10000 and training_text.count(2 * size, 8192) == 20000
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
 def test_a_number_of_tokens_that_no_text_has_is_refused(wrong):
     with pytest.raises(MerinoError, match="--budget tokens=.* is not allowed"):
-        design(load_profile("raspberry-pi-4"), {"decode_ms": 50}, context=64, prompt=32, tokens=wrong)
+        design(load_profile("raspberry-pi-4"), {"decode_ms": 50}, context=64, prompt=32, text=TrainingText(wrong))
 
 
 @pytest.mark.parametrize("wrong", [0, -5, 2, 256, 1_000_001])

@@ -19,7 +19,7 @@ from merino_edge.design.axes import attention, vocabulary
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, with_board_defaults
 from merino_edge.design.costs import AtThreads
 from merino_edge.design.design_file import load_design, read_plan
-from merino_edge.design.designer import caches_of, design, design_by_paper
+from merino_edge.design.designer import TrainingText, caches_of, design, design_by_paper
 from merino_edge.design.paper.space import PaperSpace
 from merino_edge.design.score import CONSTANTS, MEASURED, existing_score, loss_of
 from merino_edge.design.space import SPACE, Layer, Space, architecture
@@ -47,7 +47,7 @@ def paper_design():
 
 
 def test_design_json_is_read_as_it_was_written(tmp_path):
-    for result in (small_design(), small_design(tokens=1e9), paper_design()):
+    for result in (small_design(), small_design(text=TrainingText(1e9)), paper_design()):
         path = tmp_path / "design.json"
         path.write_text(result.to_json())
         assert load_design(path) == result
@@ -282,7 +282,7 @@ def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
     assert free.training.right_tokens == 20 * params(free.architecture.operators)
     sizes = []
     for tokens in (1e12, 5e7, 5e6):
-        designed = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys, tokens=tokens)
+        designed = design(ZERO, {"decode_ms": 100, "memory_mb": 200}, **keys, text=TrainingText(tokens))
         sizes.append(params(designed.architecture.operators))
         low, high = designed.training.most_weights_interval
         assert sizes[-1] <= designed.training.most_weights and low < designed.training.most_weights < high
@@ -290,6 +290,6 @@ def test_a_text_of_few_tokens_gives_a_smaller_decoder_that_it_can_train():
 
 
 def test_a_text_too_small_for_any_decoder_gives_the_smallest():
-    designed = design(ZERO, {"decode_ms": 100}, context=64, prompt=32, tokens=1)
+    designed = design(ZERO, {"decode_ms": 100}, context=64, prompt=32, text=TrainingText(1))
     smallest = architecture(Layer(32, 1, 1.0, False), 3, 512, 64)
     assert params(designed.architecture.operators) == params(smallest.operators)
