@@ -29,15 +29,15 @@ class Kinds(NamedTuple):
     """Every kind of layer of a space, and the attentions and FFNs that layers are made of. K kinds, D depths."""
 
     layers: list[Layer]  # [K]
-    attentions: list[tuple[int, int]]
-    ffns: list[tuple[int, float, bool]]
-    attention: np.ndarray  # index of each kind's attention [K]
-    ffn: np.ndarray  # of its FFN [K]
-    width: np.ndarray  # of its width in the space [K]
-    every: np.ndarray  # of so many layers one is attention [K, 1]
+    attentions: list[tuple[int, int]]  # (width, KV heads)
+    ffns: list[tuple[int, float, bool]]  # (width, FFN ratio, gated)
+    attention: np.ndarray  # index into `attentions` [K]
+    ffn: np.ndarray  # index into `ffns` [K]
+    width: np.ndarray  # index into the space's widths [K]
+    every: np.ndarray  # one of this many layers has attention [K, 1]
     caches_inputs: np.ndarray  # whether a cache holds more than keys and values [K]
-    weights: np.ndarray  # of the matrices of all layers [K, D]
-    attended: np.ndarray  # share of these in layers with attention [K, D]
+    weights: np.ndarray  # number of weights in the matrices of all layers [K, D]
+    attention_share: np.ndarray  # share of `weights` in layers with attention [K, D]
 
 
 class Choice(NamedTuple):
@@ -63,16 +63,16 @@ def kinds_of(space: Space) -> Kinds:
     def matrices(groups: list[list[Operator]]) -> np.ndarray:
         return np.array([float(sum(op.matrix for op in group)) for group in groups])
 
-    fed = matrices([ffn.operators(*one) for one in ffns])[of_ffn]
-    attended = matrices([attention.operators(*one) for one in attentions])[of_attention] + fed
-    convolved = matrices([mixer.operators(width) for width in space.widths])[of_width] + fed
+    in_ffn = matrices([ffn.operators(*one) for one in ffns])[of_ffn]
+    with_attention = matrices([attention.operators(*one) for one in attentions])[of_attention] + in_ffn
+    with_convolution = matrices([mixer.operators(width) for width in space.widths])[of_width] + in_ffn
     every, depths = np.array([layer.attention_every for layer in layers])[:, None], np.array(space.depths)
     count = mixer.attentions(every, depths)
-    by_attention = count * attended[:, None]
-    weights = by_attention + (depths - count) * convolved[:, None]
+    in_attention = count * with_attention[:, None]
+    weights = in_attention + (depths - count) * with_convolution[:, None]
     inputs = np.array([layer.attention_every > 1 or layer.taps for layer in layers])
     return Kinds(
-        layers, attentions, ffns, of_attention, of_ffn, of_width, every, inputs, weights, by_attention / weights
+        layers, attentions, ffns, of_attention, of_ffn, of_width, every, inputs, weights, in_attention / weights
     )
 
 
@@ -87,7 +87,6 @@ def best(
     number among them is allowed instead.
     """
     kinds, depths = kinds_of(space), np.array(space.depths)
-    weights = kinds.weights
     terms = [
         (
             attention.heads_term(layer.width // attention.head_size(layer.width), layer.kv_heads, constants),
@@ -97,18 +96,19 @@ def best(
         for layer in kinds.layers
     ]  # fmt: skip
     of_heads, of_layers = np.array(terms).T[:, :, None]
-    losses = ln_loss(weights, depths, of_heads * kinds.attended + of_layers, constants)
+    losses = ln_loss(kinds.weights, depths, of_heads * kinds.attention_share + of_layers, constants)
     losses = np.where(kinds.every <= depths, losses, np.inf)
     widths = np.array(space.widths)[kinds.width][:, None]
-    chosen, least_loss, fewest = None, np.inf, np.inf
+    chosen, least_loss = None, np.inf
+    fewest = np.inf  # parameters of the smallest decoder within the limits
     for vocab, tables in itertools.product(vocabs, space.ngrams):
-        of_vocab = losses + vocabulary.term(vocab, widths, weights, constants) + ngrams.term(tables, constants)
+        of_vocab = losses + vocabulary.term(vocab, widths, kinds.weights, constants) + ngrams.term(tables, constants)
         for model in models:
             term = weight_format.term(model.shape.precision, constants)
             term += attention.cache_term(model.shape.kv, constants)
             costs = costs_of(space, model, vocab, depths, reads_prompts(limits), tables)
             fits = within_limits(costs, limits)
-            if model.shape.kv:  # which quantizes keys and values alone
+            if model.shape.kv:  # a quantized cache holds keys and values alone
                 fits &= ~(kinds.caches_inputs[:, None] | bool(tables))
             if most_weights is not None:
                 params = AtThreads(costs, 0, 0).params  # the same at all thread counts
@@ -157,7 +157,7 @@ def costs_of(
     ends, peak = end_tables(space, model, vocab, prefill, tables)
     slots = table(float_cache(model), [SLOTS], prefill)[0] * (kinds.caches_inputs[:, None] | bool(tables))
     before = mixer.attentions(kinds.every, depths - 1)  # attentions before the last layer [K, D]
-    last = mixer.attentions(kinds.every, depths) - before  # 1 if it is one
+    last = mixer.attentions(kinds.every, depths) - before  # 1 if the last layer has attention, else 0 [K, D]
 
     def column(number: int) -> np.ndarray:
         once = layers.last[:, number] + ends[kinds.width, number] + slots[:, number]
@@ -175,9 +175,9 @@ class LayerTables(NamedTuple):
     """Costs of one layer of each kind, by one cost model. K kinds, Q columns of `costs.table`."""
 
     layer: np.ndarray  # [K, Q]
-    last: np.ndarray  # of the last layer, which computes one position only after its attention [K, Q]
+    last: np.ndarray  # costs of the last layer, which computes only one position after its attention [K, Q]
     peak: np.ndarray  # MB of a layer's largest activations [K]
-    convolution: tuple[np.ndarray, np.ndarray] | None  # instead of attention, added to `layer` and to `last`
+    convolution: tuple[np.ndarray, np.ndarray] | None  # costs to add to `layer` and `last` if it replaces attention
 
 
 @lru_cache(maxsize=64)
@@ -185,12 +185,12 @@ def layer_tables(space: Space, model: CostModel, prefill: bool) -> LayerTables:
     kinds, floats = kinds_of(space), float_cache(model)
     tapped = np.array([layer.taps for layer in kinds.layers])
     tables, convolutions = [], []
-    one_place, taps_peak = sums(floats, [taps.operators(width) for width in space.widths], prefill)
+    one_tap, taps_peak = sums(floats, [taps.operators(width) for width in space.widths], prefill)
     for final in (False, True):
         mixed, peak = sums(model, [attention.operators(*one, final=final) for one in kinds.attentions], prefill)
         fed, fed_peak = sums(floats, [ffn.operators(*one, final=final) for one in kinds.ffns], prefill)
         places = taps.places(True, 1) if final else 2
-        tables.append(mixed[kinds.attention] + fed[kinds.ffn] + (places * tapped)[:, None] * one_place[kinds.width])
+        tables.append(mixed[kinds.attention] + fed[kinds.ffn] + (places * tapped)[:, None] * one_tap[kinds.width])
         convolved, other_peak = sums(floats, [mixer.operators(width, final=final) for width in space.widths], prefill)
         convolutions.append(convolved[kinds.width] - mixed[kinds.attention])
     largest = np.maximum(peak[kinds.attention], fed_peak[kinds.ffn])
@@ -215,19 +215,19 @@ def float_cache(model: CostModel) -> CostModel:
 
 
 def sums(model: CostModel, groups: Sequence[list[Operator]], prefill: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the costs of groups of equally many operators [groups, Q], and MB of their largest activations [groups].
-    """
-    place: dict[Operator, int] = {}
-    rows = np.array([[place.setdefault(op, len(place)) for op in group] for group in groups])
-    amounts, peaks = table(model, list(place), prefill), np.array([model.on.activation_mb([op]) for op in place])
+    """Return the costs of groups [groups, Q], and MB of their largest activations [groups]. All groups have as many
+    operators; one that occurs in several is computed once."""
+    index: dict[Operator, int] = {}
+    rows = np.array([[index.setdefault(op, len(index)) for op in group] for group in groups])
+    amounts, peaks = table(model, list(index), prefill), np.array([model.on.activation_mb([op]) for op in index])
     return amounts[rows].sum(axis=1), peaks[rows].max(axis=1)
 
 
 def nothing_fits(
     space: Space, models: Sequence[CostModel], vocabs: Sequence[int], limits: Mapping[str, float]
 ) -> MerinoError:
-    """Return the error that names the decoders that need least, among those of fewest layers, which cost least."""
-    needs, combinations = [], []  # what K candidates need of each limit [limits, K]; their vocabulary and cost model
+    """Return the error that names the decoders that need least. Decoders of the fewest layers are the candidates."""
+    needs, combinations = [], []  # needs of K candidates by limit [limits, K]; vocabulary and cost model of the K
     for vocab, model in itertools.product(vocabs, models):
         costs = costs_of(space, model, vocab, np.array([min(space.depths)]), reads_prompts(limits))
         for pair in thread_pairs(model, limits):
