@@ -31,28 +31,32 @@ class OnnxBackend(Backend):
 
     def __init__(self, model: Model, cache: Optional[Dict[str, np.ndarray]] = None, rows: Optional[Rows] = None
                  ) -> None:
+        # 1. What the bundle, the graph and the version allow.
         bundle = model.bundle
         self.context, self.vocab = bundle.context, bundle.vocab
         self.prefill_threads, self.decode_threads = model.threads.prefill, model.threads.decode
-        self._model: Optional[Model] = model
         self.engine = f"onnxruntime {model.version} CPU"
+        self._model: Optional[Model] = model
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
-        self._fused = bundle.dialect == "fused"
-        self.extends_fast = not self._fused or version_tuple(model.version) >= FIRST_CHUNKED_GQA
+        self._fused, self._all_logits = bundle.dialect == "fused", returns_all_logits(bundle)
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
+        self._states = States(bundle)
+        self.extends_fast = not self._fused or version_tuple(model.version) >= FIRST_CHUNKED_GQA
+        optional = [node.name for node in self._decode_session.get_overridable_initializers()]
+        self.verifies = FIRST_LOGITS in optional and self.extends_fast and not self._states
+        # 2. The cache, and what it holds.
+        with reporting_memory(bundle, "allocating the KV cache", model.threads.sessions):
+            # [1, heads, context, head_size] each, by the name of the input that reads it
+            self.cache = caches(bundle, 1) if cache is None else cache
         self.ids: List[int] = []  # of the filled slots; all other state follows from it
         # Held while ids and cache disagree, so that a fork copies a state that agrees. Before Python 3.10 an interrupt
         # at the end of a `with` can leave its lock held (bpo-29988). The same thread can take an RLock again.
         self._lock = threading.RLock()
-        with reporting_memory(bundle, "allocating the KV cache", model.threads.sessions):
-            # [1, heads, context, head_size] each, by the name of the input that reads it
-            self.cache = caches(bundle, 1) if cache is None else cache
-        self._states = States(bundle)
         self._rows = rows
         self._ahead: Optional[Tuple[int, int, np.ndarray]] = None  # `changes`, an id, its logits [vocab]
+        # 3. The arrays of a decode step, and their bindings.
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
         self._finite = np.zeros(self._logits.shape, dtype=bool)  # [1, 1, vocab]
-        self._all_logits = returns_all_logits(bundle)
         # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
@@ -60,8 +64,6 @@ class OnnxBackend(Backend):
         self._decode_position = np.zeros((1, 1), dtype=np.int64)
         self._decode_binding, self._decode_new = self._bind(
             self._decode_session, self._decode_id, self._decode_position, self._logits)
-        optional = [node.name for node in self._decode_session.get_overridable_initializers()]
-        self.verifies = FIRST_LOGITS in optional and self.extends_fast and not self._states
         self._guess_bindings: Dict[int, Tuple[Any, ...]] = {}  # by the number of ids
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:

@@ -108,17 +108,17 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
     return ids[-((context + 1) // 2):]
 
 
-def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
+def reuse_prefix(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     """Truncate the cache to the prefix that it shares with ids, and return the other ids, which a prefill must compute.
     The last id is always among them, because the cache holds no logits."""
-    kept = shared(backend.ids, ids[:-1])
+    kept = common_prefix(backend.ids, ids[:-1])
     if not backend.extends_fast and 2 * kept < len(ids):
         kept = 0
     backend.truncate(kept)
     return ids[kept:]
 
 
-def shared(ids: Sequence[int], others: Sequence[int]) -> int:
+def common_prefix(ids: Sequence[int], others: Sequence[int]) -> int:
     """Return the length of the common prefix."""
     most = min(len(ids), len(others))
     return next((index for index in range(most) if ids[index] != others[index]), most)
@@ -157,17 +157,18 @@ class Generation(Iterator[Event]):
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
+        self._prompt_ids, self._options = kept, options
         breakers = stream.tokenizer.breakers() if stream and options.sampling.dry_multiplier else ()
         self._sampler = Sampler(options.sampling, kept, breakers)
-        self._chunk_size, self._top, self._forces = chunk_size, options.top, forces
+        self._chunk_size, self._forces = chunk_size, forces
         self._rest: Optional[Sequence[int]] = None  # ids of a prompt in chunks that are not in the cache yet
         self._uncached: List[int] = []  # sampled or forced ids that are not in the cache yet
-        # guessed ids that the cache holds and that are not sampled yet, with the logits [vocab] after each
-        self._guessed: List[Tuple[int, np.ndarray]] = []
         self._guesses = Guesses(kept) if backend.verifies and options.lookup else None
-        self._known: Optional[np.ndarray] = None  # logits of the next token, if the last one was guessed
+        # guessed ids that the cache holds and that are not sampled yet, with the logits [vocab] after each
+        self._unsampled: List[Tuple[int, np.ndarray]] = []
+        self._known_logits: Optional[np.ndarray] = None  # of the next token, if the last one was guessed rightly
+        self._guessed_tokens = 0  # tokens that were sampled from such logits
         self._is_ahead = False  # whether the next step was computed ahead
-        self._right = 0  # tokens from such logits
         self._pending_ms = 0.0  # of the next token so far: the prefill's chunks, forced tokens, a step computed ahead
         self._state = constraint.start(until_s) if constraint else None
         self._forced_next: Optional[List[int]] = None  # ids that the constraint forces next; None: not computed yet
@@ -175,8 +176,7 @@ class Generation(Iterator[Event]):
         self._runs = 0  # runs of the graph that returned logits of a next token
         self._tokens = self._prefill_tokens = self._shifts = 0
         self._changes = 0  # the backend's count of changes of the cache, after the last run of the graph
-        self._events = self._run(kept, len(prompt_ids) - len(kept), options.max_new_tokens,
-                                 options.overflow == "shift")
+        self._events = self._run(len(prompt_ids) - len(kept))
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -209,24 +209,23 @@ class Generation(Iterator[Event]):
                     decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                     tok_s=1000 * len(after_prefill) / sum(decode_ms) if decode_ms else None,
                     peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=self._shifts,
-                    forced=len(step_ms) - len(runs) - self._right, guessed=self._right)
+                    forced=len(step_ms) - len(runs) - self._guessed_tokens, guessed=self._guessed_tokens)
 
-    def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
-             ) -> Generator[Event, None, None]:
+    def _run(self, left_out: int) -> Generator[Event, None, None]:
         if left_out:
-            yield PromptCut(left_out, len(prompt_ids))
+            yield PromptCut(left_out, len(self._prompt_ids))
         if self._chunk_size:
-            yield from self._prefill_chunks(prompt_ids, self._chunk_size)
-        stop_reason, stream, state = "", self._stream, self._state
+            yield from self._prefill_chunks(self._chunk_size)
+        stop_reason, stream, state, top = "", self._stream, self._state, self._options.top
         while not stop_reason:
             start = time.perf_counter()
             logprobs = None
             tokens = self._forced()
-            forced, known = bool(tokens), self._known is not None
+            forced, guessed = bool(tokens), self._known_logits is not None
             if not forced:
-                logits = self._logits(prompt_ids, max_new_tokens)
+                logits = self._logits()
                 tokens = [self._sampler.sample(logits, state.allowed() if state else None)]
-                logprobs = None if self._top is None else token_logprobs(logits, tokens[0], self._top)
+                logprobs = None if top is None else token_logprobs(logits, tokens[0], top)
             for token_id in tokens:
                 self._append(token_id)
                 if forced:
@@ -237,15 +236,15 @@ class Generation(Iterator[Event]):
                 is_eos = token_id in self._stop_ids
                 text = stream.push(token_id) if stream and not is_eos else ""
                 self._pending_ms += 1000 * (time.perf_counter() - start)
-                self._step_ms.append(0.0 if forced or known else self._pending_ms)
-                self._pending_ms = self._pending_ms if forced or known else 0.0
-                stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
+                self._step_ms.append(0.0 if forced or guessed else self._pending_ms)
+                self._pending_ms = self._pending_ms if forced or guessed else 0.0
+                stop_reason = self._stop_reason(is_eos)
                 if stop_reason:
                     self._drop_guesses()
                     self._uncached = []
                     text += stream.finish() if stream else ""
                 self._tokens += 1
-                self._right += known and not forced
+                self._guessed_tokens += guessed and not forced
                 yield Token(token_id, text)
                 if logprobs:
                     yield logprobs
@@ -261,20 +260,21 @@ class Generation(Iterator[Event]):
             self._forced_next = self._state.forced() if self._state and self._forces else []
         return self._forced_next
 
-    def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:
+    def _stop_reason(self, is_eos: bool) -> str:
         """Return why the generation ends; empty if it continues."""
-        count = len(self._step_ms)
+        count, options = len(self._step_ms), self._options
         if is_eos or self._state and self._state.ended:
             return "eos"
         if self._stream and self._stream.stopped:
             return "stop"
-        if count >= max_new_tokens:
+        if count >= options.max_new_tokens:
             return "length"
-        return "context" if prompt + count >= self._backend.context and not shifting else ""
+        is_full = len(self._prompt_ids) + count >= self._backend.context
+        return "context" if is_full and options.overflow != "shift" else ""
 
-    def _prefill_chunks(self, prompt_ids: Sequence[int], chunk_size: ChunkSize) -> Iterator[Event]:
+    def _prefill_chunks(self, chunk_size: ChunkSize) -> Iterator[Event]:
         """Compute the prompt except for its last chunk."""
-        rest = self._reuse_prefix(prompt_ids)
+        prompt_ids, rest = self._prompt_ids, self._reuse_prefix()
         while True:
             self._rest = rest
             self._changes = self._backend.changes
@@ -288,8 +288,8 @@ class Generation(Iterator[Event]):
             self._pending_ms += 1000 * (time.perf_counter() - start)
             rest = rest[count:]
 
-    def _reuse_prefix(self, prompt_ids: Sequence[int]) -> Sequence[int]:
-        rest = keep_shared(self._backend, prompt_ids)
+    def _reuse_prefix(self) -> Sequence[int]:
+        rest = reuse_prefix(self._backend, self._prompt_ids)
         self._prefill_tokens = len(rest)
         return rest
 
@@ -303,41 +303,41 @@ class Generation(Iterator[Event]):
         """Add a sampled or forced id to the text. The cache holds it if it was guessed."""
         if self._guesses:
             self._guesses.append(token_id)
-        if self._guessed and self._guessed[0][0] == token_id:
-            _, self._known = self._guessed.pop(0)
+        if self._unsampled and self._unsampled[0][0] == token_id:
+            _, self._known_logits = self._unsampled.pop(0)
             if self._guesses:
                 self._guesses.right()
             return
         self._drop_guesses()
-        self._known = None
+        self._known_logits = None
         self._uncached.append(token_id)
 
     def _drop_guesses(self) -> None:
         """Remove from the cache what was guessed and not sampled."""
-        if self._guessed:
+        if self._unsampled:
             self._check_unchanged()
-            self._backend.truncate(self._backend.length - len(self._guessed))
-            self._changes, self._guessed = self._backend.changes, []
+            self._backend.truncate(self._backend.length - len(self._unsampled))
+            self._changes, self._unsampled = self._backend.changes, []
 
-    def _logits(self, prompt_ids: Sequence[int], max_new_tokens: int) -> np.ndarray:
+    def _logits(self) -> np.ndarray:
         """Return the logits [vocab] of the next token, from the prompt's prefill, a decode step, a prefill of forced
         tokens, a verified guess, or a shift."""
         backend, ids = self._backend, self._uncached
         if not self._runs:
-            ids = [*(self._reuse_prefix(prompt_ids) if self._rest is None else self._rest), *ids]
+            ids = [*(self._reuse_prefix() if self._rest is None else self._rest), *ids]
         else:
             self._check_unchanged()
-        if self._known is not None:
-            logits, self._known = self._known, None
+        if self._known_logits is not None:
+            logits, self._known_logits = self._known_logits, None
             return logits
-        guess = self._guess(max_new_tokens)
+        guess = self._guess()
         self._is_ahead = False
         if backend.length + len(ids) > backend.context:
             self._shifts += 1
             logits = shift(backend, ids)
         elif guess:
             rows = backend.verify([*ids, *guess])  # [1 + guesses, vocab]
-            logits, self._guessed = rows[0], list(zip(guess, rows[1:]))  # noqa: B905, not in 3.6
+            logits, self._unsampled = rows[0], list(zip(guess, rows[1:]))  # noqa: B905, not in 3.6
         else:
             logits = backend.step(ids[0]) if self._runs and len(ids) == 1 else backend.prefill(ids)
         self._runs += 1
@@ -345,11 +345,11 @@ class Generation(Iterator[Event]):
         self._changes = backend.changes
         return logits
 
-    def _guess(self, max_new_tokens: int) -> List[int]:
+    def _guess(self) -> List[int]:
         """Return guesses of the tokens behind the uncached one; none if they would not pay off."""
         if not self._guesses or self._is_ahead or not self._runs or len(self._uncached) != 1:
             return []
-        room = min(self._backend.context - self._backend.length - 1, max_new_tokens - len(self._step_ms) - 1)
+        room = min(self._backend.context - self._backend.length, self._options.max_new_tokens - len(self._step_ms)) - 1
         guess = self._guesses.next(room)
         allowed = self._state.allowed() if guess and self._state else None
         if allowed is not None and not (guess[0] < len(allowed) and allowed[guess[0]]):

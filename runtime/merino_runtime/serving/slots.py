@@ -22,7 +22,7 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, write_cache
-from merino_runtime.generation.generate import shared
+from merino_runtime.generation.generate import common_prefix
 from merino_runtime.io.board import MB
 from merino_runtime.io.lock import others_may_write
 from merino_runtime.serving.requests import GenerationRequest
@@ -45,7 +45,7 @@ class Slot:
 
     def shared(self, request: GenerationRequest) -> int:
         """Return the length of the prefix that a request's prompt may use of this slot."""
-        return shared(self.ids, request.ids) if self.owner == request.client.owner else 0
+        return common_prefix(self.ids, request.ids) if self.owner == request.client.owner else 0
 
     @property
     def ids(self) -> List[int]:
@@ -131,18 +131,18 @@ class PrefixCache:
 
     def to_keep(self, ids: Tuple[int, ...], owner: str) -> int:
         """Return how many ids of a new prompt are a prefix that came before and is not saved yet; 0 for none."""
-        common = [shared(prompt, ids) for other, prompt in self._recent
-                  if other == owner and shared(prompt, ids) < len(prompt)]  # another chat
+        common = [common_prefix(prompt, ids) for other, prompt in self._recent
+                  if other == owner and common_prefix(prompt, ids) < len(prompt)]  # another chat
         self._recent.append((owner, ids))
         count = max(common, default=0)
-        known = max((shared(kept, ids) for kept in self._own(owner).values()), default=0)
+        known = max((common_prefix(kept, ids) for kept in self._own(owner).values()), default=0)
         return count if self._most_mb and count >= max(LEAST, known + ALIKE) else 0
 
     def load(self, backend: Backend, ids: Sequence[int], owner: str) -> None:
         """Load a file into a slot's cache if it has more of the prompt."""
         own = self._own(owner)
-        path = max(own, key=lambda name: shared(own[name], ids), default=None)
-        if path is None or shared(own[path], ids) < shared(backend.ids, ids) + LEAST:
+        path = max(own, key=lambda name: common_prefix(own[name], ids), default=None)
+        if path is None or common_prefix(own[path], ids) < common_prefix(backend.ids, ids) + LEAST:
             return
         try:
             load_cache(self._bundle, backend, path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generation.generate import keep_shared
+from merino_runtime.generation.generate import reuse_prefix
 
 
 def main(folder, steps, out):
@@ -24,7 +24,7 @@ def main(folder, steps, out):
         if verb == "truncate":
             backend.truncate(argument)
             continue
-        rest = keep_shared(backend, argument) if verb == "prompt" else [argument]
+        rest = reuse_prefix(backend, argument) if verb == "prompt" else [argument]
         logits.append((backend.prefill(rest) if verb == "prompt" else backend.step(argument)).copy())
         computed.append(len(rest))
     np.save(out, np.array(logits, dtype=np.float32))
