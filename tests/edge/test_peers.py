@@ -309,7 +309,7 @@ def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, k
 @pytest.mark.parametrize("name", ["openvino-genai", "onnxruntime-genai"])
 def test_engines_of_a_file_and_of_a_bundle_choose_our_ids(tmp_path, kept, name):
     small = sample_gguf.random_model("llama", strength=6)
-    path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "Q8_0")
+    path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "Q8_0", **{"general.file_type": 7})
     source, form = load_source(str(path)), "int8"
     bundle = export(source, tmp_path / "bundle", ExportRequest(form, kv="fp32")).bundle
     other = export(source, tmp_path / "int8-cache", ExportRequest(form, kv="int8")).bundle
