@@ -30,9 +30,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @contextmanager
-def peers_beside(
-    engines: str | None, folders: Sequence[str], say: Callable[[str], None]
-) -> Iterator[list[Engine]]:
+def peers_beside(engines: str | None, folders: Sequence[str], say: Callable[[str], None]) -> Iterator[list[Engine]]:
     """Yield the engines for `bench_command`; none if `engines` is None.
 
     A bundle that cannot be read is left out, because the harness gives it a failed row. Raise MerinoError for

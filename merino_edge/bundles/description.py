@@ -145,9 +145,7 @@ def describe(
         weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision, form.kv),
-        boards=fitting_boards(
-            operators, form.precision, form.context, threads, backends, kv=form.kv
-        ),
+        boards=fitting_boards(operators, form.precision, form.context, threads, backends, kv=form.kv),
         backends=backends,
         threads=threads,
         golden=golden,

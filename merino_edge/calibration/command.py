@@ -65,9 +65,7 @@ def recalibrate(
             raise MerinoError(f"the probe was made with {probe.backend}, not with {backend}: leave :{backend} out")
     boards = sorted({f"{probe.machine.get('board')}, {probe.backend}, {probe.dialect}" for probe in used})
     if len(boards) > 1 and not collected:
-        raise MerinoError(
-            f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
-        )
+        raise MerinoError(f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one")
     origin = f"the profile calibrated from {probes[-1] if probes else 'the board'}"
 
     def calibrated(probes: Sequence[Probe]) -> tuple[Fit, str, DeviceProfile]:

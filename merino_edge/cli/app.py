@@ -106,9 +106,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option("-o", help="output path of the calibrated profile; --board accepts it")
     ] = None,
-    ssh: Annotated[
-        str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
-    ] = None,
+    ssh: Annotated[str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")] = None,
 ) -> None:
     """Fit a board's profile to its measurements. `--board host` measures this machine and stores the result."""
     from merino_edge.calibration.command import recalibrate
@@ -165,9 +163,7 @@ def bench(
                  " openvino-genai"
         ),
     ] = None,
-    output: Annotated[
-        Literal["md", "json", "jsonl"], typer.Option("--format", help="output format")
-    ] = "md",
+    output: Annotated[Literal["md", "json", "jsonl"], typer.Option("--format", help="output format")] = "md",
     save: Annotated[
         Path | None, typer.Option("-o", metavar="FILE", help="save the records as JSON; FILE.jsonl is appended to")
     ] = None,
@@ -189,9 +185,7 @@ def bench(
         refuse_local(peers=peers)
         given = {"-p": prompts, "-n": steps, "-d": depths, "-r": repetitions, "-t": threads}
         options = [f"{option}{value}" for option, value in given.items() if value is not None]
-        raise typer.Exit(
-            bench_there(ssh, bundles, options, baseline=baseline, output=output, save=save)
-        )
+        raise typer.Exit(bench_there(ssh, bundles, options, baseline=baseline, output=output, save=save))
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline=baseline, output=output, save=save, peers=peers, progress=progress, say=say,

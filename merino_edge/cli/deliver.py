@@ -56,9 +56,7 @@ def pack(
     folders = [Path(bundle_path(name)) for name in bundles]
     profiles = [board(name, say) for name in dict.fromkeys(boards or ())]
     with working(f"packing {out.name}"):
-        packed = run(
-            folders, out, profiles, wheels, key=sign, say=say, withdraw=withdraw or ()
-        )
+        packed = run(folders, out, profiles, wheels, key=sign, say=say, withdraw=withdraw or ())
     if as_json:
         print(json.dumps({"path": str(out), "id": packed.id, "bytes": packed.size_bytes, "signed": packed.signed,
                           "counter": packed.manifest.counter}))  # fmt: skip

@@ -41,9 +41,7 @@ def run_demo(out: Path) -> None:
     profile = load_profile(BOARD)
     context = profile.budget.context
     heading(1, f"design a decoder for a {profile.name}")
-    designed = design(
-        profile, with_board_defaults({}, profile), context=context, prompt=default_prompt(context)
-    )
+    designed = design(profile, with_board_defaults({}, profile), context=context, prompt=default_prompt(context))
     write_text(out / "design.json", designed.to_json())
     print_design(designed, profile)
     # 2. Export. Random weights do, because speed does not depend on their values.

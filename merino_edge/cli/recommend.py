@@ -62,9 +62,7 @@ def recommend(
     named = profile.id if address else where
     slots, prompt_tokens = default_lengths(profile, context, None)
     with working(f"judging models for {profile.name}"):
-        recommendation = find(
-            profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens
-        )
+        recommendation = find(profile, with_board_defaults(limits, profile), context=slots, prompt=prompt_tokens)
     if as_json:
         print(json.dumps(recommendation_json(recommendation, profile, named), indent=2))
     else:
@@ -84,9 +82,7 @@ def print_scores(
     from merino_edge.cli.tables import show
     from merino_edge.design.score import SCORES, existing_score, layers_weights
 
-    costs = [
-        costs_of(profile, decoder.geometry, context) if profile else {} for decoder in decoders
-    ]
+    costs = [costs_of(profile, decoder.geometry, context) if profile else {} for decoder in decoders]
     rows = []
     for source, decoder, cost in zip(sources, decoders, costs, strict=True):
         scores = {name: existing_score(decoder.geometry, scoring) for name, scoring in SCORES.items()}
@@ -106,9 +102,7 @@ def print_scores(
         show(cost_table([decoder.name for decoder in decoders], costs, profile))
 
 
-def costs_of(
-    profile: "DeviceProfile", decoder: "Geometry", context: int | None
-) -> "dict[str, Predicted]":
+def costs_of(profile: "DeviceProfile", decoder: "Geometry", context: int | None) -> "dict[str, Predicted]":
     """Predict the costs by weight format. Without a context the board's own, or the model's if that is shorter."""
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import cache_on, formats_of
@@ -151,9 +145,7 @@ def score_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Tab
     )  # fmt: skip
 
 
-def cost_table(
-    names: Sequence[str], costs: "Sequence[Mapping[str, Predicted]]", profile: "DeviceProfile"
-) -> "Table":
+def cost_table(names: Sequence[str], costs: "Sequence[Mapping[str, Predicted]]", profile: "DeviceProfile") -> "Table":
     from merino_edge.cli.design_tables import number
     from merino_edge.cli.tables import Column, Table, on_backend
     from merino_edge.design.budgets import BUDGETS_BY_NAME

@@ -115,9 +115,7 @@ def flashed_json(board: "Flashed") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def speeds_ms(
-    board: "Flashed", planned: "DeviceProfile | None" = None
-) -> tuple[dict[str, float], dict[str, float]]:
+def speeds_ms(board: "Flashed", planned: "DeviceProfile | None" = None) -> tuple[dict[str, float], dict[str, float]]:
     """Return the measured medians of SPEEDS, and their predictions by the profile that names the board, or else by
     `planned`."""
     from merino_edge.report.series import series_of

@@ -127,7 +127,7 @@ def train(
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     chosen: dict[str, Any] = presets().get(preset or "", {"recipe": {}})
     typed = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "lora": lora}
-    options = {name: value for name, value in typed.items() if value is not None} | read_settings(settings or ())
+    options = {name: value for name, value in typed.items() if value is not None} | recipe_settings(settings or ())
     if tokenizer and not designed:
         raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
     if lora and designed:
@@ -193,7 +193,7 @@ def presets() -> dict[str, Any]:
     return tomllib.loads((files("merino_edge.training") / "presets.toml").read_text(encoding="utf-8"))
 
 
-def read_settings(given: Sequence[str]) -> dict[str, Any]:
+def recipe_settings(given: Sequence[str]) -> dict[str, Any]:
     """Read `--set NAME=VALUE`. Raise MerinoError for an unknown name."""
     from merino_edge.training.recipe import OPTIONS, Recipe
 

@@ -41,9 +41,7 @@ def make_key(name: Path) -> tuple[Path, Path]:
     key = import_extra(ED25519).Ed25519PrivateKey.generate()
     line = key_line(key.public_key().public_bytes_raw(), name.name)
     make_parent(private)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_new(str(private), pem, KEPT, PRIVATE_MODE)
     try:
         write_new(str(public), line.encode(), KEPT)

@@ -51,15 +51,11 @@ class Layer(NamedTuple):
     taps: bool = False
 
 
-def architecture(
-    layer: Layer, depth: int, vocab: int, context: int, tables: tuple[Ngrams, ...] = ()
-) -> Architecture:
+def architecture(layer: Layer, depth: int, vocab: int, context: int, tables: tuple[Ngrams, ...] = ()) -> Architecture:
     size = attention.head_size(layer.width)
     heads = None if layer.kv_heads * size == layer.width else layer.kv_heads
     block = Block(
         width=layer.width, ffn_ratio=layer.ffn_ratio, depth=depth, kv_heads=heads, gated=layer.gated,
         attention_every=layer.attention_every,
     )  # fmt: skip
-    return Architecture(
-        blocks=(block,), vocab=vocab, head_size=size, context=context, taps=layer.taps, ngrams=tables
-    )
+    return Architecture(blocks=(block,), vocab=vocab, head_size=size, context=context, taps=layer.taps, ngrams=tables)

@@ -166,9 +166,7 @@ def gptq_pays(source: Source) -> bool:
 def predicted_ms(arch: Geometry, board: DeviceProfile, forms: Sequence[GraphFormat]) -> dict[str, float]:
     """Predict the latency of a decode step with a full cache by weight format."""
     on_cpu = board.with_backend("onnxruntime")
-    shapes = [
-        InferenceShape(form.precision, form.context, default_prompt(form.context), form.kv) for form in forms
-    ]
+    shapes = [InferenceShape(form.precision, form.context, default_prompt(form.context), form.kv) for form in forms]
     return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
 
 

@@ -301,9 +301,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         self.embed_tokens = nn.Embedding(config.vocab_size, first)
         self.ngrams = nn.ModuleList(NgramTable(table.rows, first) for table in config.architecture.ngrams)
         before = [first, *(block.width for block in blocks)]
-        self.blocks = nn.ModuleList(
-            BlockModule(config, index, width) for index, width in enumerate(before[:-1])
-        )
+        self.blocks = nn.ModuleList(BlockModule(config, index, width) for index, width in enumerate(before[:-1]))
         self.norm = nn.RMSNorm(last, eps=config.rms_norm_eps)
         self.leave = width_change(config, last, first)
         self.lm_head = nn.Linear(first, config.vocab_size, bias=False)

@@ -267,9 +267,7 @@ def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:
 
     Attention counts the full square of scores: kernels that do not use the causal mask compute all of it.
     """
-    return sum(
-        2 * op.macs * tokens + 4 * op.query_width * tokens * tokens for op in operators if op.kind != "head"
-    )
+    return sum(2 * op.macs * tokens + 4 * op.query_width * tokens * tokens for op in operators if op.kind != "head")
 
 
 def decode_flops(operators: Iterable[Operator], cached: int = 0) -> int:

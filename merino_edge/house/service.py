@@ -132,9 +132,7 @@ def handler_of(agent: Agent, say: Callable[[str], None]) -> Any:
     return Handler
 
 
-async def serve(
-    uri: str, agent: Agent, say: Callable[[str], None], ready: Callable[[], None] = lambda: None
-) -> None:
+async def serve(uri: str, agent: Agent, say: Callable[[str], None], ready: Callable[[], None] = lambda: None) -> None:
     """Serve until the task is canceled. Raises MerinoError for an address that cannot be used, and for a token that
     Home Assistant refuses."""
     handler, address = handler_of(agent, say), urlparse(uri)

@@ -50,9 +50,7 @@ def slots_of(node: Node) -> set[str]:
     return set().union(*map(slots_of, held))
 
 
-def sentence(
-    template: str, rng: random.Random, values: Mapping[str, str | Callable[[], str]]
-) -> tuple[str, set[str]]:
+def sentence(template: str, rng: random.Random, values: Mapping[str, str | Callable[[], str]]) -> tuple[str, set[str]]:
     """Return (a sentence in lower case, the slots that it has). `values`: of the slots, or what makes them."""
     parts, used = [], set()
 

@@ -58,9 +58,7 @@ def read_all(
         more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
         shown = faults[:MAX_LISTED_FAULTS] + more
         listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {fault}" for fault in shown)
-        raise MerinoError(
-            f"these are not benchmark records: correct them, or give what `bench -o FILE` wrote:{listed}"
-        )
+        raise MerinoError(f"these are not benchmark records: correct them, or give what `bench -o FILE` wrote:{listed}")
     return records, evaluations
 
 

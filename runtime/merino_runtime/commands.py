@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from merino_runtime.api import LanguageModel, open_model
 from merino_runtime.backends import TENSORRT, choose_backend
@@ -68,7 +68,7 @@ def run_generate(arguments: Namespace) -> int:
         check_output(cache)
     text = prompt_from_stdin() if arguments.prompt in (None, STDIN) else as_text(str(arguments.prompt))
     # 2. Generate. `LanguageModel.generate` encodes the prompt and returns a `Generation`.
-    with open_bundle(arguments, GENERATE_SETTINGS) as model:
+    with open_bundle(arguments) as model:
         if restores:
             model.load_cache(cache)
         generation = model.generate(text, **options._asdict())
@@ -89,9 +89,9 @@ def run_generate(arguments: Namespace) -> int:
     return 0
 
 
-def open_bundle(arguments: Namespace, known: Mapping[str, Any]) -> LanguageModel:
-    """Open the bundle of the arguments with the threads and the backend of their `--set`."""
-    settings = read_settings(arguments.settings, known)
+def open_bundle(arguments: Namespace) -> LanguageModel:
+    """Open the bundle with the threads and the backend of `--set`. The settings of `chat` are among `generate`'s."""
+    settings = read_settings(arguments.settings, GENERATE_SETTINGS)
     opening: Dict[str, Any] = {name: settings.get(name) for name in OPENING_SETTINGS}
     return open_model(arguments.bundle, say=say_note, **opening)
 
@@ -128,7 +128,7 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
 
 def run_chat(arguments: Namespace) -> int:
     options = chat_options(arguments)
-    with open_bundle(arguments, CHAT_SETTINGS) as model:
+    with open_bundle(arguments) as model:
         from merino_runtime.chat.session import converse, converse_in_json, write_json
 
         conversation = model.chat(**options._asdict())

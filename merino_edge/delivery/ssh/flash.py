@@ -142,9 +142,7 @@ async def flash(address: Address, package: Package, done: Flashed, *, dry_run: b
         else:
             for small in package.keys:
                 await send(board, INCOMING, small)
-            place = await send(
-                board, INCOMING, package.whole, lambda sent, total: report(host, "copying", sent, total)
-            )
+            place = await send(board, INCOMING, package.whole, lambda sent, total: report(host, "copying", sent, total))
             report(host, "installing", 0, 0)
             launcher = await _install(board, package, place, done, facts)
         done.tested = True

@@ -140,9 +140,7 @@ class Graph:
             more = sum(name.split(".")[0] == f"cos_{head_size}" for name in self._constants)
             names = [f"{part}_{head_size}" + (f".{more}" if more else "") for part in ("cos", "sin")]
             tables = rotary_tables(self.context, head_size, rotary)
-            cos, sin = (
-                self.constant(name, table.astype(self.real)) for name, table in zip(names, tables, strict=True)
-            )
+            cos, sin = (self.constant(name, table.astype(self.real)) for name, table in zip(names, tables, strict=True))
             return cos, sin
 
         return self.once((rotary, head_size), make)
