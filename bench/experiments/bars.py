@@ -56,7 +56,7 @@ class Side(NamedTuple):
 
     model: str  # a name, or a GGUF
     precision: str
-    engine: str = DEFAULT_ENGINE
+    engine: str = f"{DEFAULT_ENGINE} "  # onnxruntime-genai is another one
     kv: str | None = None
 
     def fastest(self, rows: list[Record], test: str) -> Record | None:
