@@ -34,20 +34,20 @@ class InitialModel(NamedTuple):
     pretrained: "Checkpoint | None" = None
 
 
-def read_config(context: typer.Context, name: str | None) -> str | None:
-    """Make the options in a TOML file the defaults of this call; a preset's name stays. Raise MerinoError for an
-    unknown one."""
-    if name is None or name in presets():
-        return name
+def read_config(context: typer.Context, given: str | None) -> str | None:
+    """Make the options in a TOML file the defaults of this call, and return `given`, which may also be a preset's name.
+    Raise MerinoError for an unknown option or name."""
+    if given is None or given in (recipes := presets()):
+        return given
     from merino_edge.text.documents import check_files
 
-    path = Path(name)
+    path = Path(given)
     if not path.exists():
-        known = "; ".join(f"{preset}: {facts['about']}" for preset, facts in presets().items())
-        raise MerinoError(f"--config {name} is neither a file nor one of these recipes: {known}")
+        known = "; ".join(f"{name}: {facts['about']}" for name, facts in recipes.items())
+        raise MerinoError(f"--config {given} is neither a file nor one of these recipes: {known}")
     check_files([path], "--config")
     try:
-        content = tomllib.loads(read_text(name, "TOML", "Write options such as steps = 500."))
+        content = tomllib.loads(read_text(given, "TOML", "Write options such as steps = 500."))
     except tomllib.TOMLDecodeError as error:
         raise MerinoError(f"--config {path} is not TOML: {error}") from error
     options = {option.opts[-1].lstrip("-"): option for option in context.command.params if option.opts[0] != "source"}
@@ -65,7 +65,7 @@ def read_config(context: typer.Context, name: str | None) -> str | None:
             value = [f"{setting}={chosen}" for setting, chosen in value.items()]
         values[str(option.name)] = [value] if option.multiple and not isinstance(value, list) else value
     context.default_map = values
-    return name
+    return given
 
 
 def train(
