@@ -18,7 +18,7 @@ from merino_bench.fresh_process import run_separately
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Engine, Measured
-from merino_edge.benchmarking.engines import GENERIC_BUILD, OF_BUNDLES, Peer, missing, parse_engines, peers_of
+from merino_edge.benchmarking.engines import GENERIC_BUILD, OF_BUNDLES, Peer, missing
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle, load_bundle
@@ -30,16 +30,14 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @contextmanager
-def peers_beside(engines: str | None, folders: Sequence[str], say: Callable[[str], None]) -> Iterator[list[Engine]]:
-    """Yield the engines for `bench_command`; none if `engines` is None.
-
-    A bundle that cannot be read is left out, because the harness gives it a failed row. Raise MerinoError for
-    an unknown engine, and for a file that is no GGUF.
-    """
-    if engines is None:
+def peers_beside(
+    peers: Sequence[Peer], folders: Sequence[str], say: Callable[[str], None]
+) -> Iterator[list[Engine]]:
+    """Yield the engines for `bench_command`. A bundle that cannot be read is left out, because the harness gives it a
+    failed row."""
+    if not peers:
         yield []
         return
-    peers = peers_of(*parse_engines(engines))
     bundles = []
     for folder in folders:
         with suppress(MerinoError):

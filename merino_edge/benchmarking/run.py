@@ -14,7 +14,7 @@ from merino_bench.harness.render import append, appends, check_can_save
 from merino_bench.harness.run import Progress, bench_command, deliver
 from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import peers_beside
-from merino_edge.benchmarking.engines import parse_engines
+from merino_edge.benchmarking.engines import parse_engines, peers_of
 from merino_edge.export.request import PRECISIONS, ExportRequest, graph_format
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
@@ -127,15 +127,14 @@ def run_benchmark(
     rows were written.
     """
     check_request(request)
-    if peers is not None:
-        parse_engines(peers)
+    others = [] if peers is None else peers_of(*parse_engines(peers))
     if save is not None:
         check_can_save(str(save))
     folders, bases = bundles_of(bundles, baseline, say)
-    with peers_beside(peers, [*folders, *bases], say) as others:
+    with peers_beside(others, [*folders, *bases], say) as more:
         return bench_command(
             folders, request, bases, output=output, save_path=None if save is None else str(save),
-            progress=progress, more=others,
+            progress=progress, more=more,
         )  # fmt: skip
 
 
