@@ -103,7 +103,6 @@ class GenerateOptions(_GenerateOptions):
             raise MerinoError(f"the text ends where {self.constraints[0]} says. Leave out ignore_eos, or that.")
         return self
 
-
     @property
     def constraints(self) -> List[str]:
         """Return the names of the fields that constrain the text."""

@@ -87,10 +87,7 @@ class OnnxBackend(Backend):
             if len(part) == 1:
                 yield self.step(part[0])[None]
                 continue
-            self._catch_up()
-            logits = self._run_prefill(self.length, part)
-            self._states.keep()
-            yield logits
+            yield self._run_part(part)
 
     def _parts(self, ids: Sequence[int]) -> List[Sequence[int]]:
         """Return the ids of each run of a prefill."""
@@ -99,11 +96,16 @@ class OnnxBackend(Backend):
         chunk = PREFILL_CHUNK_IDS if self.extends_fast else 1 if self.ids else len(ids)
         return [ids[start:start + chunk] for start in range(0, len(ids), chunk)]
 
+    def _run_part(self, ids: Sequence[int], embedding: Optional[np.ndarray] = None) -> np.ndarray:
+        self._catch_up()
+        logits = self._run_prefill(self.length, ids, embedding)
+        self._states.keep()
+        return logits
+
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         total, one = np.zeros((2, 1, embedding_size(self._open_model().bundle)), np.float32)
         for part in self._parts(ids):
-            self._catch_up()
-            self._run_prefill(self.length, part, one)
+            self._run_part(part, one)
             total += one
         return total[0]
 

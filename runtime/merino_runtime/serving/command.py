@@ -51,8 +51,9 @@ def run_serve(arguments: argparse.Namespace, sensors: Any = None) -> int:
     check_address(arguments.host, keys)
     origins = origins_of(arguments.allow_origin)
     settings = read_settings(arguments.settings, SETTINGS)
+    given = dict(vars(arguments), **settings)
     for name, low, high in BOUNDS:
-        value = dict(vars(arguments), **settings).get(name)
+        value = given.get(name)
         if value is not None and not low <= value <= high:  # nor is NaN
             raise MerinoError(f"{'--set ' if name in SETTINGS else '--'}{name} is {value}, allowed: {low} to {high:g}.")
     if "max_temperature" in settings and not (sensors and sensors.temperatures_c()):
