@@ -31,9 +31,9 @@ def recalibrate(
     Without `probes` and `probe_board`, the collected probes of the board are used. Return the fit.
 
     probe_board: probes the profile's board with its backend, instead of `probes`; called after all checks. choose:
-    measures designs that a search picks, on the probed machine; None: no designs are measured. device: of --board; its
-    backend, as in jetson-nano:tensorrt, is that of the probes. Raise MerinoError for a wrong request; nothing is
-    written then.
+    measures designs that a search picks, on the probed machine; None: no designs are measured. device: the value of
+    --board. If it names a backend, as jetson-nano:tensorrt does, the probes must be of that one. Raise MerinoError for
+    a wrong request; nothing is written then.
     """
     device, backend = with_backend(device)
     if device == "host":

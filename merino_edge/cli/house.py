@@ -69,7 +69,7 @@ def read_house(path: Path) -> "House":
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise MerinoError(f"--devices {path} is no house: write name, domain and area of each, as in {form}") from error
-    if unknown := [device.domain for device in made if device.domain not in [*DOMAINS]]:
+    if unknown := [device.domain for device in made if device.domain not in list(DOMAINS)]:  # it may be unhashable
         allowed = ", ".join(sorted(DOMAINS))
         raise MerinoError(f"--devices {path}: domain {unknown[0]!r} is not known, allowed: {allowed}")
     return House(tuple(made), here, floors)

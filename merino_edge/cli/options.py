@@ -16,7 +16,7 @@ BOARD = (
 )
 Board = Annotated[str, typer.Option("--board", metavar="BOARD", help=BOARD)]
 HOST = "[USER@]HOST[:PORT][/FOLDER]"
-SSH = "run on this board instead of on this machine; FOLDER: that of its releases, such as /srv/merino"
+SSH = "run on this board instead of this machine; FOLDER: where it keeps its releases, such as /srv/merino"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help=SSH)]
 Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 KV = ("KV cache format: fp32, int8 or int4. Default: the design's. Without a design it is int8 if the weights are int8"

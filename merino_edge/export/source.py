@@ -148,7 +148,7 @@ def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> So
 def load_zoo_model(known: Model, folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a model of the zoo with its published weights, from a local Hugging Face folder."""
     checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id), say)
-    remedy = f"Give --set weights=FOLDER of {known.id}"
+    remedy = f"Give a folder of {known.id} by --set weights=FOLDER"
     family = family_of(checkpoint.geometry).name
     if family != known.family:
         raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}. {remedy}")

@@ -33,7 +33,7 @@ FAULTS = (asyncssh.Error, OSError, EOFError, ValueError, LookupError, TypeError,
 GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
 FORM = (
     "[USER@]HOST[:PORT][/FOLDER], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of"
-    " ~/.ssh/config; FOLDER is that of the releases there"
+    " ~/.ssh/config; FOLDER: where the board keeps its releases"
 )
 _ADDRESS = re.compile(
     r"(?:(?P<user>[^@\s/]+)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
