@@ -20,7 +20,6 @@ import pytest
 from emulated_board import (
     BOARD_ROOT,
     CPUS,
-    WITH_DOTPROD,
     as_model,
     needs_board,
     on_board_with_children,
@@ -61,7 +60,7 @@ def children():
 
 @pytest.fixture(scope="module")
 def formats(embedded_bundles):
-    """Folders of one model, the preferred one first: for CPUs with dotprod, and for the rest and old runtimes."""
+    """Folders of one model, the preferred one first: int4 for every 64-bit Arm core, and fp32 for old runtimes."""
     return [embedded_bundles["fused", "int4"], embedded_bundles["portable", "fp32"]]
 
 
@@ -132,7 +131,7 @@ def release(folder):
 def test_the_pages_commands_install_what_the_cpu_runs_and_it_generates_the_golden_ids(installed):
     cpu, folder, printed = installed
     place, facts = release(folder)
-    assert (facts["precision"], facts["python"]) == ("int4" if cpu in WITH_DOTPROD else "fp32", "3.11")
+    assert (facts["precision"], facts["python"]) == ("int4", "3.11")
     assert place.name == facts["id"] == open_archive(str(folder / "story.merino")).id
     assert MODELS[cpu] in printed and f"installed embedded (embedded, {facts['precision']})" in printed
     assert "\nok: 16 greedy ids as expected\n" in printed and f"current   {facts['id']}" in printed
@@ -148,7 +147,7 @@ def test_what_is_installed_uses_the_packages_of_the_file(installed):
 
 def test_each_board_generates_what_this_machine_generates(installed, formats):
     cpu, folder, _ = installed
-    bundle = formats[release(folder)[1]["precision"] != "int4"]
+    bundle = formats[0]
     here = ids(output(run(sys.executable, Path(bundle) / "merino.pyz", "generate", bundle, *GENERATE)))
     assert len(set(here)) > 5
     there = on_board_with_children(cpu, "root/current/merino", "generate", "installed", *GENERATE, cwd=folder)
