@@ -239,7 +239,7 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
     if scales and plan.cache_by_default and answers:
         alone = cache_divergence(source.model, answers, scales)
         scales = None if alone.kl_mean > MOST_CACHE_KL else scales
-    return Calibration(rows, hessians, scales, rise, alone, answers)
+    return Calibration(rows, hessians, scales, cache_rise=rise, cache_alone=alone, answers=answers)
 
 
 def export_fastest(

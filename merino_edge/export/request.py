@@ -91,7 +91,9 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
         raise MerinoError(f"{origin.format(precision)} is for GPUs, and a {board.name} has none: give int8 or int4")
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
-    return GraphFormat(precision, dialect, context, kv, request.all_logits, request.embeddings)
+    return GraphFormat(
+        precision, dialect, context, kv, all_logits=request.all_logits, embeddings=request.embeddings
+    )
 
 
 def cache_format(
