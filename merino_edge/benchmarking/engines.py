@@ -44,6 +44,7 @@ TORCH = (("torch", "torch"), ("transformers", "transformers"))
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 OF_FILES, OF_BUNDLES = ("llama_cpp", "openvino"), "onnxruntime_genai"  # runners of the user's GGUF, and of the bundles
+NEEDS_FILE = "openvino-genai"
 UNKNOWN = "as given"  # format of an engine that runs what it is given, until that is known
 GENERIC_BUILD = "generic-build"  # flag of a row of llama.cpp: the wheel is built for AVX2, whatever the machine has
 PEERS = (
@@ -55,7 +56,7 @@ PEERS = (
     Peer("llama.cpp", "Q4_0", "Q4_0", "llama_cpp", LLAMA),
     Peer(WITH_Q8_0_CACHE, "Q8_0", "Q8_0", "llama_cpp", LLAMA),
     Peer(WITH_Q8_0_CACHE, "Q4_0", "Q8_0", "llama_cpp", LLAMA),
-    Peer("openvino-genai", UNKNOWN, UNKNOWN, "openvino", (("openvino_genai", "openvino-genai"),)),
+    Peer(NEEDS_FILE, UNKNOWN, UNKNOWN, "openvino", (("openvino_genai", "openvino-genai"),)),
     Peer("onnxruntime-genai", UNKNOWN, UNKNOWN, OF_BUNDLES, ((OF_BUNDLES, "onnxruntime-genai"),)),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
@@ -65,7 +66,8 @@ SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token th
 
 def parse_engines(text: str) -> tuple[tuple[str, ...], Path | None]:
     """Parse `all`, or names with commas between them -> the engines, and the GGUF among them, which llama.cpp and
-    openvino-genai run. Raise MerinoError for a name that is not an engine's."""
+    openvino-genai run. Without one, `all` leaves out openvino-genai, which runs nothing else. Raise MerinoError for a
+    name that is not an engine's."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     paths = [Path(word) for word in words if word.endswith(".gguf")]
     names = [word for word in words if not word.endswith(".gguf")] or ["llama.cpp"] * len(paths)
@@ -76,7 +78,9 @@ def parse_engines(text: str) -> tuple[tuple[str, ...], Path | None]:
         raise MerinoError(
             f"--peers {text!r} names {', '.join(unknown) or 'no engine'}: known are {', '.join(ENGINES)}, all, a GGUF"
         )
-    return (ENGINES if "all" in names else tuple(dict.fromkeys(names))), (paths[0] if paths else None)
+    if "all" in names:
+        names = [engine for engine in ENGINES if paths or engine != NEEDS_FILE]
+    return tuple(dict.fromkeys(names)), (paths[0] if paths else None)
 
 
 def peers_of(engines: Sequence[str], file: Path | None = None) -> list[Peer]:

@@ -114,10 +114,12 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
 
 
 def format_of(request: ExportRequest, source: Source) -> GraphFormat:
-    """Return the graph's format, with the default KV cache. Raises MerinoError as `graph_format` does."""
+    """Return the graph's format, with the default KV cache: float for a trained model without a tokenizer, whose
+    answers cannot judge another. Raises MerinoError as `graph_format` does."""
     form = graph_format(request, source.design, request.context or source.arch.context)
-    kv = default_cache(source.arch, form.precision, form.dialect) if cache_is_open(request, source) else form.kv
-    return form._replace(kv=kv)
+    if not cache_is_open(request, source) or (source.weights == "trained" and source.tokenizer is None):
+        return form
+    return form._replace(kv=default_cache(source.arch, form.precision, form.dialect))
 
 
 def cache_is_open(request: ExportRequest, source: Source) -> bool:

@@ -183,9 +183,8 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
         weights = torch.cat([state[name] for name in joined.split("+")]).numpy()
         error = np.abs(matrix_weights(result) - weights).max() / np.abs(weights).max()
         assert error < 1e-3 if exact else 1e-4 < error < 0.5  # minimums are rounded to float16
-    done = export(
-        source, tmp_path / "bundle", ExportRequest(precision=precision, context=64)
-    )  # its logits are compared with torch's
+    # Its logits are compared with torch's. Random blocks give keys beyond what an int8 cache is fitted to.
+    done = export(source, tmp_path / "bundle", ExportRequest(precision=precision, context=64, kv="fp32"))
     expected = {"Q8_0": (1, 0), kind: (len(names) - 1, 0) if exact else (0, len(names) - 1)}
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
