@@ -128,9 +128,9 @@ def run(*words):
 GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
     ("jetson-nano", None): ("tensorrt", "fp16", "1920x1.5x13gk1", 50, 2013, 1821),
-    ("jetson-nano", "onnxruntime"): ("onnxruntime", "int4", "1408x3x9gk1", 42, 10764, 249),
+    ("jetson-nano", "onnxruntime"): ("onnxruntime", "int4", "1408x3.5x8gk1", 42, 10421, 238),
     ("jetson-orin-nano", None): ("tensorrt", "fp16", "1280x4x18gk1", 25, 378, 2346),
-    ("jetson-orin-nano", "onnxruntime"): ("onnxruntime", "int4", "1920x2x11gk1", 25, 1924, 597),
+    ("jetson-orin-nano", "onnxruntime"): ("onnxruntime", "int4", "1184x4x16gk1", 25, 1759, 315),
 }  # fmt: skip
 
 
