@@ -46,11 +46,9 @@ static inline int kind_of(int bits, int minimums) { return 2 * (bits - 4) + (min
     }
 #define MULTIPLY(bits, minimums) [2 * (bits - 4) + minimums] = multiply_##bits##_##minimums,
 
-/* Codes are stored with an offset: 8 in 4 bits, 16 in 5, 32 in 6, 128 in 8. What it adds to the products with x's codes in
- * the columns that share a scale, negated: sums begin with it. `part` numbers these columns. */
+/* What sums of the columns that share a scale begin with; `part` numbers these columns. */
 static inline int offset_of(const rounded *x, int bits, int part) {
-    int offset = parts_of(bits) == 1 ? x->offset : part ? x->offset - x->first_offset : x->first_offset;
-    return offset * (1 << (bits - 4));
+    return parts_of(bits) == 1 ? x->offset : part ? x->offset - x->first_offset : x->first_offset;
 }
 
 /* x's codes of columns 4 * quad to 4 * quad + 3. */

@@ -74,6 +74,8 @@ static void round_rows(void *given, size_t task) {
                 work->set->round_group(x, out);
             else
                 round_halves(work->set, x, out);
+            out->offset *= 1 << (work->bits - 4); /* that of 4 bits before */
+            out->first_offset *= 1 << (work->bits - 4);
         }
 }
 

@@ -34,8 +34,8 @@ typedef struct {
     int8_t codes[GROUP];
     float scales[2];      /* one for all of them, or one for the first sixteen, then one for the others */
     float sum;            /* of the values before they were rounded: what the minimums are multiplied with */
-    int32_t offset;       /* -8 * sum of the codes: what 8 too much in each code of W adds, negated */
-    int32_t first_offset; /* the same of the first sixteen, where the others have a scale of their own */
+    int32_t offset;       /* what sums begin with: -2^(bits - 1) * sum of the codes, since W's are stored with 2^(bits - 1) added */
+    int32_t first_offset; /* of the first sixteen, where the others have a scale of their own */
 } rounded;
 
 typedef struct instruction_set instruction_set;

@@ -4,6 +4,19 @@
 #include <string.h>
 #include <immintrin.h>
 
+PART float largest_of(__m256 eight) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+PART int total_of(__m256i bytes) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), eight = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(four) + _mm_extract_epi32(four, 1);
+}
+
 void round_group_avx2(const float *x, rounded *out) {
     __m128 sum = _mm_setzero_ps();
     __m256 v[4], largest = _mm256_setzero_ps(), positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -12,19 +25,17 @@ void round_group_avx2(const float *x, rounded *out) {
         largest = _mm256_max_ps(_mm256_and_ps(v[at], positive), largest);
         sum = _mm_add_ps(_mm_add_ps(sum, _mm256_castps256_ps128(v[at])), _mm256_extractf128_ps(v[at], 1));
     }
-    float lanes[8], sums[4], most = 0;
-    _mm256_storeu_ps(lanes, largest), _mm_storeu_ps(sums, sum);
-    for (int at = 0; at < 8; at++) most = lanes[at] > most ? lanes[at] : most;
-    out->sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float most = largest_of(largest);
+    sum = _mm_add_ps(sum, _mm_movehdup_ps(sum));
+    out->sum = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehl_ps(sum, sum))); /* (0 + 1) + (2 + 3) */
     __m256 times = _mm256_set1_ps(most > SMALLEST ? 127.0f / most : 0.0f);
-    int total = 0;
-    for (int at = 0; at < 4; at++) {
-        __m256i codes = _mm256_cvtps_epi32(_mm256_mul_ps(v[at], times));
-        __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
-        _mm_storel_epi64((__m128i *)(out->codes + 8 * at), _mm_packs_epi16(words, words));
-        for (int one = 0; one < 8; one++) total += out->codes[8 * at + one];
-    }
-    out->offset = -8 * total;
+    __m256i codes[4];
+    for (int at = 0; at < 4; at++) codes[at] = _mm256_cvtps_epi32(_mm256_mul_ps(v[at], times));
+    __m256i first = _mm256_packs_epi32(codes[0], codes[1]), second = _mm256_packs_epi32(codes[2], codes[3]);
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), in_order);
+    _mm256_storeu_si256((__m256i *)out->codes, bytes);
+    out->offset = -8 * total_of(bytes);
     out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum);
 }
 
