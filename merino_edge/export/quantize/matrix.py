@@ -117,19 +117,17 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
 
 
-def dequantize(matrix: QuantizedMatrix) -> np.ndarray:
-    """Return the weights that the codes represent, float32 [rows, columns]."""
-    codes = matrix.codes
+def dequantize(matrix: QuantizedMatrix, rows: slice = slice(None)) -> np.ndarray:
+    """Return the weights that the codes of these rows represent, float32 [rows, columns]."""
+    codes = matrix.codes[rows]
     if matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
-    values = (codes.astype(np.float32) - 2 ** (matrix.bits - 1)) * matrix.scales[..., None]
+    values = codes.astype(np.float32)  # in place from here on: an embedding may have a GB
+    values -= 2 ** (matrix.bits - 1)
+    values *= matrix.scales[rows][..., None]
     if matrix.minimums is not None:
-        values += matrix.minimums[..., None]
+        values += matrix.minimums[rows][..., None]
     return values.reshape(len(codes), -1)
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 # For this project's kernels: groups of 32 channels, or of 16 in 6 bits, and float16 scales. `dialects/tiles` writes

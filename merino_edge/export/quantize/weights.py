@@ -5,7 +5,8 @@ its input, or is rounded to the nearest codes. Matrices of one input are joined 
 Figures: docs/decisions/quantization.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from merino_edge.export.quantize.matrix import (
     for_tiles,
     packed,
     quantize_groups,
-    rms,
 )
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
@@ -30,6 +30,7 @@ from merino_edge.families.weights import Blocks, BlockSource
 from merino_runtime.errors import MerinoError
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
+ROW_BLOCK = 4096
 WITH_MINIMUMS = 4  # bits of blocks with minimums; 8 bits lose less than a fifteenth of the error of such GGUF types
 
 
@@ -168,8 +169,20 @@ def matrix_errors(weights: Weights, matrices: Matrices) -> list[MatrixError]:
     """Return the errors of the dequantized matrices."""
     errors = []
     for name, matrix in matrices.items():
-        exact = np.concatenate([weights[one] for one in name.split("+")])
-        difference, scale = np.abs(dequantize(matrix) - exact), rms(exact) or 1.0
-        mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
-        errors.append(MatrixError(name, matrix.bits, matrix.group_size, matrix.nbytes, mean=mean, worst=worst))
+        total = worst = squares = 0.0
+        first = size = 0
+        for exact in (block for one in name.split("+") for block in row_blocks(weights[one])):
+            difference = np.abs(dequantize(matrix, slice(first, first + len(exact))) - exact)
+            total, worst = total + float(difference.sum(dtype=np.float64)), float(np.maximum(worst, difference.max()))
+            squares += float(np.square(exact, dtype=np.float64).sum())
+            first, size = first + len(exact), size + exact.size
+        scale = math.sqrt(squares / size) or 1.0
+        mean = total / size / scale
+        errors.append(MatrixError(name, matrix.bits, matrix.group_size, matrix.nbytes, mean=mean, worst=worst / scale))
     return errors
+
+
+def row_blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of a matrix a few at a time, so that copies of them are small beside an embedding."""
+    for first in range(0, len(matrix), ROW_BLOCK):
+        yield matrix[first : first + ROW_BLOCK]
