@@ -59,6 +59,7 @@ def selftest(bundle: Bundle, backend: "Backend") -> Optional[Mismatch]:
     golden = bundle.golden
     if not golden.prompt_ids or not golden.greedy_ids:
         raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")
+    backend.select(None)
     backend.truncate(0)
     logits = backend.prefill(golden.prompt_ids)
     for position, expected in enumerate(golden.greedy_ids):
@@ -143,6 +144,7 @@ class LanguageModel:
         MerinoError if the bundle was exported without embeddings."""
         from merino_runtime.backends.backend import unit
 
+        self.backend.select(None)
         self.backend.truncate(0)
         return unit(self.backend.embed(self.tokenizer.encode(text)))
 
