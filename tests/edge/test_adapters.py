@@ -2,14 +2,12 @@
 
 import copy
 import json
-import re
 
 import numpy as np
 import peft
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from sample_models import DAILY, SMALL, small
+from sample_models import DAILY, SMALL, adapted, small
 
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
@@ -28,22 +26,6 @@ KINDS = {
     "all": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
     "root": {"r": 3, "lora_alpha": 5, "use_rslora": True},
 }  # fmt: skip
-SOME = re.compile(r".*\.(v_proj|o_proj|out_proj|query_key_value|qkv_proj|c_attn|up_proj|c_fc|dense_h_to_4h)")
-
-
-def adapted(base, folder, seed, **config):
-    """A copy of a torch model with an adapter of random factors, which peft wrote into a folder."""
-    model = copy.deepcopy(base)
-    if "target_modules" not in config:
-        names = [name for name, _ in model.named_modules() if SOME.fullmatch(name)]
-        config |= {"target_modules": names, "rank_pattern": {names[0]: 2}}
-    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config))
-    torch.manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            weight.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
