@@ -111,7 +111,8 @@ class LanguageModel:
         {"name":...,"arguments":{...}}. regex: the whole text matches it. grammar: the text is one of this GBNF grammar.
         Such a text is complete if Done has the stop_reason `eos` (docs/constrained.md).
         top: a TokenLogprobs follows each Token that is not forced, with the log-probabilities of the token and of the
-        `top` likeliest ids, by the model's own logits. Ids that the cache shares with the prompt are not computed
+        `top` likeliest ids, by the model's own logits. adapter: the name of one of the bundle's LoRA adapters; the
+        cache of another one is emptied. Ids that the cache shares with the prompt are not computed
         again. Raise MerinoError for a request that cannot be met.
         """
         checked = GenerateOptions(**options)
