@@ -36,7 +36,9 @@ def make_checkpoint(folder, decoder, template=chat_templates.CHATML, stops=(0, 2
     return folder
 
 
-def make_bundle(folder, decoder, dialect="portable", context=256, embeddings=False, **options):
+def make_bundle(folder, decoder, dialect="portable", context=256, embeddings=False, adapters=(), **options):
+    from sample_models import adapted
+
     from merino_edge.export.export import export
     from merino_edge.export.request import ExportRequest
     from merino_edge.export.source import load_source
@@ -44,8 +46,11 @@ def make_bundle(folder, decoder, dialect="portable", context=256, embeddings=Fal
     checkpoint = Path(str(folder) + "-checkpoint")
     checkpoint.mkdir()
     make_checkpoint(checkpoint, decoder, **options)
-    request = ExportRequest(dialect=dialect, context=context, embeddings=embeddings)
-    return export(load_source(str(checkpoint)), folder, request).folder
+    source = load_source(str(checkpoint))
+    for seed, path in enumerate(adapters):
+        adapted(source.model, path, seed, r=4, target_modules="all-linear")
+    request = ExportRequest(dialect=dialect, context=context, embeddings=embeddings, adapters=tuple(adapters))
+    return export(source, folder, request).folder
 
 
 def copied_checkpoint(checkpoint, folder, template):

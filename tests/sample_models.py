@@ -2,10 +2,13 @@
 decoder of the designed family, text that it learns within seconds; matrices as an export quantizes them without
 calibration, the loss of a bundle, bundles that are only a graph; and a board of two cores.
 """
+import copy
 import random
+import re
 from pathlib import Path
 
 import onnx
+import torch
 
 from merino_edge.bundles.description import BackendNeed, GraphFormat
 from merino_edge.export.dialects.external_data import DATA_FILE
@@ -89,6 +92,26 @@ QWEN35 = FAMILIES["qwen3_5_text"].geometry(
 def small(family, **keys):
     """The small geometry of a family, with other values for some of its fields."""
     return FAMILIES[family].geometry(**{**SMALL[family], **keys})
+
+
+SOME = re.compile(r".*\.(v_proj|o_proj|out_proj|query_key_value|qkv_proj|c_attn|up_proj|c_fc|dense_h_to_4h)")
+
+
+def adapted(base, folder, seed, **config):
+    """A copy of a torch model with an adapter of random factors, which peft wrote into a folder."""
+    import peft
+
+    model = copy.deepcopy(base)
+    if "target_modules" not in config:
+        names = [name for name, _ in model.named_modules() if SOME.fullmatch(name)]
+        config |= {"target_modules": names, "rank_pattern": {names[0]: 2}}
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config))
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return model.eval()
 
 
 ARCH = Architecture(

@@ -262,6 +262,7 @@ MODEL = answer(
     object=one_of("model"),
     created=COUNT,
     owned_by=TEXT,
+    parent=or_null(TEXT),
     meta=answer(n_ctx_train=COUNT, n_vocab=COUNT, n_params=COUNT, size=COUNT, chat=FLAG, defaults=DEFAULTS),
 )
 MODELS = answer(object=one_of("list"), data=a_list(MODEL))

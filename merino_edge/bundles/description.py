@@ -94,7 +94,7 @@ class ModelFacts(NamedTuple):
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `kv`: the format of the cache; None: the activations'
     format. `all_logits`: the graph returns the logits of all positions. `embeddings`: it returns the sum of the last
-    hidden states too."""
+    hidden states too. `adapters`: the names of its LoRA adapters."""
 
     precision: str
     dialect: str
@@ -102,6 +102,7 @@ class GraphFormat(NamedTuple):
     kv: str | None = None
     all_logits: bool = False
     embeddings: bool = False
+    adapters: tuple[str, ...] = ()
 
     @property
     def min_version(self) -> str:
@@ -152,16 +153,17 @@ def describe(
         chat=model.chat,
         files=files,
         kernels=tuple(graph.own_kernels),
+        adapters=form.adapters,
     )
 
 
 def backends_of(form: GraphFormat, oldest: str = "1.10", hashed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. `oldest`: ONNX Runtime by the graph's operators.
     `hashed`: whether the graph hashes ids. TensorRT takes standard operators on floats, and its backend takes the
-    logits of one position and no embeddings."""
+    logits of one position, no embeddings and no adapters."""
     oldest = max(form.min_version, oldest, key=version_tuple)
     plain = form.dialect == "portable" and form.precision in ("fp32", "fp16")
-    plain = plain and not (form.all_logits or form.embeddings)
+    plain = plain and not (form.all_logits or form.embeddings or form.adapters)
     on_gpu = (TENSORRT._replace(min_version=FIRST_HASHING) if hashed else TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 

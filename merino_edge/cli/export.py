@@ -1,6 +1,5 @@
 """The command `export`: from any source to a bundle in one dialect and format."""
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ if TYPE_CHECKING:
     from merino_edge.export.request import ExportRequest
     from merino_edge.families.geometry import Geometry
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 SETTINGS: dict[str, tuple[type, str]] = {
     "weights": (str, "for a catalog name: a Hugging Face folder, or random; default: the published ones"),
     "chat": (bool, "include the model's chat template; default true"),
     "all_logits": (bool, "return the logits of all positions: faster `eval`, slower prefill; default false"),
     "embeddings": (bool, "return the last hidden states for /v1/embeddings of `serve`; default false"),
+    "adapters": (str, "LoRA adapters that a request chooses by name: folders of `train --lora` or of peft, separated"
+                      " by commas"),
     "file_mb": (float, "with --precision mixed: limit of all weights in MB; default: the mean of int4 and int8"),
     "decode_ms": (float, "with --precision mixed: limit of the predicted decode latency on the board in ms"),
 }
@@ -69,7 +69,7 @@ def export(
     from merino_edge.bundles.source_name import find_source, published
     from merino_edge.cli.over_ssh import board
     from merino_edge.cli.terminal import working
-    from merino_edge.export.request import ExportRequest
+    from merino_edge.export.request import NAME, ExportRequest
     from merino_edge.families.hub import fetch
 
     # 1. Check all that needs neither torch nor weights.
@@ -81,7 +81,8 @@ def export(
     folder = Path(weights) if weights and not random else None
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name is not None else None, dialect=dialect, kv=kv,
-        context=context, calibration=text, **settings,
+        context=context, calibration=text,
+        adapters=tuple(Path(path) for path in settings.pop("adapters", "").split(",") if path), **settings,
     )  # fmt: skip
     check_files_of(source, folder, request, out)
     found = find_source(source, folder, random=random)

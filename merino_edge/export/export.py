@@ -17,6 +17,7 @@ import torch
 from merino_edge.bundles.description import ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.other_programs import files_for_others
+from merino_edge.export.adapters import read_adapters
 from merino_edge.export.dialects import build_graph
 from merino_edge.export.divergence import (
     MOST_CACHE_KL,
@@ -154,7 +155,10 @@ def export_planned(
     progress(f"quantizing to {form.precision}")
 
     # 3. SmoothQuant: move outlier channels of activations into the weights.
-    if plan.smoothquant and (rescaled := smoothed(source, calibration.rows, in_place=last_use)) is not source:
+    adapters = read_adapters(plan.adapters, source.arch, graph_weights(source))
+    if plan.smoothquant and (
+        rescaled := smoothed(source, calibration.rows, adapters, in_place=last_use)
+    ) is not source:
         source, last_use, note = rescaled, True, NOTE
         hessians = hessians_on(source, plan.calibration) if plan.calibration else None
 
@@ -168,7 +172,7 @@ def export_planned(
     calibrated = sum(len(name.split("+")) for name, matrix in matrices.items() if matrix.by_gptq)
 
     # 5. Build the graph. Its size is known now, so check the disk before the slow steps.
-    graph = build_graph(source.arch, weights, matrices, form, scales)
+    graph = build_graph(source.arch, weights, matrices, form, scales, adapters=adapters)
     graph.note = note
     check_folder(out, is_bundle_alone, graph.weight_bytes)
 
@@ -196,7 +200,7 @@ def export_planned(
             folder, model, graph, form, Golden(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=plan.threads, tokenizer=source.tokenizer, template=plan.template, beside=beside,
         )  # fmt: skip
-        del weights, matrices
+        del weights, matrices, adapters
         if last_use:
             graph.forget()
             for parameter in source.model.parameters():  # references to the model may remain

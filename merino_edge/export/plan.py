@@ -14,6 +14,7 @@ import tokenizers
 from merino_edge.bundles.chat import BundleChat, chat_of, for_texts
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
+from merino_edge.export.adapters import read_adapters
 from merino_edge.export.request import (
     ROUNDED,
     ExportRequest,
@@ -22,7 +23,7 @@ from merino_edge.export.request import (
     graph_format,
     in_one_format,
 )
-from merino_edge.export.source import Source, check_memory
+from merino_edge.export.source import Source, check_memory, graph_weights
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states
 from merino_edge.prediction.cost_model import cost_model
@@ -43,6 +44,7 @@ class ExportPlan(NamedTuple):
     """What an export does.
 
     Attributes:
+        adapters: folders of LoRA adapters.
         calibration: text for GPTQ and for the scales of a quantized cache; None: text that the model generates.
         chat: the chat template's entry in bundle.json; None: the bundle has none.
         template: the template's text; None: the bundle has none.
@@ -58,6 +60,7 @@ class ExportPlan(NamedTuple):
     """
 
     form: GraphFormat
+    adapters: tuple[Path, ...]
     calibration: Path | None
     chat: BundleChat | None
     template: str | None
@@ -80,6 +83,11 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
             f"a cache in {form.kv} is not possible for {source.name}: it holds inputs of convolutions or token ids"
             " besides keys and values, which are not quantized. Give --kv fp32"
         )
+    if form.kv and form.adapters:
+        raise MerinoError(
+            f"a cache in {form.kv} is not possible with --set adapters: its scales fit the keys and values of the model"
+            " without them. Give --kv fp32"
+        )
     if has_states(source.arch.operators) and (form.dialect, form.precision, form.kv) not in WITH_STATES:
         raise MerinoError(
             f"{source.name} has recurrent states (gated DeltaNet), which are exported with --dialect fused in fp32,"
@@ -87,6 +95,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         )
     check_replaces(source, out)
     check_readable(source)
+    read_adapters(request.adapters, source.arch, graph_weights(source))
     template = for_texts(source.chat) if request.chat and source.chat else None
     trained, rounded = source.weights == "trained", form.precision in ROUNDED
     # Random weights have no outliers, and families with a graph builder of their own do not name their norms' matrices.
@@ -99,6 +108,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         threads = Threads(prefill=predicted.prefill_threads, decode=predicted.decode_threads)
     plan = ExportPlan(
         form=form,
+        adapters=request.adapters,
         calibration=request.calibration,
         chat=chat_of(template) if template else None,
         template=template.text if template else None,
@@ -114,10 +124,11 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
 
 
 def format_of(request: ExportRequest, source: Source) -> GraphFormat:
-    """Return the graph's format, with the default KV cache: float for a trained model without a tokenizer, whose
-    answers cannot judge another. Raises MerinoError as `graph_format` does."""
+    """Return the graph's format, with the default KV cache: float with adapters, which no other fits, and for a trained
+    model without a tokenizer, whose answers cannot judge another. Raises MerinoError as `graph_format` does."""
     form = graph_format(request, source.design, request.context or source.arch.context)
-    if not cache_is_open(request, source) or (source.weights == "trained" and source.tokenizer is None):
+    unjudged = source.weights == "trained" and source.tokenizer is None
+    if form.adapters or unjudged or not cache_is_open(request, source):
         return form
     return form._replace(kv=default_cache(source.arch, form.precision, form.dialect))
 

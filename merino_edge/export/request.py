@@ -1,6 +1,8 @@
 """The request for an export, and the checks that need no torch: whether weight format, dialect and KV cache can be
 combined."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ LEAST_CONTEXT = 8  # tokens
 ROUNDED = ("int8", "int4")  # weight formats of integers
 PRECISIONS = ("fp32", "fp16", *ROUNDED)
 DIALECTS = ("fused", "portable")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)  # of a bundle or an adapter
 
 
 class ExportRequest(NamedTuple):
@@ -32,6 +35,7 @@ class ExportRequest(NamedTuple):
         chat: whether the bundle has the source's chat template.
         all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         embeddings: whether the graph returns the sum of the last hidden states, of which embeddings are made.
+        adapters: folders of LoRA adapters, one of which a request may choose.
         file_mb: for `mixed`, the largest size of all weights.
         decode_ms: for `mixed`, the largest predicted decode latency on `board`. Without either limit the weights take
             the mean of their sizes in int4 and int8.
@@ -46,6 +50,7 @@ class ExportRequest(NamedTuple):
     chat: bool = True
     all_logits: bool = False
     embeddings: bool = False
+    adapters: tuple[Path, ...] = ()
     file_mb: float | None = None
     decode_ms: float | None = None
 
@@ -92,8 +97,22 @@ def graph_format(request: ExportRequest, design: Design | None, context: int) ->
     kv = cache_format(request.kv, dialect, precision, design=design, board=board)
     check_calibration(precision, kv, request.calibration)
     return GraphFormat(
-        precision, dialect, context, kv, all_logits=request.all_logits, embeddings=request.embeddings
-    )
+        precision, dialect, context, kv, all_logits=request.all_logits, embeddings=request.embeddings,
+        adapters=adapter_names(request.adapters),
+    )  # fmt: skip
+
+
+def adapter_names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return the names of adapters: those of their folders. Raises MerinoError for two alike, and for other signs than
+    a bundle's name has."""
+    names = tuple(folder.absolute().name for folder in folders)
+    for name in names:
+        if not NAME.fullmatch(name) or names.count(name) > 1:
+            raise MerinoError(
+                f"--set adapters: {name!r:.80} is the name of {names.count(name)} folders, and requests choose an"
+                " adapter by it. Rename folders so that their names differ, of up to 64 letters, digits and . _ -"
+            )
+    return names
 
 
 def cache_format(

@@ -205,10 +205,12 @@ class MatrixNames:
 
     Attributes:
         read: in their order, (the names of matrices with one input, whether it is a table of embeddings or the head).
+        floats: the small matrices that are floats in each format.
     """
 
     def __init__(self) -> None:
         self.read: list[tuple[tuple[str, ...], bool]] = []
+        self.floats: list[str] = []
 
     def embed(self, table: str, *_: Any) -> str:
         self.read.append(((table,), True))
@@ -225,6 +227,10 @@ class MatrixNames:
 
     def linear(self, x: str, weight: str, *_: Any) -> str:
         return self.packed_linear(x, [weight])
+
+    def float_linear(self, x: str, weight: str) -> str:
+        self.floats.append(weight)
+        return x
 
     def ngrams(self, tables: Mapping[str, Any], *_: Any) -> str:
         self.read += [((table,), True) for table in tables]

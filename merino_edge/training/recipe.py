@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merino_edge.storage.faults import in_words
 from merino_runtime.errors import MerinoError
 
+ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
 BETA2 = 0.95  # of AdamW
 OPTIONS = ("steps", "batch", "learning_rate", "lora")  # the other settings: `--set NAME=VALUE`
 DECAY_SHARE, MOST_DECAY = 0.2, 0.5

@@ -27,12 +27,11 @@ from merino_edge.training.checkpoint import RUN, STATE, Run, is_finished
 from merino_edge.training.dataset import RowDataset, load_data
 from merino_edge.training.distill import Logits, Teacher, keep_logits
 from merino_edge.training.loop import CheckedTrainer, Progress
-from merino_edge.training.recipe import Recipe
+from merino_edge.training.recipe import ADAPTER, Recipe
 from merino_edge.training.shards import Say, Tokenization
 from merino_edge.training.sources import CHATML_MARKS, DataSource, chat_template, read_sources, text_of
 from merino_runtime.errors import MerinoError
 
-ADAPTER = "adapter"  # the folder of a LoRA run's adapters, in peft's form
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 

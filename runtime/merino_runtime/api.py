@@ -59,6 +59,7 @@ def selftest(bundle: Bundle, backend: "Backend") -> Optional[Mismatch]:
     golden = bundle.golden
     if not golden.prompt_ids or not golden.greedy_ids:
         raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")
+    backend.select(None)
     backend.truncate(0)
     logits = backend.prefill(golden.prompt_ids)
     for position, expected in enumerate(golden.greedy_ids):
@@ -110,7 +111,8 @@ class LanguageModel:
         {"name":...,"arguments":{...}}. regex: the whole text matches it. grammar: the text is one of this GBNF grammar.
         Such a text is complete if Done has the stop_reason `eos` (docs/constrained.md).
         top: a TokenLogprobs follows each Token that is not forced, with the log-probabilities of the token and of the
-        `top` likeliest ids, by the model's own logits. Ids that the cache shares with the prompt are not computed
+        `top` likeliest ids, by the model's own logits. adapter: the name of one of the bundle's LoRA adapters; the
+        cache of another one is emptied. Ids that the cache shares with the prompt are not computed
         again. Raise MerinoError for a request that cannot be met.
         """
         checked = GenerateOptions(**options)
@@ -143,6 +145,7 @@ class LanguageModel:
         MerinoError if the bundle was exported without embeddings."""
         from merino_runtime.backends.backend import unit
 
+        self.backend.select(None)
         self.backend.truncate(0)
         return unit(self.backend.embed(self.tokenizer.encode(text)))
 

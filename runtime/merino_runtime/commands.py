@@ -53,7 +53,7 @@ def generate_options(arguments: Namespace) -> GenerateOptions:
     return GenerateOptions(
         arguments.max_new_tokens, sampling_of(arguments, settings), stops=[as_text(stop) for stop in arguments.stop],
         ignore_eos=settings.get("ignore_eos", False), overflow=settings.get("overflow", "stop"),
-        lookup=settings.get("lookup", True),
+        lookup=settings.get("lookup", True), adapter=settings.get("adapter"),
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."),
         tools=json_at(arguments.tools, 'Give a list of tools: [{"type": "function", "function": {...}}].'))
 
@@ -122,7 +122,7 @@ def chat_options(arguments: Namespace) -> "ChatOptions":
     return ChatOptions(
         system=None if arguments.system is None else as_text(arguments.system),
         max_new_tokens=arguments.max_new_tokens, sampling=sampling_of(arguments, settings), no_think=arguments.no_think,
-        overflow=settings.get("overflow", "error"),
+        overflow=settings.get("overflow", "error"), adapter=settings.get("adapter"),
         json_schema=json_at(arguments.json_schema, "Give a file with a JSON schema."))
 
 
@@ -222,7 +222,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("needs", needs_text(bundle)),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)), ("kernels", _shown_kernels(bundle)),
-        ("code in it", _shown_code(code_in(bundle))),
+        ("adapters", ", ".join(bundle.adapters) or "none"), ("code in it", _shown_code(code_in(bundle))),
         ("chat", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]

@@ -52,7 +52,8 @@ OPENING_SETTINGS: Dict[str, Tuple[type, str]] = {
 CHAT_SETTINGS = dict(
     SAMPLING_SETTINGS, **OPENING_SETTINGS,
     overflow=(str, "when the context is full: error (default) refuses the message; shift drops the oldest turns and "
-                   "prints a note"))
+                   "prints a note"),
+    adapter=(str, "name of a LoRA adapter in the bundle; default: none"))
 GENERATE_SETTINGS = dict(
     CHAT_SETTINGS, overflow=(str, "when the context is full: stop (default); error refuses a request that does not "
                                   "fit; shift drops the oldest tokens and continues"),
@@ -79,6 +80,7 @@ class _GenerateOptions(NamedTuple):
     grammar: Optional[str] = None  # the text is one of this grammar, in GBNF
     lookup: bool = True  # guess tokens from repetitions in the text; the answer is the same
     top: Optional[int] = None  # a TokenLogprobs with this many likeliest ids follows each token
+    adapter: Optional[str] = None  # name of a LoRA adapter in the bundle
 
 
 class GenerateOptions(_GenerateOptions):

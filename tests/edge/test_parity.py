@@ -306,7 +306,7 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     given = source if kind == SCALED else source._replace(weights="random")  # rounded without GPTQ
     exported = export(given, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, kv="fp32"))
     if kind == SCALED:
-        source = smoothed(source, partial(rows_to_read, source, 48, None))
+        source = smoothed(source, partial(rows_to_read, source, 48, None), {})
     matrices = quantized(source, GraphFormat(precision, dialect, 48))
     oldest = exported.bundle.backends[0].min_version
     by_groups = dialect == "fused" and source.arch.heads >= 3 * source.arch.kv_layers[0][0]

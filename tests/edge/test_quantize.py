@@ -227,7 +227,7 @@ def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
         path = tmp_path / f"{kind}.gguf"
         write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
         source = load_source(str(path))
-        result = smoothed(source, lambda: ROWS)
+        result = smoothed(source, lambda: ROWS, {})
         assert (result is not source) == changed
         matrices = quantized(result, GraphFormat("int8", "fused", 64))
         tables = {source.arch.decoder().embedding, source.arch.decoder().head}

@@ -228,7 +228,7 @@ def rewritten(path, change):
     (lambda path: path.write_bytes(b""), "not a cache that merino wrote"),
     (lambda path: path.write_bytes(b"merino-cache\n{"), "header is not JSON"),
     (lambda path: path.write_bytes(b"merino-cache\n[]\n"), "schema null"),
-    (lambda path: rewritten(path, lambda header: header.update(schema=2)), "schema 2, this runtime reads schema 1"),
+    (lambda path: rewritten(path, lambda header: header.update(schema=3)), "schema 3, this runtime reads schema 2"),
     (lambda path: rewritten(path, lambda header: header.pop("ids")), "other keys"),
     (lambda path: rewritten(path, lambda header: header["ids"].append(1)), "arrays are not"),
     (lambda path: rewritten(path, lambda header: header.update(ids=[10 ** 6] * 8)), "ids are not"),

@@ -37,6 +37,7 @@ def description():
         "params": 1000, "flops_per_token": 2000, "head_flops": 1000, "weight_bytes": 4000,
         "decode_weight_bytes": 4000, "kv_bytes": 32768, "boards": ["raspberry-pi-5"],
         "kernels": [],
+        "adapters": [],
         "backends": [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]}],
         "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]}, "chat": None,
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -97,7 +97,7 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
 
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--set=top_p=7", "--set=min_p=-1"], "top_p is 7.0"),
-    (["--set=top-p=1"], "--set top-p=1 is not known: give NAME=VALUE, with one of backend, dry_"),
+    (["--set=top-p=1"], "--set top-p=1 is not known: give NAME=VALUE, with one of adapter, backend"),
     (["--set=top_k=1.5"], "top_k is '1.5', allowed: an integer"), (["--set=lookup=yes"], "allowed: true or false"),
     (["--stop", ""], "stop string"), (["--set=seed=-1"], "seed is -1"), (["--set=threads=0"], "threads is 0"),
     (["--set=prefill_threads=0"], "prefill_threads is 0"), (["--set=threads=100000"], "100000, allowed: 1 to"),

@@ -5,7 +5,8 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from merino_runtime.bundle import Port
 
 MODEL_FILE = "model.onnx"
 FIRST_LOGITS = "first_logits"
+ADAPTER = "adapter"
 KERNELS_DOMAIN = "merino"  # of the operators in runtime/kernels
 TYPES = {
     "int8": TensorProto.INT8,
@@ -33,6 +35,14 @@ TYPES = {
 Made = TypeVar("Made")
 
 
+class Factors(NamedTuple):
+    """The factors of one matrix in all LoRA adapters, zeros where an adapter leaves it as it is: the model computes
+    x @ down[adapter] @ up[adapter] beside it. The last of `up` are zeros, for the model without an adapter."""
+
+    down: np.ndarray  # float32 [adapters, in, rank]
+    up: np.ndarray  # float32 [adapters + 1, rank, out]
+
+
 class Graph:
     """A graph of one dialect, without inputs at first: a dialect's `begin_decoder` adds those of a decoder.
 
@@ -43,6 +53,7 @@ class Graph:
         matrices: the quantized matrices, by their names joined with `+`. All others are stored as floats.
         form: the bundle's format, which decides the context, the float type and the attention operator.
         cache_scales: of a quantized KV cache; None: the cache is of type `real`.
+        adapters: the factors of LoRA adapters by the name of their matrix.
         real: the type of activations and of weights that are not quantized.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
         batched: whether several sequences can be decoded in one run of a `fused` graph, and none changes the result of
@@ -57,11 +68,12 @@ class Graph:
 
     def __init__(
         self, weights: Weights, matrices: Mapping[str, QuantizedMatrix], form: GraphFormat,
-        cache_scales: CacheScales | None = None,
+        cache_scales: CacheScales | None = None, adapters: Mapping[str, Factors] = MappingProxyType({}),
     ):  # fmt: skip
         self.weights = weights
         self.matrices = matrices
         self.cache_scales = cache_scales
+        self.adapters = adapters
         self.form = form
         self.context = form.context
         self.all_logits = form.all_logits
@@ -190,8 +202,16 @@ class Graph:
     def first_logits(self) -> str:
         """Add the optional input `first_logits` [1]: the first position whose logits are returned, by default -1, the
         last one. The runtime verifies several guessed tokens in one run by it."""
-        self.optional_inputs = [Port(FIRST_LOGITS, "int64", (1,))]
-        return self.constant(FIRST_LOGITS, np.array([-1], np.int64))
+        return self.optional_input(Port(FIRST_LOGITS, "int64", (1,)))
+
+    def adapter(self) -> str:
+        """Add the optional input `adapter` [B]: the index of each sequence's adapter, by default -1, none."""
+        return self.optional_input(Port(ADAPTER, "int64", self.declared(Port(ADAPTER, "int64", (1,)))))
+
+    def optional_input(self, port: Port) -> str:
+        """Add an input [1] of the last index, -1, which a caller may replace."""
+        self.optional_inputs += [port] if port not in self.optional_inputs else []
+        return self.constant(port.name, np.array([-1], np.int64))
 
     def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
         self.outputs.append(Port(name, dtype, tuple(shape)))

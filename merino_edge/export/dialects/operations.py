@@ -26,8 +26,32 @@ class Operations(Graph):
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         parts = [matmul(self, x, joined) for joined in self.joined_names(weights)]
-        result = self.node("Concat", parts, axis=-1) if len(parts) > 1 else parts[0]
+        result = self.adapted(x, weights, self.concat(parts))
         return self.node("Add", [result, self.vector(biases)]) if biases else result
+
+    def adapted(self, x: str, names: list[str], y: str) -> str:
+        """Add to y [B, T, sum of out] what each sequence's adapter adds to the matrices of one input x [B, T, in].
+
+        Their factors are joined: `down` along its ranks, `up` as blocks on a diagonal, so that two matmuls suffice.
+        """
+        found = {name: self.adapters[name] for name in names if name in self.adapters}
+        if not found:
+            return y
+        ranks = {name: factors.up.shape[1] for name, factors in found.items()}
+        count = len(next(iter(found.values())).up)
+        up = np.zeros((count, sum(ranks.values()), sum(len(self.weights[name]) for name in names)), self.real)
+        row = column = 0
+        for name in names:
+            if name in found:
+                up[:, row : row + ranks[name], column : column + len(self.weights[name])] = found[name].up
+                row += ranks[name]
+            column += len(self.weights[name])
+        down = np.concatenate([factors.down for factors in found.values()], axis=2).astype(self.real, copy=False)
+        joined, index = "+".join(names), self.adapter()
+        for part, value in (("down", down), ("up", up)):
+            stored = self.stored(f"{joined}.{part}", value, value[0].nbytes)
+            x = self.node("MatMul", [x, self.node("Gather", [stored, index])])
+        return self.add(y, x)
 
     def joined_names(self, names: list[str]) -> list[str]:
         """Return the names under which the matrices of one input are stored: those of different bits are not joined."""
@@ -84,7 +108,7 @@ class Operations(Graph):
         return self.node("Add", [x, self.scalar(amount)])
 
     def float_linear(self, x: str, weight: str) -> str:
-        return self.node("MatMul", [x, self.matrix(weight)])
+        return self.adapted(x, [weight], self.node("MatMul", [x, self.matrix(weight)]))
 
     def multiply(self, x: str, y: str) -> str:
         return self.node("Mul", [x, y])

@@ -7,11 +7,12 @@ the model computes the same up to float32 rounding, at the same latency. Figures
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from merino_edge.export.dialects.graph import Factors
 from merino_edge.export.quantize.calibration import input_sizes
 from merino_edge.export.quantize.weights import fits
 from merino_edge.export.source import Source
@@ -34,11 +35,13 @@ class Site(NamedTuple):
     after: Linear
 
 
-def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
+def smoothed(
+    source: Source, rows: Callable[[], np.ndarray], adapters: Mapping[str, Factors], *, in_place: bool = False
+) -> Source:
     """Return the source with channels rescaled by their sizes on `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself if `in_place`. Returns the source unchanged if the graph takes
-    over all of its blocks, or if its family has no `Decoder`.
+    A copy of the model is changed, or the model itself if `in_place`; and the adapters' factors with it. Returns the
+    source unchanged if the graph takes over all of its blocks, or if its family has no `Decoder`.
     """
     decoder, blocks = source.arch.decoder(), source.blocks
 
@@ -57,7 +60,12 @@ def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool =
     sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
     for site in sites:
         columns = np.concatenate([weights[name] for name in site.after.weights])
-        move(weights, site, factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0))))
+        factors = factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0)))
+        move(weights, site, factors)
+        for name in adapters.keys() & site.after.weights:
+            adapters[name].down[:] *= factors[:, None]
+        if isinstance(site.before, Linear) and (adapter := adapters.get(site.before.weights[-1])):
+            adapter.up[..., -len(factors) :] /= factors
     return source._replace(model=model)
 
 

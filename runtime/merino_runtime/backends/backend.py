@@ -1,5 +1,5 @@
 """The interface of every backend."""
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Backend:
     changes = 0  # grows by at least 1 with each `prefill`, `step`, `truncate` and `fill`
     extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
     verifies = False  # whether `verify` exists: one run of the graph returns the logits of several positions
+    adapters: Sequence[str] = ()  # names of the graph's LoRA adapters
+    adapter = -1  # index of the one that computed the cache and computes the next run; -1: none
     ids: List[int]  # in the cache, in order; callers do not change the list
     _model: Any = None  # what forks share; None: this backend is closed
 
@@ -71,6 +73,23 @@ class Backend:
     def truncate(self, length: int) -> None:
         """Keep the first `length` slots and free the others. Raise MerinoError if fewer are filled."""
         raise NotImplementedError
+
+    def adapter_of(self, name: Optional[str]) -> int:
+        """Return the index of an adapter; -1 for None. Raise MerinoError if there is none with this name."""
+        if name is None:
+            return -1
+        if name not in self.adapters:
+            there = f"it has {', '.join(self.adapters)}" if self.adapters else "it has none"
+            raise MerinoError(f"this bundle has no adapter {name!r:.80}: {there}. Name one of them, or export with "
+                              "--set adapters=FOLDER.")
+        return list(self.adapters).index(name)
+
+    def select(self, name: Optional[str]) -> None:
+        """Compute with an adapter from now on; None: with none. A cache that was computed otherwise is emptied."""
+        index = self.adapter_of(name)
+        if index != self.adapter:
+            self.truncate(0)
+            self.adapter = index
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
         """Return a copy of the ids and of the filled slots, by name [1, heads, length, head_size]."""

@@ -22,6 +22,7 @@ from merino_runtime.io.memory import is_out_of_memory
 
 PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
 FIRST_LOGITS = "first_logits"  # optional input: the first position whose logits are returned
+ADAPTER = "adapter"  # optional input: the index of the adapter, -1 for none
 FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
 
 
@@ -40,7 +41,7 @@ class OnnxBackend(Backend):
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
         self._fused, self._all_logits = bundle.dialect == "fused", returns_all_logits(bundle)
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
-        self._states = States(bundle)
+        self._states, self.adapters = States(bundle), bundle.adapters
         self.extends_fast = not self._fused or version_tuple(model.version) >= FIRST_CHUNKED_GQA
         optional = [node.name for node in self._decode_session.get_overridable_initializers()]
         self.verifies = FIRST_LOGITS in optional and self.extends_fast and not self._states
@@ -61,6 +62,7 @@ class OnnxBackend(Backend):
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
         self._decode_id = np.zeros((1, 1), dtype=self._ports["input_ids"].dtype)
+        self._adapter = np.full(1, -1, dtype=np.int64)
         self._decode_position = np.zeros((1, 1), dtype=np.int64)
         self._decode_binding, self._decode_new = self._bind(
             self._decode_session, self._decode_id, self._decode_position, self._logits)
@@ -223,6 +225,7 @@ class OnnxBackend(Backend):
     def copy_prefix(self, source: Backend, length: int) -> None:
         assert isinstance(source, OnnxBackend)
         self.truncate(0)
+        self.adapter = source.adapter
         with self._lock:
             for name, cache in source.cache.items():  # [1, heads, context, head_size]
                 self.cache[name][:, :, :length] = cache[:, :, :length]
@@ -243,6 +246,7 @@ class OnnxBackend(Backend):
             self.changes += 1
             end = start + ids.shape[1]
             self._states.bind(binding)
+            self._adapter[0] = self.adapter
             if not self._fused:
                 self._mask[0] = self._slots < start
             self._compute(session, binding, ids.shape[1])
@@ -293,6 +297,8 @@ class OnnxBackend(Backend):
         bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
             bind_input(binding, "position_ids", positions)
+        if self.adapters:
+            bind_input(binding, ADAPTER, self._adapter)
         bind_output(binding, "logits", logits)
         bind_caches(binding, self.cache, self.cache if self._fused else new)
         return binding, new

@@ -61,6 +61,7 @@ class Rows:
         self._ids = np.zeros((count, 1), ports["input_ids"].dtype)
         self._positions = np.zeros((count, 1), np.int64)
         self._has_positions = "position_ids" in ports
+        self._adapters = np.full(count, -1, np.int64) if bundle.adapters else None
         self._mask = np.zeros(count * bundle.context, ports["attention_mask"].dtype)
         self._logits = np.zeros((count, 1, bundle.vocab), np.float32)
         self._bindings: Dict[Tuple[int, int], Any] = {}  # by the first row and the one behind the last
@@ -96,6 +97,8 @@ class Rows:
         count, total = end - first, int(lengths.max()) + 1
         self._ids[first:end, 0] = [token_ids.get(row, 0) for row in range(first, end)]
         self._positions[first:end, 0] = lengths
+        if self._adapters is not None:
+            self._adapters[first:end] = [backend.adapter for backend in self.backends[first:end]]
         mask = self._mask[:count * total].reshape(count, total)
         mask[:] = np.arange(total) <= lengths[:, None]
         binding = self._binding(first, end)
@@ -117,6 +120,8 @@ class Rows:
             bind_input(binding, "input_ids", self._ids[first:end])
             if self._has_positions:
                 bind_input(binding, "position_ids", self._positions[first:end])
+            if self._adapters is not None:
+                bind_input(binding, "adapter", self._adapters[first:end])
             bind_output(binding, "logits", self._logits[first:end])
             rows = {name: cache[first:end] for name, cache in self._caches.items()}
             bind_caches(binding, rows, rows)

@@ -113,6 +113,7 @@ class Bundle(NamedTuple):
     chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
     kernels: Tuple[str, ...] = ()  # operators of the graph that `bundle.fit` names and onnxruntime has not
+    adapters: Tuple[str, ...] = ()  # names of the LoRA adapters in the graph, in its order
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:

@@ -72,6 +72,7 @@ BUNDLE_SHAPE: Dict[str, Any] = {
     "chat": Maybe({"template": inner_path, "tokens": texts_by_name, "parts": Maybe(_parts)}),
     "files": [{"path": inner_path, "bytes": count, "sha256": sha256}, MOST_FILES],
     "kernels": [text, MOST_FILES],
+    "adapters": [text, MOST_FILES],
 }
 
 

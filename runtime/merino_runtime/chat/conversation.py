@@ -38,6 +38,7 @@ class _ChatOptions(NamedTuple):
     no_think: bool = False  # answers without thinking
     overflow: str = "error"  # `error` refuses a turn that does not fit the context, `shift` drops the oldest turns
     json_schema: Any = None  # each answer is JSON that is valid for this schema
+    adapter: Optional[str] = None  # name of a LoRA adapter in the bundle
 
 
 class ChatOptions(_ChatOptions):
@@ -60,7 +61,8 @@ class ChatSession:
                  options: ChatOptions = ChatOptions()) -> None:  # noqa: B008
         self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
         self._sampling, self._most = options.sampling, options.max_new_tokens
-        self._shifts = options.overflow == "shift"
+        self._shifts, self._adapter = options.overflow == "shift", options.adapter
+        backend.adapter_of(self._adapter)
         self._constraint: Optional[Compiled] = None
         if options.json_schema is not None:
             from merino_runtime.generation.constraints import compile_schema
@@ -113,8 +115,9 @@ class ChatSession:
         self.interrupted()
         dropped, ids, opening = self._fitting(text)
         stream = TextStream(self._tokenizer, begins=True)
-        generation = Generation(self.backend, ids, GenerateOptions(self._most or self.backend.context, self._sampling),
-                                stop_ids=list(self._stops), stream=stream, constraint=self._constraint)
+        options = GenerateOptions(self._most or self.backend.context, self._sampling, adapter=self._adapter)
+        generation = Generation(self.backend, ids, options, stop_ids=list(self._stops), stream=stream,
+                                constraint=self._constraint)
         self._past = self._past[dropped:]
         self._active = _ActiveTurn(text, opening, len(ids), generation, stream)
         return self._events(self._active, dropped, stopped)

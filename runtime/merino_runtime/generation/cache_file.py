@@ -18,23 +18,24 @@ from merino_runtime.io.json_shape import shown
 from merino_runtime.io.outputs import open_output
 
 MAGIC = b"merino-cache\n"
-SCHEMA = 1
+SCHEMA = 2
 LONGEST_HEADER_BYTES = 64 * 2 ** 20
-KEYS = {"schema", "bundle_sha256", "ids", "arrays", "sha256"}
+KEYS = {"schema", "bundle_sha256", "adapter", "ids", "arrays", "sha256"}
 
 
 def save_cache(bundle: Bundle, backend: Backend, path: str) -> None:
     """Write the backend's cache to a file, whole or not at all. Raise MerinoError if it cannot be written."""
     ids, arrays = backend.filled()
-    write_cache(bundle, ids, arrays, path)
+    write_cache(bundle, ids, arrays, path, backend.adapter)
 
 
-def write_cache(bundle: Bundle, ids: List[int], arrays: Dict[str, np.ndarray], path: str) -> None:
-    """arrays [1, heads, len(ids), head_size] by name."""
+def write_cache(bundle: Bundle, ids: List[int], arrays: Dict[str, np.ndarray], path: str, adapter: int) -> None:
+    """arrays [1, heads, len(ids), head_size] by name. adapter: index of the one that computed them; -1: none."""
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
     header = {"schema": SCHEMA, "bundle_sha256": identity(bundle), "ids": ids, "sha256": digest.hexdigest(),
+              "adapter": bundle.adapters[adapter] if adapter >= 0 else None,
               "arrays": [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
                          for name, array in arrays.items()]}
     start = MAGIC + json.dumps(header).encode("utf-8") + b"\n"
@@ -46,9 +47,10 @@ def write_cache(bundle: Bundle, ids: List[int], arrays: Dict[str, np.ndarray], p
 
 def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
     """Replace the backend's cache by a file. Raise MerinoError if the file is damaged or of another bundle; the cache
-    is then empty."""
+    is then empty. The adapter that computed the file is selected."""
     backend.truncate(0)
     with _opened(bundle, path) as (file, header):
+        backend.select(header["adapter"])
         _check_arrays(header, backend, path)
         backend.fill(header["ids"], _arrays(file, header, path))
 

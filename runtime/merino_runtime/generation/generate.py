@@ -150,6 +150,7 @@ class Generation(Iterator[Event]):
                  chunk_size: Optional[ChunkSize] = None, constraint: Optional["Compiled"] = None, forces: bool = True,
                  until_s: float = float("inf")) -> None:
         check_fits(len(prompt_ids), options, backend.context)
+        backend.adapter_of(options.adapter)
         unknown = [token_id for token_id, _ in options.sampling.logit_bias if token_id >= backend.vocab]
         if unknown:
             raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. "
@@ -212,6 +213,7 @@ class Generation(Iterator[Event]):
                     forced=len(step_ms) - len(runs) - self._guessed_tokens, guessed=self._guessed_tokens)
 
     def _run(self, left_out: int) -> Generator[Event, None, None]:
+        self._backend.select(self._options.adapter)
         if left_out:
             yield PromptCut(left_out, len(self._prompt_ids))
         if self._chunk_size:

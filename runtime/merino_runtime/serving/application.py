@@ -3,7 +3,7 @@ import json
 import sys
 import traceback
 from functools import partial
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
@@ -109,7 +109,7 @@ class Application:
                                            write=ollama.EmbeddingWriter)},
             "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
             "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {
-                "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self.models.values()]})},
+                "GET": lambda *_: _json({"models": [ollama.tag_of(model) for model in self._choices()]})},
             "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
             "/api/chat": {"POST": partial(self._generated, read=ollama.chat_of, write=ollama.ResponseWriter,
                                           field="messages")},
@@ -175,12 +175,15 @@ class Application:
         error = {"message": message, "type": "unavailable_error", "code": 503}
         return _json({"error": error}, 503)
 
+    def _choices(self) -> List[Model]:
+        return list(models.choices(self.models).values())
+
     def _listed(self, *_: Any) -> Response:
-        return _json({"object": "list", "data": models.listed(self.models)})
+        return _json({"object": "list", "data": models.listed(self._choices())})
 
     def _model(self, request: Request, *_: Any) -> Response:
         name = request.path.rstrip("/").partition("/models/")[2]
-        return _json(models.listed({name: models.model_of(self.models, name)})[0])
+        return _json(models.listed([models.model_of(self.models, name)])[0])
 
     def _generated(self, request: Request, deliver: Deliver, read: Callable[..., Any], write: Callable[..., Any],
                    field: str = "") -> Handled:
@@ -190,8 +193,9 @@ class Application:
         fields.check_fields(body)
         if field and not body.get(field):
             return _json(ollama.loaded(model.name, field == "messages"))
-        client = Client(request.owner or network_of(request.address), request.owner)
+        client = Client(request.owner or network_of(request.address), model.owner_of(request.owner))
         requests, options = read(body, Target(model.prompts, client, self.settings.limit_s))
+        requests = [one._replace(adapter=model.adapter) for one in requests]
         writer = write(options._replace(model=model.name), len(requests), model.loaded.model.tokenizer)
         response = PendingResponse(self.scheduler, model, requests, writer, deliver)
         self.scheduler.submit(response.jobs)

@@ -49,6 +49,7 @@ class Completion(Iterator[Event]):
 
     def _run(self) -> Generator[Event, None, None]:
         request = self._request
+        self._backend.select(request.adapter)
         if request.echo:
             yield from self._prompt_chunks()
         if request.embeds:
@@ -57,8 +58,9 @@ class Completion(Iterator[Event]):
         if not request.max_new_tokens:
             yield self._finished("length", None)
             return
+        options = GenerateOptions(request.max_new_tokens, request.sampling, top=request.top, adapter=request.adapter)
         self.generation = Generation(
-            self._backend, request.ids, GenerateOptions(request.max_new_tokens, request.sampling, top=request.top),
+            self._backend, request.ids, options,
             stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
             chunk_size=self._chunk_size, constraint=request.grammar, forces=request.top is None,
             until_s=self._until_s)

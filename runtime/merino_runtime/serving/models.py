@@ -1,6 +1,7 @@
 """The models of a server by name: descriptions, loading, and the number of slots that memory allows."""
+import copy
 import os
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
@@ -17,21 +18,38 @@ SHARE = 0.5  # of the memory that is available when the server starts
 
 
 class Model:
+    """A bundle, or one of its LoRA adapters, which requests name like a model."""
+    adapter: Optional[str] = None
+
     def __init__(self, bundle: Bundle, modified_s: float) -> None:
         self.bundle, self.name, self.modified_s = bundle, bundle.name, modified_s
         self.loaded: Any = None  # LoadedModel, once it is loaded
         self.prompts: Any = None  # Prompts
 
+    def adapted(self, name: str) -> "Model":
+        """Return the model with one of its adapters, over the same weights and slots."""
+        twin = copy.copy(self)
+        twin.name = twin.adapter = name
+        return twin
+
+    def owner_of(self, key: str) -> str:
+        """Return under which name the requests of a key share prefixes: those of an adapter are its own."""
+        return key if self.adapter is None else f"{key}@{self.bundle.adapters.index(self.adapter)}"
+
 
 def described(paths: Sequence[str]) -> Dict[str, Model]:
     """Read the bundles' descriptions -> models by name, in order. Raise MerinoError for a bundle that cannot be read,
-    and for two with the same name."""
+    and for two with the same name, adapters included."""
     models: Dict[str, Model] = {}
+    taken: Dict[str, str] = {}
     for path in paths:
         bundle = load_bundle(path, verify=False)
-        if bundle.name in models:
-            raise MerinoError(f"{path} and {models[bundle.name].bundle.folder} are both called {bundle.name!r}, and "
-                              "requests name the model. Serve one of them.")
+        for name in (bundle.name, *bundle.adapters):
+            if name in taken:
+                raise MerinoError(f"{path} and {taken[name]} are both called {name!r} or have an adapter with that "
+                                  "name, and requests name the model. Serve one of them, or export with another "
+                                  "--name.")
+            taken[name] = path
         models[bundle.name] = Model(bundle, os.path.getmtime(os.path.join(bundle.folder, "bundle.json")))
     return models
 
@@ -77,22 +95,31 @@ def close(model: Model) -> None:
         model.loaded.slots.close()
 
 
+def choices(models: Dict[str, Model]) -> Dict[str, Model]:
+    """Return the models and their adapters by name."""
+    return {choice.name: choice for model in models.values()
+            for choice in (model, *map(model.adapted, model.bundle.adapters))}
+
+
 def model_of(models: Dict[str, Model], name: str) -> Model:
-    """Return the model that a request names; the first one if it names none. Ollama's clients append `:latest`."""
-    model = models.get(name) or models.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
+    """Return the model or adapter that a request names; the first one if it names none. Ollama's clients append
+    `:latest`."""
+    known = choices(models)
+    model = known.get(name) or known.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
     if model is None:
-        raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(models)}.", 404,
+        raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(known)}.", 404,
                            param="model", code="model_not_found")
     if model.loaded is None:
         raise RefusedError("Loading model", 503, retry_s=5)
     return model
 
 
-def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
-    """Describe the models for /v1/models."""
+def listed(models: Iterable[Model]) -> List[Dict[str, Any]]:
+    """Describe models and adapters for /v1/models."""
     defaults = {"temperature": Sampling().temperature, "top_p": Sampling().top_p}  # of requests that set nothing
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
+             "parent": model.bundle.name if model.adapter else None,
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
                       "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),
                       "chat": model.bundle.chat is not None, "defaults": defaults}}
-            for model in models.values()]
+            for model in models]

@@ -22,7 +22,8 @@ class RefusedError(MerinoError):
 
 
 class Client(NamedTuple):
-    """Clients take turns. owner: the name of the client's key; only its own requests share prefixes."""
+    """Clients take turns. owner: the name of the client's key, and the adapter; only its own requests share
+    prefixes."""
     name: str = ""
     owner: str = ""
 
@@ -40,6 +41,7 @@ class GenerationRequest(NamedTuple):
     watched: bool = False  # streamed: somebody reads along, and is likely to continue
     limit_s: Optional[float] = None  # wall-clock limit, the wait for a slot included
     client: Client = Client()
+    adapter: Optional[str] = None
     grammar: Any = None  # the constraint that the text follows
     embeds: bool = False  # nothing is generated: Finished has the embedding of the prompt
     echo: bool = False  # the prompt's tokens come first; with `top`, with their log-probabilities

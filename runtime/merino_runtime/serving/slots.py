@@ -127,7 +127,7 @@ class PrefixCache:
 
     def _own(self, owner: str) -> Dict[str, List[int]]:
         """Return the ids of an owner's files, by path."""
-        return {path: ids for path, ids in self._kept.items() if os.path.basename(path).startswith(owner + "-")}
+        return {path: ids for path, ids in self._kept.items() if os.path.basename(path).rpartition("-")[0] == owner}
 
     def to_keep(self, ids: Tuple[int, ...], owner: str) -> int:
         """Return how many ids of a new prompt are a prefix that came before and is not saved yet; 0 for none."""
@@ -155,14 +155,15 @@ class PrefixCache:
         if self._saving is not None and self._saving.is_alive():
             return
         ids, arrays = backend.filled()
-        self._saving = threading.Thread(target=self._write, args=(ids, arrays, owner), name="prefix cache")
+        self._saving = threading.Thread(target=self._write, args=(ids, arrays, owner, backend.adapter),
+                                        name="prefix cache")
         self._saving.start()
 
-    def _write(self, ids: List[int], arrays: Dict[str, Any], owner: str) -> None:
+    def _write(self, ids: List[int], arrays: Dict[str, Any], owner: str, adapter: int) -> None:
         name = hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest()[:16] + END
         path = os.path.join(self._folder, f"{owner}-{name}")
         try:
-            write_cache(self._bundle, ids, arrays, path)
+            write_cache(self._bundle, ids, arrays, path, adapter)
             self._kept = dict(self._kept, **{path: ids})  # another thread may be reading the old dict
             self._delete_oldest()
         except (MerinoError, OSError) as error:
