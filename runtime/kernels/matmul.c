@@ -70,12 +70,13 @@ static void round_rows(void *given, size_t task) {
         for (int64_t group = 0; group < groups; group++) {
             const float *x = channels_of(work, work->x + row * work->width, group, room);
             rounded *out = work->scratch + row * groups + group;
-            if (parts_of(work->bits) == 1)
+            if (parts_of(work->bits) == 1) {
                 work->set->round_group(x, out);
-            else
+            } else {
                 round_halves(work->set, x, out);
+                out->first_offset *= 1 << (work->bits - 4);
+            }
             out->offset *= 1 << (work->bits - 4); /* that of 4 bits before */
-            out->first_offset *= 1 << (work->bits - 4);
         }
 }
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, check_whole
-from merino_runtime.backends.onnx_arrays import Rows, States, bind_caches, bind_input, bind_output, caches
+from merino_runtime.backends.onnx_arrays import ADAPTER, Rows, States, bind_caches, bind_input, bind_output, caches
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import embedding_size, returns_all_logits
 from merino_runtime.bundle.fit import reporting_memory
@@ -22,7 +22,6 @@ from merino_runtime.io.memory import is_out_of_memory
 
 PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
 FIRST_LOGITS = "first_logits"  # optional input: the first position whose logits are returned
-ADAPTER = "adapter"  # optional input: the index of the adapter, -1 for none
 FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
 
 

@@ -10,6 +10,7 @@ from merino_runtime.bundle.schema import STATE_COPIES, STATES
 from merino_runtime.errors import MerinoError
 
 Arrays = Dict[str, np.ndarray]  # by the name of the input that reads them
+ADAPTER = "adapter"  # optional input: the index of each sequence's LoRA adapter, -1 for none
 MOST_KEPT = STATE_COPIES - 2  # states of earlier prefixes
 MOST_IDLE = 3  # rows between two others: a run of the graph for more rows takes less time than a second run
 
@@ -121,7 +122,7 @@ class Rows:
             if self._has_positions:
                 bind_input(binding, "position_ids", self._positions[first:end])
             if self._adapters is not None:
-                bind_input(binding, "adapter", self._adapters[first:end])
+                bind_input(binding, ADAPTER, self._adapters[first:end])
             bind_output(binding, "logits", self._logits[first:end])
             rows = {name: cache[first:end] for name, cache in self._caches.items()}
             bind_caches(binding, rows, rows)
