@@ -16,7 +16,7 @@ from merino_edge import embedded
 from merino_edge.cli.house import read_house
 from merino_edge.house import home_assistant, service
 from merino_edge.house.home_assistant import HomeAssistant, websocket_url
-from merino_edge.house.intents import INTENTS, LATER, RELATIVE, intents_of, reply_to
+from merino_edge.house.intents import INTENTS, LATER, RELATIVE, intents_of, reply_to, texts_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.house.house import TOOLS, Call, Device, House
 
@@ -233,7 +233,7 @@ def test_a_refused_token_ends_the_service_and_no_home_assistant_is_said(monkeypa
         async with running(HomeServer(), home_port=free_port(), wait=False) as (client, _):
             return await client.text("it is dark")
 
-    assert run(absent) == ("not-recognized", service.NOT_READY)
+    assert run(absent) == ("not-recognized", texts_of("en")["not_ready"])
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://192.0.2.1:1"])
