@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.house.intents import timer_named
 from merino_runtime.api import open_model
 from merino_runtime.house.answer import CONFIRMED, answer
 from merino_runtime.house.candidates import candidates
@@ -156,10 +157,19 @@ def model_answers(model: Any, templates: str, alone: bool, seconds: list[float])
         began = time.perf_counter()
         given = answer(model, house, sentence)
         seconds.append(time.perf_counter() - began)
-        done = meanings(given.calls, house)
+        done = meanings([named_timer(call, house) for call in given.calls], house)
         return Given(done, given.asks and not alone, given.text, given.probability)
 
     return answered
+
+
+def named_timer(call: Call, house: House) -> Call:
+    """The call with a timer's name as Home Assistant gets it: its area, or its length in English."""
+    if TOOLS[call.tool].domains or call.tool == "start_timer":
+        return call
+    named = timer_named(call, house)
+    lengths = (f"{count} {slot[len('start_') : -1]}" for slot, count in named.items() if slot.startswith("start_"))
+    return call._replace(words=next(lengths, named.get("area") or named.get("name") or ""))
 
 
 def costs(model: Any, cases: list[Case]) -> dict[float, int]:

@@ -31,6 +31,7 @@ from merino_runtime.house.house import (
     EVERYWHERE,
     MOST_WORDS,
     NO_EFFECT,
+    NOWHERE,
     STATES,
     TOOLS,
     UNTIMED,
@@ -296,7 +297,7 @@ def to_device(speaker: Speaker, house: House, device: Device) -> Spoken | None:
         if device.area != near or any(each.area == near for each in left):
             return None
     article = weighted_text(speaker.lines("names", "articles"), rng)
-    place = f" {marked(place_of(speaker, device.area))}" if placed else ""
+    place = f" {marked(place_of(speaker, device.area, True))}" if placed else ""
     return Spoken((house.label(device),), {"t": f"{article} {marked(said)}{place}", "name": marked(said),
                                            "area": marked(device.area)})  # fmt: skip
 
@@ -306,9 +307,10 @@ def weighted_text(lines: Sequence[str], rng: random.Random) -> str:
     return rng.choices([text for _, _, text in split], [float(weight) for weight, _, _ in split])[0].strip()
 
 
-def place_of(speaker: Speaker, area: str) -> str:
+def place_of(speaker: Speaker, area: str, behind_noun: bool = False) -> str:
+    """How one says that something is in an area; behind a noun also as "of" it."""
     if said := places(speaker.language).get(area):
-        return speaker.rng.choice(said) if speaker.rng.random() < 0.3 else said[0]
+        return speaker.rng.choice(said) if behind_noun else said[0]
     for form in entries(speaker.language, "names", "owned areas"):
         named, _, placed = form.partition(":")
         pattern = re.escape(named.strip()).replace(re.escape("{person}"), "(.+)")
@@ -325,7 +327,8 @@ def to_group(speaker: Speaker, house: House, mode: str, domain: str, area: str) 
         area = rng.choice(house.floors)[0]
     target = {"a": f"{area}/{domain}", "g": here_target(house, domain), "h": f"{EVERYWHERE}/{domain}"}[mode]
     group = house.resolve(target)
-    if not group or mode == "a" and not area or mode == "g" and not local and rng.random() < 0.7:
+    elsewhere = mode == "g" and not local and house.here != NOWHERE
+    if not group or mode == "a" and not area or elsewhere and rng.random() < 0.7:
         return None
     one, several, every = kinds_of(speaker.language)[domain]
     words = one if len(group) == 1 else (*one, *several, *several) if domain in ("light", "climate") else (
@@ -334,8 +337,7 @@ def to_group(speaker: Speaker, house: House, mode: str, domain: str, area: str) 
     names = {each.name for each in house.devices}
     if any(" ".join(said.split()[1:]) in names or said in names for said in (word, most)):
         return None
-    place = marked(place_of(speaker, area)) if mode == "a" else ""
-    return Spoken((target,), {"k": kind_marked(speaker, word), "all": kind_marked(speaker, most), "in": place,
+    return Spoken((target,), {"k": kind_marked(speaker, word), "all": kind_marked(speaker, most), "place": area,
                               "area": marked(area), "local": local})  # fmt: skip
 
 
@@ -392,6 +394,8 @@ def commanded(speaker: Speaker, house: House, family: Family | None, chosen: Dev
     if "area" in used and (not device.area or mode == "n" and device.area in device.name):
         return None
     slots, values = {**spoken.slots}, {}
+    if "in" in used:
+        slots["in"] = marked(place_of(speaker, slots["place"], bool(used & {"k", "all"})))
     if family.fixed:
         values[next(iter(TOOLS[family.tool].values))] = int(family.fixed) if family.fixed.isdigit() else family.fixed
     elif TOOLS[family.tool].required:

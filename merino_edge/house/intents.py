@@ -5,6 +5,8 @@ two lamps of the same name are told apart. A command for later becomes a timer, 
 """
 
 import datetime
+import itertools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -134,13 +136,16 @@ def values_of(call: Call) -> dict[str, Any]:
 def timer_named(call: Call, house: House) -> dict[str, Any]:
     """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"."""
     if call.tool != "start_timer":
-        if call.words in house.areas:
-            return {"area": call.words}
-        number, _, unit = call.words.partition(" ")
-        number = words_of(house.language).numbers.get(number, number)
+        words = words_of(house.language)
+        rest = list(itertools.dropwhile(words.little.__contains__, call.words.split()))
+        if (area := " ".join(rest)) in house.areas:
+            return {"area": area}
+        number, _, said = call.words.partition(" ")
+        number = words.numbers.get(number, number)
         count = int(number) if number.isdigit() else 0
-        if count and unit in ("hour", "minute", "second"):
-            return {f"start_{unit}s": count}
+        found = [unit for unit, form in texts_of(house.language)["units"].items() if re.fullmatch(form, said)]
+        if count and found:
+            return {f"start_{found[0]}s": count}
     return {"name": call.words} if call.words else {}
 
 
