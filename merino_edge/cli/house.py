@@ -73,7 +73,8 @@ def read_house(path: Path) -> "House":
         listed = content.get("floors", {}).items()
         floors = tuple((spoken(floor), tuple(map(spoken, areas))) for floor, areas in listed)
         here, language = spoken(content.get("here", "")), content.get("language", "en")
-        if not all(device.name for device in made) or any(isinstance(areas, str) for _, areas in listed):
+        unread = any(isinstance(areas, str) for _, areas in listed) or not isinstance(language, str)
+        if not all(device.name for device in made) or unread:
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise MerinoError(f"--devices {path} is no house: write name, domain and area of each, as in {form}") from error

@@ -136,14 +136,14 @@ def values_of(call: Call) -> dict[str, Any]:
 def timer_named(call: Call, house: House) -> dict[str, Any]:
     """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"."""
     if call.tool != "start_timer":
-        words = words_of(house.language)
+        words, texts = words_of(house.language), texts_of(house.language)
         rest = list(itertools.dropwhile(words.little.__contains__, call.words.split()))
         if (area := " ".join(rest)) in house.areas:
             return {"area": area}
         number, _, said = call.words.partition(" ")
-        number = words.numbers.get(number, number)
+        number = "1" if re.fullmatch(texts["one"], number) else words.numbers.get(number, number)
         count = int(number) if number.isdigit() else 0
-        found = [unit for unit, form in texts_of(house.language)["units"].items() if re.fullmatch(form, said)]
+        found = [unit for unit, form in texts["units"].items() if re.fullmatch(form, said)]
         if count and found:
             return {f"start_{found[0]}s": count}
     return {"name": call.words} if call.words else {}
