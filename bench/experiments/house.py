@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from merino_edge.house.intents import timer_named
 from merino_runtime.api import open_model
-from merino_runtime.house.answer import CONFIRMED, answer
+from merino_runtime.house.answer import CONFIRMED, answer, threshold
 from merino_runtime.house.candidates import candidates
 from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, House, has_effect, meanings, read_calls
 
@@ -144,8 +144,8 @@ def show(name: str, counts: dict[str, Counter[str]]) -> None:
     print(f"{name}: {sum(total.values())}: {listed}")
 
 
-def model_answers(model: Any, templates: str, alone: bool, seconds: list[float]) -> Answerer:
-    """`alone`: the model's own calls, each carried out."""
+def model_answers(model: Any, templates: str, alone: bool, sure: float, seconds: list[float]) -> Answerer:
+    """`alone`: the model's own calls, each carried out. `sure`: the bundle's limit for questions."""
 
     def answered(house: House, sentence: str) -> Given:
         if templates:
@@ -155,7 +155,7 @@ def model_answers(model: Any, templates: str, alone: bool, seconds: list[float])
             if found or templates == "alone":
                 return Given(found, False, "templates", 1.0)
         began = time.perf_counter()
-        given = answer(model, house, sentence)
+        given = answer(model, house, sentence, sure)
         seconds.append(time.perf_counter() - began)
         done = meanings([named_timer(call, house) for call in given.calls], house)
         return Given(done, given.asks and not alone, given.text, given.probability)
@@ -231,7 +231,7 @@ def main() -> None:
             found = costs(model, list(generated(given.sure, 0, 11, given.language)))
             print(f"SURE = {min(found, key=lambda limit: (found[limit], limit))}; costs {found}")
             return
-        answerer = model_answers(model, given.templates, given.alone, seconds)
+        answerer = model_answers(model, given.templates, given.alone, threshold(str(given.bundle)), seconds)
         for name, cases in sets_of(given).items():
             counts, faults = judge(cases, answerer)
             wrong += [{"set": name, **fault} for fault in faults]
