@@ -124,7 +124,7 @@ def test_sentences(folder: Path, language: str = "en") -> Iterator[tuple[House, 
     for path in sorted(fixture.parent.glob("*.yaml")):
         if path == fixture:
             continue
-        for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]:
+        for test in yaml.safe_load(path.read_text(encoding="utf-8")).get("tests", ()):
             intent = test["intent"]
             intents = intent if isinstance(intent, list) else [intent]
             here = spoken(str((intents[0].get("context") or {}).get("area") or ""))
