@@ -19,7 +19,18 @@ from refer import MARKS  # noqa: E402
 
 from merino_edge.house.intents import texts_of  # noqa: E402
 from merino_edge.jobs.folder import read_job  # noqa: E402
-from merino_runtime.house.house import TOOLS, meanings, read_calls, schema, write_calls  # noqa: E402
+from merino_edge.jobs.make import HOUSE as HOUSE_MODEL  # noqa: E402
+from merino_runtime.api import open_model  # noqa: E402
+from merino_runtime.house.answer import answer, language_of, threshold  # noqa: E402
+from merino_runtime.house.house import (  # noqa: E402
+    TOOLS,
+    Device,
+    House,
+    meanings,
+    read_calls,
+    schema,
+    write_calls,
+)
 from merino_runtime.house.words import LANGUAGES, words_of  # noqa: E402
 
 OTHERS = tuple(language for language in LANGUAGES if language != "en")
@@ -66,7 +77,8 @@ def test_a_time_that_is_said_is_found_in_the_sentence(language):
     said = [value("when", rng, language)[0] for _ in range(1000)]
     assert sum(bool(words_of(language).later.search(text)) for text in said) >= 990
     rows = [row for row in program.tests(600, 6, language=language) if row["family"].startswith("ha.")]
-    plain = [row["sentence"].lower() for row in rows if '"a' not in row["call"].partition("{")[2]]  # neither after nor at
+    untimed = [row for row in rows if '"a' not in row["call"].partition("{")[2]]  # neither after nor at
+    plain = [row["sentence"].lower() for row in untimed]
     assert len(plain) > 60 and sum(bool(words_of(language).later.search(text)) for text in plain) <= len(plain) / 30
 
 
@@ -76,6 +88,33 @@ def test_the_candidates_of_a_large_house_have_the_targets(language):
     cases = [(program.read_house(row["items"]), row) for row in program.tests(300, 5, 150, language=language)]
     found = [evaluate.recalled(house, row["sentence"], read_calls(row["call"])) for house, row in cases]
     assert sum(found) >= 0.98 * len(found)
+
+
+HOMES = {
+    "de": ("küche", ("deckenlampe", "kaffeemaschine", "stehlampe", "haustür"), "wohnzimmer", {
+        "mach das licht an": [["on", ["küche/light"]]], "ich brauche einen kaffee": [["on", ["kaffeemaschine"]]],
+        "schließ die haustür auf": [["unlock", ["haustür"]]], "erzähl mir einen witz": []}),
+    "fr": ("cuisine", ("plafonnier", "cafetière", "lampadaire", "porte d'entrée"), "salon", {
+        "allume la lumière": [["on", ["cuisine/light"]]], "j'ai besoin d'un café": [["on", ["cafetière"]]],
+        "déverrouille la porte d'entrée": [["unlock", ["porte d'entrée"]]], "raconte-moi une blague": []}),
+    "es": ("cocina", ("lámpara de techo", "cafetera", "lámpara de pie", "puerta principal"), "salón", {
+        "enciende la luz": [["on", ["cocina/light"]]], "necesito un café": [["on", ["cafetera"]]],
+        "abre la puerta principal": [["unlock", ["puerta principal"]]], "cuéntame un chiste": []}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_the_shipped_model_answers_in_its_language(language):
+    here, (ceiling, coffee, standing, door), other, answers = HOMES[language]
+    home = House((Device(ceiling, "light", here), Device(coffee, "switch", here), Device(standing, "light", other),
+                  Device(door, "lock", other)), here, language=language)  # fmt: skip
+    folder = str(HOUSE_MODEL.with_name(f"house-{language}"))
+    assert language_of(folder) == language and 0 < threshold(folder) < 1
+    with open_model(folder) as model:
+        for sentence, wanted in answers.items():
+            given = answer(model, home, sentence, threshold(folder))
+            assert [[TOOLS[call.tool].short, list(call.targets)] for call in given.calls] == wanted, sentence
+            assert given.asks or "unlock" not in str(wanted)
 
 
 @pytest.mark.parametrize("language", OTHERS)
