@@ -29,11 +29,11 @@ LATER = ("turn_on", "turn_off", "open", "close", "set_brightness", "lock")  # th
 def texts_of(language: str) -> dict[str, Any]:
     """Return what is said in a language. `state_is` and the like are Jinja templates of Home Assistant, which knows the
     states. Raises MerinoError for a language without such a file."""
-    file = files("merino_edge.house") / "texts" / f"{language}.toml"
-    if not file.is_file():
-        known = ", ".join(sorted(one.name.removesuffix(".toml") for one in file.parent.iterdir()))
+    folder = files("merino_edge.house") / "texts"
+    if not (folder / f"{language}.toml").is_file():
+        known = ", ".join(sorted(file.name.removesuffix(".toml") for file in folder.iterdir()))
         raise MerinoError(f"there are no answers in language {language!r}: choose from {known}")
-    texts = tomllib.loads(file.read_text(encoding="utf-8"))
+    texts = tomllib.loads((folder / f"{language}.toml").read_text(encoding="utf-8"))
     texts["timer_left"] = (
         "{% set timers = slots.timers | default([]) %}{% if not timers %}" + texts["no_timer"]
         + "{% else %}{% set left = timers[0].total_seconds_left %}" + texts["timer_left"] + "{% endif %}"
