@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merino_edge.house.intents import timer_named
 from merino_runtime.api import open_model
-from merino_runtime.house.answer import CONFIRMED, answer
+from merino_runtime.house.answer import CONFIRMED, answer, threshold
 from merino_runtime.house.candidates import candidates
 from merino_runtime.house.house import NO_EFFECT, TOOLS, Call, House, has_effect, meanings, read_calls
 
@@ -27,8 +28,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "examples" / "house"))
 
 from refusals import negatives as made_negatives  # noqa: E402
-from refusals import new_wordings  # noqa: E402
-from samples import read_house, tests  # noqa: E402
+from samples import new_wordings, read_house, tests  # noqa: E402
 
 SIZES = {"small": 0, "20": 20, "60": 60, "150": 150, "300": 300}  # of generated houses
 WRONG = 10  # questions that a wrong call costs
@@ -57,8 +57,8 @@ class Case(NamedTuple):
     kind: str
 
 
-def generated(count: int, size: int, seed: int, split: str = "test") -> Iterator[Case]:
-    for row in tests(count, seed, size, split):
+def generated(count: int, size: int, seed: int, language: str = "en") -> Iterator[Case]:
+    for row in tests(count, seed, size, "test", language):
         house = read_house(row["items"])
         yield Case(house, row["sentence"], (meanings(read_calls(row["call"]) or [], house),), row["family"])
 
@@ -88,10 +88,10 @@ def call_of(text: str) -> Call:
     return Call(call["name"], targets, tuple(values.items()), words)
 
 
-def home_assistant(folder: Path) -> Iterator[Case]:
+def home_assistant(folder: Path, language: str) -> Iterator[Case]:
     from house_intents import test_sentences
 
-    for house, sentence, wanted, _ in test_sentences(folder):
+    for house, sentence, wanted, _ in test_sentences(folder, language):
         done = (frozenset([wanted]),) if wanted else (frozenset(),)
         yield Case(house, sentence.lower().rstrip("?!."), done, "in its domain" if wanted else "outside")
 
@@ -144,8 +144,8 @@ def show(name: str, counts: dict[str, Counter[str]]) -> None:
     print(f"{name}: {sum(total.values())}: {listed}")
 
 
-def model_answers(model: Any, templates: str, alone: bool, seconds: list[float]) -> Answerer:
-    """`alone`: the model's own calls, each carried out."""
+def model_answers(model: Any, templates: str, alone: bool, sure: float, seconds: list[float]) -> Answerer:
+    """`alone`: the model's own calls, each carried out. `sure`: the bundle's limit for questions."""
 
     def answered(house: House, sentence: str) -> Given:
         if templates:
@@ -155,12 +155,21 @@ def model_answers(model: Any, templates: str, alone: bool, seconds: list[float])
             if found or templates == "alone":
                 return Given(found, False, "templates", 1.0)
         began = time.perf_counter()
-        given = answer(model, house, sentence)
+        given = answer(model, house, sentence, sure)
         seconds.append(time.perf_counter() - began)
-        done = meanings(given.calls, house)
+        done = meanings([named_timer(call, house) for call in given.calls], house)
         return Given(done, given.asks and not alone, given.text, given.probability)
 
     return answered
+
+
+def named_timer(call: Call, house: House) -> Call:
+    """The call with a timer's name as Home Assistant gets it: its area, or its length in English."""
+    if TOOLS[call.tool].domains or call.tool == "start_timer":
+        return call
+    named = timer_named(call, house)
+    lengths = (f"{count} {slot[len('start_') : -1]}" for slot, count in named.items() if slot.startswith("start_"))
+    return call._replace(words=next(lengths, named.get("area") or named.get("name") or ""))
 
 
 def costs(model: Any, cases: list[Case]) -> dict[float, int]:
@@ -177,17 +186,19 @@ def costs(model: Any, cases: list[Case]) -> dict[float, int]:
 def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
     """`written`: by someone who had not seen the templates, in six houses. `written, then seen`: so too, and the
     templates were extended after a look at what a model got wrong there."""
-    sets = {"utterances": list(utterances(HERE / "house_slurp.json"))}
-    sets["written"] = list(utterances(HERE / "house_written.json"))
-    sets["written, then seen"] = list(utterances(HERE / "house_seen.json"))
-    new = new_wordings()
+    sets: dict[str, list[Case]] = {}
+    if given.language == "en":
+        sets["utterances"] = list(utterances(HERE / "house_slurp.json"))
+        sets["written"] = list(utterances(HERE / "house_written.json"))
+        sets["written, then seen"] = list(utterances(HERE / "house_seen.json"))
+        sets["negatives"] = list(negatives(500, 3))
+    new = new_wordings(given.language)
     for name, size in SIZES.items():
-        cases = list(generated(250 if size else 1000, size, 2))
+        cases = list(generated(250 if size else 1000, size, 2, given.language))
         sets[f"generated, {name}"] = [case for case in cases if case.kind not in new]
         sets[f"generated, {name}, new wordings"] = [case for case in cases if case.kind in new]
-    sets["negatives"] = list(negatives(500, 3))
     if given.home_assistant:
-        sets["Home Assistant's sentences"] = list(home_assistant(given.home_assistant))
+        sets["Home Assistant's sentences"] = list(home_assistant(given.home_assistant, given.language))
     return {name: cases[: given.limit] for name, cases in sets.items() if cases}
 
 
@@ -195,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--home-assistant", type=Path, help="a checkout of github.com/home-assistant/intents")
+    parser.add_argument("--language", default="en", help="of the bundle and the sentences")
     parser.add_argument("--sure", type=int, help="choose answer.py's SURE on so many generated sentences instead")
     parser.add_argument("--candidates", type=int, help="count how many of so many sentences' targets are candidates")
     parser.add_argument("--limit", type=int, help="sentences of each set")
@@ -209,17 +221,17 @@ def main() -> None:
     with open_model(str(given.bundle)) as model:
         if given.candidates:
             for name, size in SIZES.items():
-                cases = list(tests(given.candidates, 5, size))
+                cases = list(tests(given.candidates, 5, size, "test", given.language))
                 found = sum(
                     recalled(read_house(row["items"]), row["sentence"], read_calls(row["call"]) or []) for row in cases
                 )
                 print(f"{name}: the candidates of {found} of {len(cases)} sentences have all targets")
             return
         if given.sure:
-            found = costs(model, list(generated(given.sure, 0, 11)))
+            found = costs(model, list(generated(given.sure, 0, 11, given.language)))
             print(f"SURE = {min(found, key=lambda limit: (found[limit], limit))}; costs {found}")
             return
-        answerer = model_answers(model, given.templates, given.alone, seconds)
+        answerer = model_answers(model, given.templates, given.alone, threshold(str(given.bundle)), seconds)
         for name, cases in sets_of(given).items():
             counts, faults = judge(cases, answerer)
             wrong += [{"set": name, **fault} for fault in faults]

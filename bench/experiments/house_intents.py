@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from grammar import english
+from grammar import home_assistant
 
 from merino_runtime.house.house import EVERYWHERE, TOOLS, Call, Device, House, meaning
 from merino_runtime.house.words import spoken
@@ -94,7 +94,7 @@ def timer(tool: str, slots: dict[str, Any]) -> Meaning:
 
 @cache
 def grammar() -> Any:
-    return importlib.import_module("hassil.intents").Intents.from_dict(english())
+    return importlib.import_module("hassil.intents").Intents.from_dict(home_assistant("en"))
 
 
 def recognized(house: House, sentence: str) -> frozenset[Meaning]:
@@ -117,14 +117,14 @@ def recognized(house: House, sentence: str) -> frozenset[Meaning]:
     return frozenset([found] if found else [])
 
 
-def test_sentences(folder: Path) -> Iterator[tuple[House, str, Meaning | None, str]]:
+def test_sentences(folder: Path, language: str = "en") -> Iterator[tuple[House, str, Meaning | None, str]]:
     """(house, sentence, what it does, or None if no tool does it, file) of a checkout of home-assistant/intents."""
-    fixture = folder / "tests" / "en" / "_fixtures.yaml"
-    house = fixture_house(yaml.safe_load(fixture.read_text(encoding="utf-8")))
+    fixture = folder / "tests" / language / "_fixtures.yaml"
+    house = fixture_house(yaml.safe_load(fixture.read_text(encoding="utf-8")))._replace(language=language)
     for path in sorted(fixture.parent.glob("*.yaml")):
         if path == fixture:
             continue
-        for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]:
+        for test in yaml.safe_load(path.read_text(encoding="utf-8")).get("tests", ()):
             intent = test["intent"]
             intents = intent if isinstance(intent, list) else [intent]
             here = spoken(str((intents[0].get("context") or {}).get("area") or ""))

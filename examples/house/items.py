@@ -9,8 +9,9 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 from grammar import blocks, expand, pairs, weighted
 from wonderwords import RandomWord
@@ -72,9 +73,21 @@ def dictionary() -> tuple[str, ...]:
     return tuple(sorted(set(listed) - held_out_words() - commands))
 
 
-def strange(rng: random.Random, split: str = "train") -> str:
-    """A word that says nothing of a device: of training houses most are of the dictionary."""
-    if split == "train" and rng.random() < 0.7:
+class Names(NamedTuple):
+    """How a language names areas, devices and floors. `usual`: areas of large houses. `held_out`: names that no
+    training house has. `taken`: words that name no device."""
+
+    area: Callable[[random.Random, str], str]
+    device: Callable[[random.Random, str, str, str, bool], str]
+    floors: Callable[[random.Random], list[str]]
+    usual: tuple[str, ...]
+    held_out: frozenset[str]
+    taken: frozenset[str]
+
+
+def strange(rng: random.Random, split: str = "train", share: float = 0.7) -> str:
+    """A word that says nothing of a device: of training houses this share is of the dictionary."""
+    if split == "train" and rng.random() < share:
         return rng.choice(dictionary())
     while True:
         word = expand(rng.choice(blocks("names")["spelling"]), rng, {})
@@ -96,7 +109,7 @@ def made(rng: random.Random, split: str, listed: str, forms: str, area: str = ""
     single = "area" if listed == "areas" else listed
     slots = {
         "base": base, "first": base.split()[0], "last": base.split()[-1], "area": area,
-        "person": lambda: rng.choice(words("people", split)), "brand": lambda: rng.choice(words("brands", split)),
+        "person": lambda: rng.choice(words("people", split)), "brand": lambda: brand(rng, split),
         "adjective": lambda: rng.choice(words("adjectives", split)), "owned": lambda: rng.choice(words("owned areas")),
         "strange": lambda: strange(rng, split), "head": lambda: rng.choice(words(f"{single} heads")),
         "model": lambda: rng.choice(words(f"{listed} models")),
@@ -112,6 +125,11 @@ def area_name(rng: random.Random, split: str) -> str:
     return made(rng, split, "areas", "area forms")
 
 
+def brand(rng: random.Random, split: str) -> str:
+    """A maker's name."""
+    return rng.choice(words("brands", split))
+
+
 def device_name(rng: random.Random, domain: str, area: str, split: str, realistic: bool = False) -> str:
     """`realistic`: mostly as owners and integrations name devices, by area and kind, or by model and number."""
     if domain == "vacuum" and rng.random() < 0.3:
@@ -121,19 +139,28 @@ def device_name(rng: random.Random, domain: str, area: str, split: str, realisti
     return made(rng, split, domain, "unplaced forms" if domain in UNPLACED else "forms", area)
 
 
-def new_house(rng: random.Random, split: str, size: int = 0) -> House:
+@cache
+def english_names() -> Names:
+    def floors(rng: random.Random) -> list[str]:
+        return rng.choice(blocks("names")["floors"]).split(", ")
+
+    taken = frozenset({"light", "lights", "fan", "lock"})
+    return Names(area_name, device_name, floors, words("areas")[:32], frozenset(held_out_names()), taken)
+
+
+def new_house(rng: random.Random, split: str, size: int = 0, named: Names | None = None) -> House:
     """A house of so many devices, whose names can occur in several areas; without a size one that is read whole, with
     names that differ from each other and from areas."""
     count = max(4, min(30, round(size / rng.uniform(3, 9)))) if size else rng.randint(3, 7)
-    usual = words("areas")[:32] if size else ()
-    drawn = (rng.choice(usual) if usual and rng.random() < 0.6 else area_name(rng, split) for _ in range(count))
+    named = named or english_names()
+    usual = named.usual if size else ()
+    drawn = (rng.choice(usual) if usual and rng.random() < 0.6 else named.area(rng, split) for _ in range(count))
     areas = list(dict.fromkeys(drawn))
     # A small house has not every domain, and a large one few of some.
     weights = [weight * (1 if size else rng.choice((0, 1, 1, 2))) + 0.01 for weight in WEIGHTS.values()]
     few = {"vacuum": 1 + size // 150, "todo": 1 + size // 60, "scene": 3 + size // 25, "script": 2 + size // 40}
     wanted, realistic = size or rng.randint(5, MOST_DEVICES), bool(size) or rng.random() < 0.25
-    taken = {"light", "lights", "fan", "lock", *areas, *(WEIGHTS if size else ())}
-    taken |= set(held_out_names()) if split == "train" else set()
+    taken = {*named.taken, *areas, *(WEIGHTS if size else ()), *(named.held_out if split == "train" else ())}
     devices: dict[tuple[str, str], Device] = {}
     domains: dict[str, str] = {}  # of names that devices of several areas share
     counts: Counter[str] = Counter()
@@ -145,7 +172,7 @@ def new_house(rng: random.Random, split: str, size: int = 0) -> House:
             continue
         placed = areas[attempt] if attempt < len(areas) else rng.choice(areas)
         area = "" if domain in UNPLACED and rng.random() < (0.8 if size else 0.5) else placed
-        name = device_name(rng, domain, placed, split, realistic)
+        name = named.device(rng, domain, placed, split, realistic)
         if name in taken or (name, area) in devices or domains.setdefault(name, domain) != domain:
             continue
         devices[name, area] = Device(name, domain, area)
@@ -156,30 +183,35 @@ def new_house(rng: random.Random, split: str, size: int = 0) -> House:
         taken |= {name} if not size or not area else set()
     kept = [area for area in areas if any(device.area == area for device in devices.values())]
     if not kept:
-        return new_house(rng, split, size)
+        return new_house(rng, split, size, named)
     rng.shuffle(kept)
     ordered = tuple(device for area in [*kept, ""] for device in devices.values() if device.area == area)
-    house = House(ordered, rng.choice(kept), floors_of(kept, rng) if rng.random() < (0.5 if size else 0.25) else ())
+    floors = floors_of(kept, named.floors(rng), rng) if rng.random() < (0.5 if size else 0.25) else ()
+    house = House(ordered, rng.choice(kept), floors)
     return house if size or whole_fits(house) else house._replace(floors=())
 
 
-def floors_of(areas: list[str], rng: random.Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    names = rng.choice(blocks("names")["floors"]).split(", ")
+def floors_of(areas: list[str], names: list[str], rng: random.Random) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if set(names) & set(areas):
         return ()
     on = {area: rng.choice(names) for area in areas}
     return tuple((name, tuple(area for area in areas if on[area] == name)) for name in names if name in on.values())
 
 
-def make_house(rng: random.Random, split: str) -> House:
+SAID = ("turn on", "turn off", "open", "what is", "play", "make it warmer", "it is dark", "dim")
+
+
+def make_house(
+    rng: random.Random, split: str, named: Names | None = None, language: str = "en", words_said: Sequence[str] = SAID
+) -> House:
     """A house that the model reads: a small one, or the candidates of a large one for words of one of its devices."""
     if rng.random() >= LARGE[split]:
-        house = new_house(rng, split)
+        house = new_house(rng, split, 0, named)._replace(language=language)
         return house._replace(here=NOWHERE) if split == "train" and rng.random() < 0.06 else house
     if split not in LAST or rng.random() < 0.2:
-        LAST[split] = new_house(rng, split, rng.choice((20, 30, 45, 60, 100, 150)))
+        LAST[split] = new_house(rng, split, rng.choice((20, 30, 45, 60, 100, 150)), named)._replace(language=language)
     house = LAST[split]._replace(here=rng.choice(LAST[split].areas))
-    said = [rng.choice(("turn on", "turn off", "open", "what is", "play", "make it warmer", "it is dark", "dim"))]
+    said = [rng.choice(words_said)]
     for _ in range(rng.choice((1, 1, 2))):
         device = rng.choice(house.devices)
         names = (device.name, device.name, device.name.split()[-1], device.domain, rng.choice(house.areas))
@@ -194,7 +226,7 @@ def with_hidden(shown: House, rng: random.Random) -> House:
                f"{strange(rng)} wing" if area == EVERYWHERE else area)
         for area, domains in shown.also for domain in domains for _ in range(2)
     ]  # fmt: skip
-    return House((*shown.devices, *hidden), shown.here, shown.floors)
+    return shown._replace(devices=(*shown.devices, *hidden), also=())
 
 
 def near(areas: list[str]) -> Iterator[str]:

@@ -3,16 +3,16 @@ not; as typed, or as a speech recognizer heard them."""
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import cache
 
-from grammar import blocks, english, expand, number_words, pairs, spelled, value
+from grammar import blocks, expand, home_assistant, number_words, pairs, spelled, value
 from items import area_name, assistants, device_name, make_house, near, strange, words
 from refer import MARK, MARKS, called, in_area, refer, the_area, with_article
 from sentences import Sample, command, families, ha_template, of_family, of_scene
 
 from merino_runtime.house.house import MOST_WORDS, TOOLS, Device, House
-from merino_runtime.house.words import KINDS, among, content_words
+from merino_runtime.house.words import among, content_words, words_of
 
 COMMANDS = {"train": 0.71, "test": 0.76}  # share of the sentences; the others are refused
 ABSENT = {"train": 0.45, "test": 0.33}  # share of the refusals that ask for what the house has not
@@ -49,7 +49,7 @@ def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
     slots, device, how = prose_slots(house, split, rng), rng.choice(house.devices), rng.random()
     if how < 0.1:
         intent = rng.choice(blocks("home_assistant")["refused"])
-        listed = [one for block in english()["intents"][intent]["data"] for one in block["sentences"]]
+        listed = [one for block in home_assistant("en")["intents"][intent]["data"] for one in block["sentences"]]
         sentence = expand(
             ha_template(rng.choice(listed)), rng, {**slots, "area": device.area or "hall", "kinds": "blinds"}
         )
@@ -144,8 +144,9 @@ def ghost_of(house: House, kind: str, split: str, rng: random.Random) -> Device 
     domain = rng.choice((domain, "light", "switch", "media_player"))
     others = [each for each in house.devices if each.domain == domain]
     ghost = Device(device_name(rng, domain, area, split), domain, area)
-    told, spoken = content_words(ghost.name), set(ghost.name.split())
-    if others and (domain in ("climate", "vacuum") or told <= KINDS[domain]) or spoken & {"light", "lights"} == spoken:
+    told, spoken = content_words(ghost.name, "en"), set(ghost.name.split())
+    kinds = words_of("en").kinds[domain]
+    if others and (domain in ("climate", "vacuum") or told <= kinds) or spoken & {"light", "lights"} == spoken:
         return None
     for each in house.devices:
         own = set(each.name.split())
@@ -158,7 +159,7 @@ def ghost_of(house: House, kind: str, split: str, rng: random.Random) -> Device 
             and own & spoken - {"door", "lock"}
         ):
             return None
-        if each.domain == domain and not among(frozenset(told), frozenset(own)) ^ told - KINDS[domain]:
+        if each.domain == domain and not among(frozenset(told), frozenset(own)) ^ told - kinds:
             return None
     return None if any(place in ghost.name for place in house.areas) else ghost
 
@@ -220,15 +221,15 @@ def mistyped(word: str, rng: random.Random) -> str:
     return rng.choice((before + after, before + letter + letter + after, swapped, wrong))
 
 
-def words_said(spoken: list[tuple[str, str]], mark: str) -> str:
-    """The marked words, in lower case. Parts with only words of BETWEEN between them are joined."""
+def words_said(spoken: list[tuple[str, str]], mark: str, joining: Set[str] = BETWEEN) -> str:
+    """The marked words, in lower case. Parts with only joining words between them are joined."""
     parts: list[list[str]] = []
     between: list[str] = []
     for own, word in spoken:
         if own != mark:
             between.append(word.lower())
             continue
-        if parts and set(between) <= BETWEEN:
+        if parts and joining >= set(between):
             parts[-1] += [*between, word.lower()]
         else:
             parts.append([word.lower()])

@@ -4,8 +4,11 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import languages
+import refusals
 from items import LAST, make_house, new_house, with_hidden
 from refusals import make_sample
+from sentences import Sample
 
 from merino_runtime.house.answer import answer
 from merino_runtime.house.candidates import candidates
@@ -22,20 +25,38 @@ from merino_runtime.house.house import (
     write_calls,
 )
 
-TURNS = 5
+TURNS = 14  # as many of them as the context holds are kept
 
 
-def samples(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def a_house(rng: random.Random, split: str, language: str, size: int = 0) -> House:
+    """A house that the model reads, or of so many devices."""
+    if language != "en":
+        return languages.a_house(language, rng, split, size)
+    return new_house(rng, split, size) if size else make_house(rng, split)
+
+
+def a_sample(rng: random.Random, split: str, house: House) -> Sample:
+    if house.language == "en":
+        return make_sample(rng, split, house)
+    return languages.make_sample(house, languages.Speaker(house.language, split, rng))
+
+
+def new_wordings(language: str = "en") -> set[str]:
+    """The kinds of samples that no training sample is of."""
+    return refusals.new_wordings() if language == "en" else languages.new_wordings(language)
+
+
+def samples(count: int, seed: int, language: str = "en") -> Iterator[dict[str, Any]]:
     """Sentences for one house: the first prompt has its listing."""
     rng = random.Random(f"train {seed}")
     LAST.clear()
     for _ in range(count):
-        shown = make_house(rng, "train")
+        shown = a_house(rng, "train", language)
         house = with_hidden(shown, rng) if shown.also else shown
         prompts: list[str] = []
         answers: list[str] = []
         while len(answers) < TURNS:
-            sample = make_sample(rng, "train", house)
+            sample = a_sample(rng, "train", house)
             if house == shown or fits_part(sample.calls, sample.sentence, house, shown):
                 for call in sample.calls:
                     check(shown, call)
@@ -60,14 +81,16 @@ def check(house: House, call: Call) -> None:
         raise ValueError(f"{call} of {call.targets}: the house has {house.targets(TOOLS[call.tool].domains)}")
 
 
-def tests(count: int, seed: int, size: int = 0, split: str = "test") -> Iterator[dict[str, Any]]:
+def tests(
+    count: int, seed: int, size: int = 0, split: str = "test", language: str = "en"
+) -> Iterator[dict[str, Any]]:
     """Sentences of houses that are new, small or of so many devices."""
     rng = random.Random(f"{split} {seed} {size}")
     LAST.clear()
     for _ in range(count):
-        sample = make_sample(rng, split, new_house(rng, split, size) if size else None)
+        sample = a_sample(rng, split, a_house(rng, split, language, size))
         devices = [[each.name, each.domain, each.area] for each in sample.house.devices]
-        house = {"here": sample.house.here, "floors": sample.house.floors, "devices": devices}
+        house = {"here": sample.house.here, "floors": sample.house.floors, "devices": devices, "language": language}
         shown = candidates(sample.house, sample.sentence)
         yield {"items": house, "sentence": sample.sentence, "call": write_calls(sample.calls), "family": sample.kind,
                "prompt": prompt(shown, sample.sentence)}  # fmt: skip
@@ -75,7 +98,8 @@ def tests(count: int, seed: int, size: int = 0, split: str = "test") -> Iterator
 
 def read_house(content: dict[str, Any]) -> House:
     floors = tuple((floor, tuple(areas)) for floor, areas in content.get("floors", ()))
-    return House(tuple(Device(*device) for device in content["devices"]), content["here"], floors)
+    devices = tuple(Device(*device) for device in content["devices"])
+    return House(devices, content["here"], floors, language=content.get("language", "en"))
 
 
 def judge(model: Any, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bool, bool, float]]:

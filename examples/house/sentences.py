@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from grammar import blocks, english, expand, pairs, spelled, value, weighted, with_rules
+from grammar import blocks, expand, home_assistant, pairs, spelled, value, weighted, with_rules
 from items import dictionary, strange, words
 from refer import (
     MARK,
@@ -350,7 +350,7 @@ def ha_families() -> tuple[Family, ...]:
     every = []
     for use, tool in pairs("home_assistant", "uses", " = "):
         intent, domain, word = use.split()
-        for block in english()["intents"][intent]["data"]:
+        for block in home_assistant("en")["intents"][intent]["data"]:
             combination = block["metadata"]["slot_combination"]
             wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or domain
             named = {wanted} if isinstance(wanted, str) else set(wanted)
@@ -360,7 +360,7 @@ def ha_families() -> tuple[Family, ...]:
                     Family(f"ha.{tool}", tool, "", True, modes[combination], fit, "", (template,), False)
                     for template in block["sentences"]
                     if (word == "*" or word in combination or f"{{{word}" in template)
-                    and template != "[<the>] {name}" and "color_temperature" not in template
+                    and template != "[<the>] {name}" and not re.search("color_temperature|brightness_level", template)
                 ]  # fmt: skip
     return tuple(every)
 
@@ -410,7 +410,7 @@ def ha_template(template: str) -> str:
 
     def slot(found: re.Match[str]) -> str:
         name = found[1].partition(":")[0]
-        listed = english()["lists"].get(name, {})
+        listed = home_assistant("en")["lists"].get(name, {})
         if name in ("name", "area", "color", "cover_classes"):
             return {"color": "{v}", "cover_classes": "{kinds}"}.get(name, found[0])
         if "values" in listed:

@@ -23,18 +23,26 @@ BundleOption = Annotated[
 
 def house(
     sentences: Annotated[list[str], typer.Argument(metavar="SENTENCE", help="such as 'it is dark in here'")],
-    devices: Annotated[Path, typer.Option(help="JSON of the house: `devices`, `here` and `floors`")],
+    devices: Annotated[
+        Path, typer.Option(help="JSON of the house: `devices`, and `here`, `floors` and `language` if you like")
+    ],
     bundle: BundleOption = None,
 ) -> None:
     """Print the calls for house commands, one JSON object per call; without arguments `refuse`."""
     from merino_runtime.api import open_model
 
-    home, folder = read_house(devices), model_folder(bundle)
+    home = read_house(devices)
+    folder = model_folder(bundle, home.language)
     if not all(sentence.strip() for sentence in sentences):
         raise MerinoError("a sentence is empty: give words, such as 'it is dark in here'")
-    from merino_runtime.house.answer import answer, threshold
+    from merino_runtime.house.answer import answer, language_of, threshold
 
     limit = threshold(str(folder))
+    if language_of(str(folder)) != home.language:
+        raise MerinoError(
+            f"--devices {devices} is of language {home.language!r}, and --bundle {folder} of"
+            f" {language_of(str(folder))!r}: give `language` of the bundle, or another bundle"
+        )
     with open_model(str(folder), say=say) as model:
         for sentence in sentences:
             start = time.perf_counter()
@@ -48,11 +56,11 @@ def house(
 
 
 def read_house(path: Path) -> "House":
-    """Read a house: `{"here": AREA, "devices": [[NAME, DOMAIN, AREA, ALIAS...]], "floors": {FLOOR: [AREA]}}`. Raises
-    MerinoError for a file that is none."""
+    """Read a house: `{"here": AREA, "devices": [[NAME, DOMAIN, AREA, ALIAS...]], "floors": {FLOOR: [AREA]}, "language":
+    "en"}`. Raises MerinoError for a file that is none."""
     from merino_edge.house.home_assistant import DOMAINS
     from merino_runtime.house.house import Device, House
-    from merino_runtime.house.words import spoken
+    from merino_runtime.house.words import spoken, words_of
     from merino_runtime.io.json_file import read_json
 
     form = '{"here": "kitchen", "devices": [["ceiling light", "light", "kitchen"]]}'
@@ -64,26 +72,29 @@ def read_house(path: Path) -> "House":
         ]
         listed = content.get("floors", {}).items()
         floors = tuple((spoken(floor), tuple(map(spoken, areas))) for floor, areas in listed)
-        here = spoken(content.get("here", ""))
-        if not all(device.name for device in made) or any(isinstance(areas, str) for _, areas in listed):
+        here, language = spoken(content.get("here", "")), content.get("language", "en")
+        unread = any(isinstance(areas, str) for _, areas in listed) or not isinstance(language, str)
+        if not all(device.name for device in made) or unread:
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise MerinoError(f"--devices {path} is no house: write name, domain and area of each, as in {form}") from error
     if unknown := [device.domain for device in made if device.domain not in list(DOMAINS)]:  # it may be unhashable
         allowed = ", ".join(sorted(DOMAINS))
         raise MerinoError(f"--devices {path}: domain {unknown[0]!r} is not known, allowed: {allowed}")
-    return House(tuple(made), here, floors)
+    words_of(language)
+    return House(tuple(made), here, floors, language=language)
 
 
-def model_folder(bundle: Path | None) -> Path:
-    """Return the folder of the model. Raises MerinoError if this installation has none."""
+def model_folder(bundle: Path | None, language: str) -> Path:
+    """Return the folder of a language's model, unless one is given. Raises MerinoError if this installation has
+    none."""
     from merino_edge import embedded
 
-    folder = bundle or Path(embedded.__file__).parent / "house"
+    folder = bundle or Path(embedded.__file__).parent / ("house" if language == "en" else f"house-{language}")
     if bundle is None and not (folder / "bundle.json").is_file():
         raise MerinoError(
-            "this installation has no house model: give --bundle FOLDER of one that `make house` trained in a checkout"
-            " of the repository"
+            f"this installation has no house model of language {language!r}: give --bundle FOLDER of one that"
+            " `merino-edge job make examples/house` trained in a checkout of the repository"
         )
     return folder
 
@@ -95,7 +106,7 @@ def run_service(
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="file with a long-lived access token")] = None,
     bundle: BundleOption = None,
-    language: Annotated[str, typer.Option(help="language of the model")] = "en",
+    language: Annotated[str, typer.Option(help="of the sentences: en, de, fr or es")] = "en",
 ) -> None:
     """Answer Home Assistant's sentences over Wyoming, as a conversation agent that runs its intents."""
     from merino_edge.house.home_assistant import HomeAssistant
@@ -105,9 +116,10 @@ def run_service(
 
     import_extra("wyoming")
     url, token = access(home_assistant, token_file)
-    folder = model_folder(bundle)
-    from merino_runtime.house.answer import answer, threshold
+    folder = model_folder(bundle, language)
+    from merino_runtime.house.answer import answer, language_of, threshold
 
+    language = language_of(str(folder))
     limit = threshold(str(folder))
     with open_model(str(folder), say=say) as model:
         home = HomeAssistant(url, token, say)

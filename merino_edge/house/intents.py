@@ -5,29 +5,40 @@ two lamps of the same name are told apart. A command for later becomes a timer, 
 """
 
 import datetime
+import itertools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from merino_runtime.errors import MerinoError
 from merino_runtime.house.house import TOOLS, Call, Device, House
-from merino_runtime.house.words import NUMBERS
+from merino_runtime.house.words import words_of
 
 STEP_PERCENT, STEP_DEGREES = 20, 1  # of brighten and dim, warmer and cooler
 KELVIN = {"warm white": 2700, "cold white": 6500}
 MOST_NAMED = 3  # devices that are spoken by name
-REFUSED = "Sorry, I can't do that."
 INTENTS: dict[str, list[Any]] = tomllib.loads((files("merino_edge.house") / "intents.toml").read_text(encoding="utf-8"))
 RELATIVE = ("brighten", "dim", "warmer", "cooler")  # whose intents need the states of now
 LATER = ("turn_on", "turn_off", "open", "close", "set_brightness", "lock")  # that Home Assistant's templates know
-# Spoken by Home Assistant, which knows the states: Jinja templates.
-STATE_IS = "{{ state.name }} is {{ state.state_with_unit }}"
-STATE_CHECKED = "{{ 'Yes' if query.matched else 'No, ' ~ state.name ~ ' is ' ~ state.state_with_unit }}"
-DEGREES = "{{ state.attributes.current_temperature }} degrees"
-TIMER_LEFT = (
-    "{% set timers = slots.timers | default([]) %}{% if not timers %}There is no timer{% else %}"
-    "{% set left = timers[0].total_seconds_left %}{{ left // 60 }} minutes and {{ left % 60 }} seconds left{% endif %}"
-)
+
+
+@cache
+def texts_of(language: str) -> dict[str, Any]:
+    """Return what is said in a language. `state_is` and the like are Jinja templates of Home Assistant, which knows the
+    states. Raises MerinoError for a language without such a file."""
+    folder = files("merino_edge.house") / "texts"
+    if not (folder / f"{language}.toml").is_file():
+        known = ", ".join(sorted(file.name.removesuffix(".toml") for file in folder.iterdir()))
+        raise MerinoError(f"there are no answers in language {language!r}: choose from {known}")
+    texts = tomllib.loads((folder / f"{language}.toml").read_text(encoding="utf-8"))
+    texts["timer_left"] = (
+        "{% set timers = slots.timers | default([]) %}{% if not timers %}" + texts["no_timer"]
+        + "{% else %}{% set left = timers[0].total_seconds_left %}" + texts["timer_left"] + "{% endif %}"
+    )  # fmt: skip
+    return texts
 
 
 class Intent(NamedTuple):
@@ -51,17 +62,17 @@ class Reply(NamedTuple):
 def reply_to(calls: Sequence[Call], asks: bool, house: House, names: Mapping[str, str]) -> Reply:
     """Return the reply to the calls of a sentence, without the intents: a refusal, what is missing, or a question;
     empty if the calls are to be carried out. `names`: of entities, as they are spoken."""
+    texts = texts_of(house.language)
     if not calls:
-        return Reply(text=REFUSED)
+        return Reply(text=texts["refused"])
     for call in calls:
         if TOOLS[call.tool].domains and not devices_of(call, house):
-            missing = f"nothing called {call.words}" if call.words else "no such device"
-            return Reply(text=f"Sorry, there is {missing} here.")
+            return Reply(text=texts["nothing_called"].format(call.words) if call.words else texts["nothing"])
         if timed(call) and call.tool not in LATER:
-            return Reply(text="Sorry, I can't do that at a later time.")
+            return Reply(text=texts["not_later"])
     if asks:
-        asked = " and ".join(said(INTENTS[call.tool][3], call, house, names) for call in calls)
-        return Reply(text=f"Shall I {asked}?", asks=tuple(calls))
+        asked = f" {texts['also']} ".join(said(texts["ask"][call.tool], call, house, names) for call in calls)
+        return Reply(text=texts["shall"].format(asked), asks=tuple(calls))
     return Reply()
 
 
@@ -71,20 +82,21 @@ def intents_of(
 ) -> Reply:  # fmt: skip
     """Return the intents of calls that `reply_to` has nothing against. `states`: of the entities, for RELATIVE."""
     intents: list[Intent] = []
+    texts = texts_of(house.language)
     for call in calls:
         devices = devices_of(call, house)
         made = [slots for device in devices if (slots := slots_of(call, device, states)) is not None]
         if not TOOLS[call.tool].domains:
             made = [{**values_of(call), **timer_named(call, house)}]
         if not made:
-            return Reply(text=f"Sorry, I don't know the state of {spoken(devices, names)}.")
+            return Reply(text=texts["unknown"].format(spoken(devices, names, texts)))
         if timed(call):
-            intents += later(call, devices, names, now)
+            intents += later(call, devices, names, now, texts)
             continue
-        texts = {"get_state": STATE_CHECKED if call.values else STATE_IS, "get_temperature": DEGREES,
-                 "timer_left": TIMER_LEFT}  # fmt: skip
-        text = texts.get(call.tool) or without_braces(said(INTENTS[call.tool][2], call, house, names))
-        every = call.tool in texts  # each entity's own answer
+        told = {"get_state": "state_checked" if call.values else "state_is", "get_temperature": "degrees",
+                "timer_left": "timer_left"}.get(call.tool)  # fmt: skip
+        text = texts[told] if told else without_braces(said(texts["done"][call.tool], call, house, names))
+        every = told is not None  # each entity's own answer
         name = INTENTS[call.tool][0]
         intents += [Intent(name, slots, text if place == 0 or every else "") for place, slots in enumerate(made)]
     return Reply(tuple(intents))
@@ -124,13 +136,16 @@ def values_of(call: Call) -> dict[str, Any]:
 def timer_named(call: Call, house: House) -> dict[str, Any]:
     """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"."""
     if call.tool != "start_timer":
-        if call.words in house.areas:
-            return {"area": call.words}
-        number, _, unit = call.words.partition(" ")
-        number = NUMBERS.get(number, number)
+        words, texts = words_of(house.language), texts_of(house.language)
+        rest = list(itertools.dropwhile(words.little.__contains__, call.words.split()))
+        if (area := " ".join(rest)) in house.areas:
+            return {"area": area}
+        number, _, said = call.words.partition(" ")
+        number = "1" if re.fullmatch(texts["one"], number) else words.numbers.get(number, number)
         count = int(number) if number.isdigit() else 0
-        if count and unit in ("hour", "minute", "second"):
-            return {f"start_{unit}s": count}
+        found = [unit for unit, form in texts["units"].items() if re.fullmatch(form, said)]
+        if count and found:
+            return {f"start_{found[0]}s": count}
     return {"name": call.words} if call.words else {}
 
 
@@ -138,7 +153,9 @@ def timed(call: Call) -> bool:
     return any(name in ("after_minutes", "at") for name, _ in call.values)
 
 
-def later(call: Call, devices: Sequence[Device], names: Mapping[str, str], now: datetime.datetime) -> list[Intent]:
+def later(
+    call: Call, devices: Sequence[Device], names: Mapping[str, str], now: datetime.datetime, texts: Mapping[str, Any]
+) -> list[Intent]:
     """Return a timer with a command for each device. `now`: the local time, for a time of the day."""
     values = dict(call.values)
     minutes = values.get("after_minutes")
@@ -146,10 +163,12 @@ def later(call: Call, devices: Sequence[Device], names: Mapping[str, str], now: 
         hour, minute = map(int, values["at"].split(":"))
         due = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         minutes = max(1, round((due - now).total_seconds() / 60) % (24 * 60))
-    words, value = INTENTS[call.tool][3], values.get("percent", "")
-    commands = [words.format(f"the {names[device.key]}", value=value) for device in devices]
-    when = f"at {values['at']}" if "at" in values else f"in {minutes} minute{'s' * (minutes != 1)}"
-    text = without_braces(f"I will {words.format(spoken(devices, names), value=value)} {when}")
+    words, value = texts["ask"][call.tool], values.get("percent", "")
+    commands = [words.format(texts["the"].format(names[device.key]), value=value) for device in devices]
+    done = words.format(spoken(devices, names, texts), value=value)
+    text = texts["will_at"].format(done, values["at"]) if "at" in values else texts["will_in"].format(
+        done, texts["minute"] if minutes == 1 else texts["minutes"].format(minutes))
+    text = without_braces(text)
     return [
         Intent("HassStartTimer", {"minutes": minutes, "conversation_command": command}, text if place == 0 else "")
         for place, command in enumerate(commands)
@@ -157,17 +176,19 @@ def later(call: Call, devices: Sequence[Device], names: Mapping[str, str], now: 
 
 
 def said(form: str, call: Call, house: House, names: Mapping[str, str]) -> str:
-    """Return the words of a call, in one of the two forms of INTENTS."""
+    """Return the words of a call, in one of the forms of its language."""
     value = next((value for name, value in call.values if name in INTENTS[call.tool][1]), "")
-    return form.format(spoken(devices_of(call, house), names), value=value, words=call.words)
+    devices = spoken(devices_of(call, house), names, texts_of(house.language))
+    return form.format(devices, value=value, words=call.words)
 
 
-def spoken(devices: Sequence[Device], names: Mapping[str, str]) -> str:
+def spoken(devices: Sequence[Device], names: Mapping[str, str], texts: Mapping[str, Any]) -> str:
     if len(devices) > MOST_NAMED:
-        kinds = {device.domain.replace("_", " ") for device in devices}
-        return f"{len(devices)} {kinds.pop() + 's' if len(kinds) == 1 else 'devices'}"
-    listed = [f"the {names[device.key]}" for device in devices]
-    return " and ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
+        domains = {device.domain for device in devices}
+        kind = texts["several"].get(domains.pop(), texts["devices"]) if len(domains) == 1 else texts["devices"]
+        return str(kind.format(len(devices)))
+    listed = [texts["the"].format(names[device.key]) for device in devices]
+    return f" {texts['also']} ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
 
 
 def without_braces(text: str) -> str:

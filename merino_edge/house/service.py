@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 from merino_edge import __version__
 from merino_edge.house.home_assistant import SUPERVISOR, HomeAssistant
-from merino_edge.house.intents import RELATIVE, Reply, intents_of, reply_to
+from merino_edge.house.intents import RELATIVE, Reply, intents_of, reply_to, texts_of
 from merino_edge.storage.extras import import_extra
 from merino_runtime.errors import MerinoError, machine_fault
 from merino_runtime.house.house import Call, House
@@ -24,11 +24,6 @@ from merino_runtime.house.house import Call, House
 NAME = "merino-house"
 ASK_S = 60  # for which a question waits for its answer
 WAIT_S = 10  # for the home at the first sentence
-YES = frozenset((
-    "yes", "yeah", "yep", "yes please", "sure", "ok", "okay", "do it", "please do", "go ahead", "confirm", "right",
-))  # fmt: skip
-NO = frozenset(("no", "nope", "no thanks", "no thank you", "cancel", "stop", "don't", "never mind", "nevermind"))
-NOT_READY = "Sorry, I am not connected to Home Assistant yet."
 Answerer = Callable[[House, str], Any]  # -> merino_runtime.house.answer.Answer
 
 
@@ -44,6 +39,7 @@ class Agent:
 
     def __init__(self, answer: Answerer, home_assistant: HomeAssistant, language: str):
         self.answer, self.home_assistant, self.language = answer, home_assistant, language
+        self.texts = texts_of(language)
         self._one = asyncio.Lock()
         self._questions: dict[str, Question] = {}
 
@@ -54,13 +50,13 @@ class Agent:
                 await asyncio.wait_for(self.home_assistant.read.wait(), WAIT_S)
         home = self.home_assistant.home
         if home is None:
-            return Reply(text=NOT_READY)
+            return Reply(text=self.texts["not_ready"])
         speaker = context.get("satellite_id") or context.get("device_id") or context.get("conversation_id") or ""
         question, plain = self._questions.pop(speaker, None), sentence.lower().strip(" .!?")
-        house = home.at(context)
-        if question and time.monotonic() - question.asked < ASK_S and plain in YES | NO:
-            if plain in NO:
-                return Reply(text="All right.", done=True)
+        house = home.at(context)._replace(language=self.language)
+        if question and time.monotonic() - question.asked < ASK_S and plain in (*self.texts["yes"], *self.texts["no"]):
+            if plain in self.texts["no"]:
+                return Reply(text=self.texts["all_right"], done=True)
             calls: tuple[Call, ...] = question.calls
         else:
             async with self._one:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from merino_edge.jobs.folder import Item, Job
 from merino_edge.jobs.templates import sentence
-from merino_runtime.house.words import NUMBER_WORDS
+from merino_runtime.house.words import words_of
 from merino_runtime.job import ITEM, REFUSAL, call_text, item_kinds, listing, said
 
 MARGIN = 2  # tokens of a row before and behind its sample, which some tokenizers do not count
@@ -36,18 +36,23 @@ class Sample(NamedTuple):
 def records(job: Job, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield training samples in the form of `train`: of the job's program, or of its phrases."""
     if job.program:
-        return iter(job.program.samples(count, seed))
+        return iter(job.program.samples(count, seed, **spoken(job)))
     return (sample.record() for sample in samples(job, count, job.settings.data.turns, seed))
 
 
 def test_rows(job: Job, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield sentences with the items that there are, the expected call and the family."""
     if job.program:
-        return iter(job.program.tests(count, seed))
+        return iter(job.program.tests(count, seed, **spoken(job)))
     return (
         {"items": sample.items, "sentence": turn.words, "call": json.loads(turn.call), "family": turn.family}
         for sample in samples(job, count, 1, seed, test=True) for turn in sample.turns
     )  # fmt: skip
+
+
+def spoken(job: Job) -> dict[str, str]:
+    """What a program is told beside count and seed: a language, unless it is English."""
+    return {} if job.settings.language == "en" else {"language": job.settings.language}
 
 
 def fitted(record: dict[str, Any], length: Callable[[str], int], context: int) -> dict[str, Any] | None:
@@ -101,8 +106,8 @@ def command(job: Job, family: str, world: dict[str, list[Item]], rng: random.Ran
             spoken[name] = str(values[name]).replace("_", " ")
         else:
             values[name] = number = rng.randint(schema.get("minimum", 0), schema.get("maximum", 100))
-            known = 0 <= number < len(NUMBER_WORDS)
-            spoken[name] = NUMBER_WORDS[number] if known and rng.random() < 0.6 else str(number)
+            numbers = list(words_of(job.settings.language).numbers)
+            spoken[name] = numbers[number] if 0 <= number < len(numbers) and rng.random() < 0.6 else str(number)
     words, used = sentence(rng.choice(job.phrases[family]), rng, spoken)
     return Turn(words, call_text(tool["name"], {name: value for name, value in values.items() if name in used}), family)
 

@@ -19,8 +19,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json, read_text
 from merino_runtime.job import ITEM, REFUSE, item_kinds
 
-SETTINGS, TOOLS, ITEMS, PHRASES, REFUSALS = "job.toml", "tools.json", "items.jsonl", "phrases", "refusals.txt"
-PROGRAM = "samples.py"
+SETTINGS, ITEMS, PHRASES, REFUSALS = "job.toml", "items.jsonl", "phrases", "refusals.txt"
 LEAST_ITEMS = 10
 REMEDY = "`merino-edge job new FOLDER` writes an example."
 
@@ -54,9 +53,11 @@ class Decoder(Part):
 
 class Training(Part):
     """`begin`: the model whose weights, tokenizer and architecture the job starts from: `house`, the one of this
-    package, a bundle or checkpoint of the folder, or nothing. `settings`: further ones of `train --set`."""
+    package, a bundle or checkpoint of the folder, or nothing. `own_tokenizer`: whether the tokenizer is of the job's
+    samples all the same, as another language needs it. `settings`: further ones of `train --set`."""
 
     begin: str = "house"
+    own_tokenizer: bool = False
     settings: dict[str, Any] = {}
     steps: int = Field(default=3000, ge=1)
     batch: int = Field(default=16, ge=1)
@@ -64,9 +65,13 @@ class Training(Part):
 
 
 class Settings(Part):
-    """job.toml. `wrong_costs`: of a wrong call, in questions."""
+    """job.toml. `language`: of the sentences. `program`, `tools`: files, by their paths from the folder.
+    `wrong_costs`: of a wrong call, in questions."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")  # of files too
+    language: str = Field(default="en", pattern="^[a-z]{2,3}$")
+    program: str = "samples.py"
+    tools: str = "tools.json"
     wrong_costs: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     data: Data = Data()
     decoder: Decoder = Decoder()
@@ -103,12 +108,15 @@ def read_job(folder: Path) -> Job:
         raise MerinoError(f"{folder / SETTINGS}: {fault}. Correct it") from error
     if settings.decoder.architecture and not (folder / settings.decoder.architecture).is_file():
         raise MerinoError(f"{folder / SETTINGS}: decoder.architecture names no file of {folder}. Correct it")
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".toml", ".json", ".jsonl", ".txt", ".py"))
-    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
-    if (folder / PROGRAM).is_file():
-        tools = list(read_json(str(folder / TOOLS), REMEDY))
-        return Job(folder, settings, tools, {}, {}, [], content, loaded(folder))
-    tools = checked_tools(folder / TOOLS)
+    program, listed = folder / settings.program, folder / settings.tools
+    files = {*folder.rglob("*"), *program.parent.glob("*.py"), listed}
+    read = sorted(file for file in files if file.suffix in (".toml", ".json", ".jsonl", ".txt", ".py"))
+    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in read)).hexdigest()
+    if "program" in settings.model_fields_set and not program.is_file():
+        raise MerinoError(f"{folder / SETTINGS}: program names no file: {program} is missing. Correct it")
+    if program.is_file():
+        return Job(folder, settings, list(read_json(str(listed), REMEDY)), {}, {}, [], content, loaded(program))
+    tools = checked_tools(listed)
     items: dict[str, list[Item]] = {}
     path = folder / ITEMS
     if path.is_file():
@@ -133,20 +141,21 @@ def read_job(folder: Path) -> Job:
     return Job(folder, settings, tools, items, phrases, refusals, content)
 
 
-def loaded(folder: Path) -> ModuleType:
-    """Return the folder's program as a module. It imports its neighbors by their names."""
+def loaded(program: Path) -> ModuleType:
+    """Return a job's program as a module. It imports its neighbors by their names."""
+    folder = program.parent
     sys.path.insert(0, str(folder.resolve()))
-    spec = importlib.util.spec_from_file_location(f"samples of {folder.name}", folder / PROGRAM)
+    spec = importlib.util.spec_from_file_location(f"samples of {folder.name}", program)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise MerinoError(f"{folder / PROGRAM}: {error}. Install what {folder / 'requirements.txt'} lists") from error
+        raise MerinoError(f"{program}: {error}. Install what {folder / 'requirements.txt'} lists") from error
     except Exception as error:  # of the user's own program
-        raise MerinoError(f"{folder / PROGRAM} cannot be run: {type(error).__name__}: {error}. Correct it") from error
+        raise MerinoError(f"{program} cannot be run: {type(error).__name__}: {error}. Correct it") from error
     if lacking := [name for name in ("samples", "tests", "judge") if not hasattr(module, name)]:
-        raise MerinoError(f"{folder / PROGRAM} has no {', '.join(lacking)}: write them as docs/jobs.md has them")
+        raise MerinoError(f"{program} has no {', '.join(lacking)}: write them as docs/jobs.md has them")
     return module
 
 
@@ -188,7 +197,7 @@ def check_phrases(folder: Path, tools: list[dict[str, Any]], phrases: dict[str, 
     for family, lines in phrases.items():
         tool = family.partition(".")[0]
         if tool not in named:
-            raise MerinoError(f"{folder / PHRASES}/{family}.txt: there is no tool {tool} in {TOOLS}")
+            raise MerinoError(f"{folder / PHRASES}/{family}.txt: there is no tool {tool} in {settings.tools}")
         known, required = set(named[tool].get("properties", {})), set(named[tool].get("required", ()))
         for line in lines:
             slots = slots_of(parsed(line))

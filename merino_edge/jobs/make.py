@@ -131,13 +131,19 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_tokenizer(job: Job, out: Path, begun: Path | None) -> None:
     """Write the tokenizer of the begun model, or one of other samples than the training's, a seventh as many."""
-    from merino_edge.text.tokenizer import largest_tokenizer
+    from merino_edge.text.tokenizer import largest_tokenizer, load_tokenizer
 
-    if begun:
+    if begun and not job.settings.training.own_tokenizer:
         write_text(out / TOKENIZER, (begun / TOKENIZER).read_text(encoding="utf-8"))
         return
     read = records(job, math.ceil(job.settings.data.samples / 7), job.settings.training.seed + 2)
-    tokenizer, _ = largest_tokenizer(list(map(text_of, read)), job.settings.decoder.vocab, WORDS)
+    vocab = load_tokenizer(begun / TOKENIZER).get_vocab_size() if begun else job.settings.decoder.vocab
+    tokenizer, _ = largest_tokenizer(list(map(text_of, read)), vocab, WORDS)
+    if begun and (size := tokenizer.get_vocab_size()) != vocab:
+        raise MerinoError(
+            f"training.own_tokenizer: the samples give {size} tokens, and {begun} has {vocab}: give more samples, or"
+            " set it to false"
+        )
     write_text(out / TOKENIZER, tokenizer.to_str())
 
 
@@ -166,6 +172,7 @@ def train(job: Job, out: Path, begun: Path | None, say: Say, progress: Callable[
     from merino_edge.design.design_file import Design, read_plan
     from merino_edge.export.source import load_source
     from merino_edge.families.hugging_face import Checkpoint
+    from merino_edge.text.tokenizer import load_tokenizer
     from merino_edge.training.checkpoint import saved_states
     from merino_edge.training.train import train as run
 
@@ -179,6 +186,8 @@ def train(job: Job, out: Path, begun: Path | None, say: Say, progress: Callable[
     pretrained = None
     if begun:
         source = load_source(str(begun), say=say)
+        if job.settings.training.own_tokenizer:
+            respell(source.model, load_tokenizer(begun / TOKENIZER), load_tokenizer(out / TOKENIZER))
         pretrained = Checkpoint(source.arch, source.model, source.stop_ids, out / TOKENIZER, source.chat)
     run(
         architecture, [out / TRAIN], out / CHECKPOINT, recipe=recipe_of(job, architecture.context, begun is not None),
@@ -188,6 +197,17 @@ def train(job: Job, out: Path, begun: Path | None, say: Say, progress: Callable[
     )  # fmt: skip
 
 
+def respell(model: Any, old: Any, new: Any) -> None:
+    """Give each token of a new tokenizer the mean embedding of the old tokens that spell it (Gee et al., EMNLP 2022).
+    The two have equally many tokens."""
+    import torch
+
+    weight = model.get_input_embeddings().weight.data
+    same = [old.token_to_id(new.id_to_token(token)) for token in range(len(weight))]
+    rows = [[one] if one is not None else old.encode(new.decode([token])).ids for token, one in enumerate(same)]
+    weight.copy_(torch.stack([weight[ids].mean(0) for ids in rows]))
+
+
 def recipe_of(job: Job, context: int, begun: bool) -> Recipe:
     """Raises MerinoError for a setting that `train` does not have, or a value that it does not allow."""
     training = job.settings.training
@@ -195,7 +215,8 @@ def recipe_of(job: Job, context: int, begun: bool) -> Recipe:
         allowed = ", ".join(sorted(Recipe.model_fields))
         raise MerinoError(f"{job.folder}/job.toml: training.settings has {min(unknown)}: choose from {allowed}")
     options = {"steps": training.steps, "batch": training.batch, "seed": training.seed, "prompt_weight": PROMPT_WEIGHT,
-               "evaluations": 5, "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
+               "evaluations": 5, "length": min(context, job.settings.decoder.context),
+               "compile": training.steps >= COMPILED and bool(shutil.which("g++")),
                **({"learning_rate": BEGUN_RATE} if begun else {}), **training.settings}  # fmt: skip
     return new_recipe(options, {}, fine_tuned=False, context=context, bf16=False)
 
@@ -218,7 +239,8 @@ def export(job: Job, out: Path, say: Say) -> None:
     with open_model(str(folder), say=say) as model:
         judged = list(judged_rows(job, JobModel(model, job.tools, 0.0), half))
     threshold = best_threshold(judged, job.settings.wrong_costs)
-    content = {"schema": SCHEMA, "name": job.settings.name, "tools": job.tools, "threshold": threshold}
+    content = {"schema": SCHEMA, "name": job.settings.name, "language": job.settings.language, "tools": job.tools,
+               "threshold": threshold}  # fmt: skip
     path = folder / JOB
     write_text(path, json.dumps(content, indent=1) + "\n")
     bundle = load_bundle(str(folder), verify=False)

@@ -16,9 +16,10 @@ from merino_edge import embedded
 from merino_edge.cli.house import read_house
 from merino_edge.house import home_assistant, service
 from merino_edge.house.home_assistant import HomeAssistant, websocket_url
-from merino_edge.house.intents import INTENTS, LATER, RELATIVE, intents_of, reply_to
+from merino_edge.house.intents import INTENTS, LATER, RELATIVE, intents_of, reply_to, texts_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.house.house import TOOLS, Call, Device, House
+from merino_runtime.house.words import LANGUAGES
 
 pytest.importorskip("wyoming", reason="no wyoming: install the extra house")
 from wyoming.asr import Transcript  # noqa: E402
@@ -233,7 +234,7 @@ def test_a_refused_token_ends_the_service_and_no_home_assistant_is_said(monkeypa
         async with running(HomeServer(), home_port=free_port(), wait=False) as (client, _):
             return await client.text("it is dark")
 
-    assert run(absent) == ("not-recognized", service.NOT_READY)
+    assert run(absent) == ("not-recognized", texts_of("en")["not_ready"])
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://192.0.2.1:1"])
@@ -274,15 +275,17 @@ STATES = {device.key: {"attributes": {"brightness": 255, "temperature": 20}} for
 VALUES = {"percent": 30, "color": "warm white", "degrees": 21, "minutes": 3, "seconds": 4, "state": "on"}
 
 
-def test_every_tool_has_an_intent_with_its_values_and_words_for_it():
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_tool_has_an_intent_with_its_values_and_words_for_it(language):
+    house, shall = HOUSE._replace(language=language), texts_of(language)["shall"].partition("{}")[0]
     assert set(INTENTS) == set(TOOLS) and set(LATER) | set(RELATIVE) <= set(TOOLS)
     for name, tool in TOOLS.items():
         targets = tuple(f"{tool.domains[0]} {place}" for place in range(2)) if tool.domains else ()
         call = Call(name, targets, tuple((value, VALUES[value]) for value in tool.values), "milk")
-        assert reply_to([call], False, HOUSE, NAMES) == ((), "", (), False)
-        question = reply_to([call], True, HOUSE, NAMES)
-        assert question.text.startswith("Shall I ") and "{" not in question.text and question.asks == (call,)
-        intents = intents_of([call], HOUSE, NAMES, states=STATES, now=datetime.datetime(2026, 1, 1, 23)).intents
+        assert reply_to([call], False, house, NAMES) == ((), "", (), False)
+        question = reply_to([call], True, house, NAMES)
+        assert question.text.startswith(shall) and "{" not in question.text and question.asks == (call,)
+        intents = intents_of([call], house, NAMES, states=STATES, now=datetime.datetime(2026, 1, 1, 23)).intents
         assert [intent.slots.get("name") for intent in intents] == (
             [f"{tool.domains[0]}.{place}" for place in range(2)] if tool.domains else ["milk"]
         )
@@ -290,14 +293,19 @@ def test_every_tool_has_an_intent_with_its_values_and_words_for_it():
         json.dumps(intents)
 
 
-@pytest.mark.parametrize(("call", "slots"), [
-    (Call("cancel_timer", words="pasta"), {"name": "pasta"}), (Call("cancel_timer"), {}),
-    (Call("pause_timer", words="hall"), {"area": "hall"}), (Call("timer_left", words="5 minute"), {"start_minutes": 5}),
-    (Call("add_time", (), (("minutes", 2),), "one hour"), {"minutes": 2, "start_hours": 1}),
-    (Call("start_timer", (), (("minutes", 2),), "hall"), {"minutes": 2, "name": "hall"}),
+@pytest.mark.parametrize(("call", "slots", "language"), [
+    (Call("cancel_timer", words="pasta"), {"name": "pasta"}, "en"), (Call("cancel_timer"), {}, "en"),
+    (Call("pause_timer", words="hall"), {"area": "hall"}, "en"),
+    (Call("timer_left", words="5 minute"), {"start_minutes": 5}, "en"),
+    (Call("add_time", (), (("minutes", 2),), "one hour"), {"minutes": 2, "start_hours": 1}, "en"),
+    (Call("start_timer", (), (("minutes", 2),), "hall"), {"minutes": 2, "name": "hall"}, "en"),
+    (Call("pause_timer", words="5 minuten"), {"start_minutes": 5}, "de"),
+    (Call("cancel_timer", words="una hora"), {"start_hours": 1}, "es"),
+    (Call("cancel_timer", words="la hall"), {"area": "hall"}, "fr"),
+    (Call("cancel_timer", words="la brioche"), {"name": "la brioche"}, "fr"),
 ])  # fmt: skip
-def test_a_timer_is_named_by_its_name_its_area_or_its_length(call, slots):
-    house = House((Device("lamp", "light", "hall", (), "light.lamp"),), "hall")
+def test_a_timer_is_named_by_its_name_its_area_or_its_length(call, slots, language):
+    house = House((Device("lamp", "light", "hall", (), "light.lamp"),), "hall", language=language)
     [intent] = intents_of([call], house, {}, states={}, now=datetime.datetime(2026, 1, 1)).intents
     assert intent.slots == slots
 
@@ -338,13 +346,16 @@ def test_house_prints_calls_and_says_what_is_missing(tmp_path, decoder, here, mo
     assert "it is dark in here: " in err and "order a pizza: " in err
     monkeypatch.setattr(embedded, "__file__", str(tmp_path / "none" / "__init__.py"))
     code, _, err = here("house", "hello", "--devices", path)
-    assert code == 1 and "this installation has no house model: give --bundle FOLDER" in err
+    assert code == 1 and "this installation has no house model of language 'en': give --bundle FOLDER" in err
     for text, message in (
         ('{"devices": [["lamp"]]}', "is no house: write name, domain and area"), ("[]", "is no house"),
         ('{"devices": [["lamp", "lamp", "hall"]]}', "domain 'lamp' is not known, allowed: climate, cover"),
         ('{"devices": [["lamp", {}, "hall"]]}', "domain {} is not known"),
         ('{"devices": [["", "light", "hall"]]}', "is no house"),
         ('{"devices": [], "floors": {"up": "hall"}}', "is no house"), ('{"devices": [], "here": []}', "is no house"),
+        ('{"devices": [], "language": []}', "is no house"),
+        ('{"devices": [], "language": "xx"}', "language 'xx' is not known: choose from de, en, es, fr"),
+        ('{"devices": [], "language": "de"}', "is of language 'de', and --bundle"),
     ):
         path.write_text(text)
         code, _, err = here("house", "hello", "--devices", path, "--bundle", bundle)

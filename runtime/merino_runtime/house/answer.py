@@ -32,18 +32,14 @@ from merino_runtime.house.house import (
     schema,
     write_calls,
 )
-from merino_runtime.house.words import KINDS, among, content_words, ratio, split_words
+from merino_runtime.house.words import among, content_words, ratio, split_words, words_of
 from merino_runtime.job import JOB, job_content
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
-SURE = 0.66  # the least probability of calls that are carried out without a question
+SURE = 0.8  # the least probability of calls that are carried out without a question
 TOP = 12  # tokens that are looked at for other targets with the same effect
 IN_WORDS = re.compile(r'\["\w+","([^"\\]|\\.)*$')  # what is written up to a token of a call's words
-EVERY = frozenset(split_words("all every everywhere each whole house home apartment flat everything entire rooms"))
-LATER = re.compile(r"\b(in|after) (an?|half|\w+|\w+ \w+) (minutes?|mins?|hours?)\b|\b(half|quarter) past\b|"
-                   r"\bat (\d\d?:\d\d|\w+ (am|pm|o'clock))\b")
-NO_NAME = re.compile(r" timer$|(?<=\bhour)s$|(?<=\bminute)s$|(?<=\bsecond)s$")  # of a timer's name
 LIKE = 0.6  # the least likeness of words that are put right
 CONFIRMED = ("unlock",)  # tools whose calls are always asked for
 UNCOMPARED = ("add_item", "get_state", "get_temperature") + tuple(
@@ -78,7 +74,7 @@ def answer(model: LanguageModel, house: House, sentence: str, sure: float = SURE
             calls = read_calls(text) or []
     confirmed = any(call.tool in CONFIRMED and call.targets for call in calls)
     whole = tuple(in_house(call, house, sentence) for call in whole_calls(calls, shown, house))
-    doubtful = confirmed or probability < sure or is_doubtful(calls, sentence.lower())
+    doubtful = confirmed or probability < sure or is_doubtful(calls, sentence.lower(), house.language)
     return Answer(whole, probability, has_effect(whole, house) and doubtful, text)
 
 
@@ -88,12 +84,18 @@ def threshold(folder: str) -> float:
     return job_content(path)["threshold"] if os.path.isfile(path) else SURE
 
 
+def language_of(folder: str) -> str:
+    """Return the language of a bundle: of its job, or English."""
+    path = os.path.join(folder, JOB)
+    return job_content(path).get("language", "en") if os.path.isfile(path) else "en"
+
+
 def in_house(call: Call, house: House, sentence: str) -> Call:
     """The call with the speaker's area in place of the house, unless the sentence says that it means all; a timer by
     its bare name, such as "pasta" or "5 minute"."""
     if not TOOLS[call.tool].domains:
-        return call._replace(words=NO_NAME.sub("", call.words))
-    if EVERY & set(split_words(sentence)):
+        return call._replace(words=words_of(house.language).timer.sub("", call.words))
+    if words_of(house.language).every & set(split_words(sentence, house.language)):
         return call
     local = {device.domain for device in house.devices if device.area and device.area == house.here}
 
@@ -104,20 +106,21 @@ def in_house(call: Call, house: House, sentence: str) -> Call:
     return call._replace(targets=tuple(map(nearer, call.targets)))
 
 
-def is_doubtful(calls: List[Call], sentence: str) -> bool:
+def is_doubtful(calls: List[Call], sentence: str, language: str) -> bool:
     """Whether words are not those of the sentence, or the time that it says is in no call."""
     said = all(part in sentence for call in calls for part in call.words.split(", "))
     timed = any(name in LENGTH or name in TIMES for call in calls for name, _ in call.values)
-    return not said or not timed and bool(LATER.search(sentence))
+    return not said or not timed and bool(words_of(language).later.search(sentence))
 
 
 def told_apart(call: Call, shown: House) -> Call:
     """The call with the room of each device whose name occurs in several: the room that is said, or the speaker's."""
-    words, labels = content_words(call.words), shown.labels()
+    words, labels = content_words(call.words, shown.language), shown.labels()
 
     def label(target: str) -> str:
         same = [device for device in shown.devices if device.name == target and labels[device] != target]
-        said = [device for device in same if content_words(device.area) and content_words(device.area) <= words]
+        areas = {device: content_words(device.area, shown.language) for device in same}
+        said = [device for device in same if areas[device] and areas[device] <= words]
         here = [device for device in same if device.area == shown.here]
         return labels[(said or here)[0]] if said or here else target
 
@@ -162,17 +165,18 @@ def explained(said: FrozenSet[str], target: str, house: House) -> Tuple[FrozenSe
     """(the words that the target explains, of these the words of the device's own name or of the group's domain)."""
     named = [device for device, label in house.labels().items() if label == target]
     place, _, domain = target.partition("/")
-    kind = KINDS.get(named[0].domain if named else domain, frozenset())  # type: FrozenSet[str]
-    own = content_words(named[0].name) if named else kind
+    kind = words_of(house.language).kinds.get(
+        named[0].domain if named else domain, frozenset())  # type: FrozenSet[str]
+    own = content_words(named[0].name, house.language) if named else kind
     places = [device.area for device in named] if named else [place] if place != EVERYWHERE else []
-    where = content_words(" ".join(places))
+    where = content_words(" ".join(places), house.language)
     return among(said, own | kind | where), among(said, own - where or own)
 
 
 def to_choose_again(call: Call, house: House) -> Dict[str, List[List[str]]]:
     """If other targets explain more words than the call's: by tool, for each place in its targets what to choose among.
     The tool stays if it is for one of them; else it is one of the tools that are. Empty if none do."""
-    said = content_words(call.words)
+    said = content_words(call.words, house.language)
     if call.tool in UNCOMPARED or said == frozenset().union(
             *(explained(said, target, house)[0] for target in call.targets)):
         return {}
@@ -190,7 +194,7 @@ def to_choose_again(call: Call, house: House) -> Dict[str, List[List[str]]]:
 def better_targets(call: Call, house: House, targets: Sequence[str]) -> List[List[str]]:
     """Of these targets those that explain more words than the call's, for each of its places. One place changes: that
     whose target explains least. A call without a target gets one that explains all words."""
-    said = content_words(call.words)
+    said = content_words(call.words, house.language)
     by_target = {target: explained(said, target, house) for target in targets}
     named = {target: words for target, (words, own) in by_target.items() if own}
     if not call.targets:

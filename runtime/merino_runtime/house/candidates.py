@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Callable, Dict, FrozenSet, Iterable, List, Sequence, Tuple
 
 from merino_runtime.house.house import EVERYWHERE, Call, Device, House, entry
-from merino_runtime.house.words import HINTS, KINDS, LITTLE, ROWS, ratio, split_words
+from merino_runtime.house.words import ratio, split_words, words_of
 
 MOST_DEVICES = 16
 LONGEST_LISTING = 330  # characters, without the domains behind areas
@@ -42,7 +42,7 @@ def candidates(house: House, sentence: str) -> House:
     sentence best."""
     if whole_fits(house):
         return house
-    said = said_words(sentence)
+    said = said_words(sentence, house.language)
     explained = explanations(house, said)
     close = {device: closeness(device, house, explained[device]) for device in house.devices}
     worth = dict.fromkeys(said, 1.0)
@@ -68,7 +68,7 @@ def candidates(house: House, sentence: str) -> House:
         for word in explained[best]:
             worth[word] *= FADED
     kept = set(chosen)
-    return part(house, tuple(named(device, said) for device in house.devices if device in kept), kept)
+    return part(house, tuple(named(device, said, house.language) for device in house.devices if device in kept), kept)
 
 
 def part(house: House, shown: Tuple[Device, ...], kept: "set[Device]") -> House:
@@ -89,7 +89,7 @@ def part(house: House, shown: Tuple[Device, ...], kept: "set[Device]") -> House:
             anywhere.add(device.domain)
             also[EVERYWHERE].append(device.domain)
     more = tuple((place, tuple(domains)) for place, domains in also.items() if domains)
-    return House(shown, house.here, house.floors, more)
+    return House(shown, house.here, house.floors, more, house.language)
 
 
 def whole_calls(calls: Sequence[Call], shown: House, house: House) -> List[Call]:
@@ -108,17 +108,17 @@ def whole_calls(calls: Sequence[Call], shown: House, house: House) -> List[Call]
 
 def closeness(device: Device, house: House, explained: Dict[str, float]) -> float:
     """What a device scores apart from the words that it explains."""
-    words, place = split_words(device.name), split_words(device.area)
+    words, place = split_words(device.name, house.language), split_words(device.area, house.language)
     in_place = [word for word in explained if word in place]
     together = TOGETHER if in_place and len(in_place) < len(explained) else 0.0
     named = WHOLE * sum(word in explained for word in words) / max(1, len(words))
     return HERE * (device.area == house.here) + named + together
 
 
-def said_words(sentence: str) -> Tuple[str, ...]:
+def said_words(sentence: str, language: str) -> Tuple[str, ...]:
     """Words in order, and two words in a row as one: people write "living room" and "livingroom"."""
-    spelled = split_words(sentence)
-    kept = [word for word in spelled if word not in LITTLE]
+    spelled, little = split_words(sentence, language), words_of(language).little
+    kept = [word for word in spelled if word not in little]
     joined = [first + second for first, second in zip(spelled, spelled[1:]) if len(first + second) > 5]
     return tuple(dict.fromkeys(kept + joined))
 
@@ -126,17 +126,18 @@ def said_words(sentence: str) -> Tuple[str, ...]:
 def explanations(house: House, said: Tuple[str, ...]) -> Dict[Device, Dict[str, float]]:
     """By device: how much it explains each word of the sentence."""
     floor_of = {area: floor for floor, areas in house.floors for area in areas}
-    by_name = index(house, name_words)
-    by_place = index(house, lambda device: split_words(device.area + " " + floor_of.get(device.area, "")))
+    language, words = house.language, words_of(house.language)
+    by_name = index(house, lambda device: name_words(device, language))
+    by_place = index(house, lambda device: split_words(device.area + " " + floor_of.get(device.area, ""), language))
     result = {device: {} for device in house.devices}  # type: Dict[Device, Dict[str, float]]
     for word in said:
         for by_word, weight in ((by_name, NAME), (by_place, PLACE)):
-            for name, how in likenesses(word, by_word).items():
+            for name, how in likenesses(word, by_word, language).items():
                 rare = 1 + 0.5 * math.log(len(house.devices) / len(by_word[name]))
                 for device in by_word[name]:
                     result[device][word] = max(weight * how * rare, result[device].get(word, 0.0))
         for device in house.devices:
-            kind, hint = word in KINDS.get(device.domain, ()), word in HINTS.get(device.domain, ())
+            kind, hint = word in words.kinds.get(device.domain, ()), word in words.hints.get(device.domain, ())
             if kind or hint:
                 value = KIND if kind else HINT
                 result[device][word] = max(value, result[device].get(word, 0.0))
@@ -153,15 +154,15 @@ def index(house: House, words_of: Callable[[Device], Iterable[str]]) -> Dict[str
 
 
 @lru_cache(maxsize=4096)
-def name_words(device: Device) -> FrozenSet[str]:
-    words = split_words(" ".join((device.name,) + device.aliases))
+def name_words(device: Device, language: str) -> FrozenSet[str]:
+    words = split_words(" ".join((device.name,) + device.aliases), language)
     joined = [first + second for first, second in zip(words, words[1:])]
     return frozenset(words + joined)
 
 
-def likenesses(word: str, names: Iterable[str]) -> Dict[str, float]:
+def likenesses(word: str, names: Iterable[str], language: str) -> Dict[str, float]:
     """The names that a word may mean, and how likely: 1 for an equal one."""
-    found = {name: SYNONYM for name in related(word) if name in names}
+    found = {name: SYNONYM for name in related(word, language) if name in names}
     if word in names:
         found[word] = 1.0
     elif len(word) > 2:
@@ -171,18 +172,19 @@ def likenesses(word: str, names: Iterable[str]) -> Dict[str, float]:
 
 
 @lru_cache(maxsize=65536)
-def related(word: str) -> FrozenSet[str]:
+def related(word: str, language: str) -> FrozenSet[str]:
     """Words of names that are meant by this one, also if it has a typing error."""
-    if word in ROWS or len(word) < 5:
-        return ROWS.get(word, frozenset())
-    best = max((ratio(word, known, 0.85), known) for known in ROWS)
-    return ROWS[best[1]] if best[0] else frozenset()
+    rows = words_of(language).rows
+    if word in rows or len(word) < 5:
+        return rows.get(word, frozenset())
+    best = max((ratio(word, known, 0.85), known) for known in rows)
+    return rows[best[1]] if best[0] else frozenset()
 
 
-def named(device: Device, said: Tuple[str, ...]) -> Device:
+def named(device: Device, said: Tuple[str, ...], language: str) -> Device:
     """The device by the one of its names that explains most words of the sentence; by its own if none is better."""
     if not device.aliases:
         return device
     found = set(said)
-    best = max((device.name,) + device.aliases, key=lambda name: len(found & set(split_words(name))))
+    best = max((device.name,) + device.aliases, key=lambda name: len(found & set(split_words(name, language))))
     return device._replace(name=best)

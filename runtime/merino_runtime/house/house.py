@@ -114,11 +114,12 @@ class Call(NamedTuple):
 
 class House(NamedTuple):
     """`here`: the area in which the sentence is spoken, "" for unknown. `floors`: each with its areas. `also`: of a
-    part of a house, domains that an area, or `house`, has besides."""
+    part of a house, domains that an area, or `house`, has besides. `language`: of the sentences and names."""
     devices: Tuple[Device, ...]
     here: str = ""
     floors: Tuple[Tuple[str, Tuple[str, ...]], ...] = ()
     also: Tuple[Tuple[str, Tuple[str, ...]], ...] = ()
+    language: str = "en"
 
     @property
     def areas(self) -> List[str]:
