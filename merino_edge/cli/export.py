@@ -93,9 +93,9 @@ def export(
         if hub_model:
 
             def judge(geometry: "Geometry") -> None:
-                from merino_edge.export.source import check_memory  # imports torch
+                from merino_edge.export.source import room_for  # imports torch
 
-                check_memory(geometry, hub_model.name)
+                room_for(geometry, hub_model.name)
 
             fetch(hub_model, say, judge)
         # 3. Load and export it.

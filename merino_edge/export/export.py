@@ -152,7 +152,6 @@ def export_planned(
     """Write the bundle `out` by one plan. See `export` for `last_use` and MerinoError."""
     form, hessians, note = plan.form, calibration.hessians, ""
     scales = calibration.scales if form.kv else None
-    progress(f"quantizing to {form.precision}")
 
     # 3. SmoothQuant: move outlier channels of activations into the weights.
     adapters = read_adapters(plan.adapters, source.arch, graph_weights(source))
@@ -164,7 +163,8 @@ def export_planned(
 
     # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
-    matrices = quantized_matrices(source.arch, weights, form, Rounding(source.blocks, hessians, plan.eight_bits))
+    rounding = Rounding(source.blocks, hessians, plan.eight_bits)
+    matrices = quantized_matrices(source.arch, weights, form, rounding, progress)
     if plan.outliers:
         matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
         note = TWICE if any(matrix.outliers for matrix in matrices.values()) else note

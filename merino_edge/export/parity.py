@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,11 +145,16 @@ def dequantized_model(
     twin = model if in_place else copy.deepcopy(model)
     weights = model_weights(twin, layout)
     for joined, matrix in matrices.items():
-        rows = dequantize(matrix)  # [sum of the matrices' outputs, inputs]
+        first = 0  # of the joined matrices' rows
         for name in joined.split("+"):
             count = len(weights[name])
-            weights[name], rows = rows[:count], rows[count:]
+            weights.fill(name, partial(dequantized_rows, matrix, first))
+            first += count
     return twin
+
+
+def dequantized_rows(matrix: QuantizedMatrix, first: int, rows: slice) -> np.ndarray:
+    return dequantize(matrix, slice(first + rows.start, first + rows.stop))
 
 
 def check_parity(

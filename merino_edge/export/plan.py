@@ -119,7 +119,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
         cache_by_default=form.kv is not None and cache_is_open(request, source),
     )
-    check_memory(source.arch, source.name, form.precision, calibrated=plan.gptq, is_loaded=True)
+    check_memory(source, form.precision, calibrated=plan.gptq)
     return plan
 
 

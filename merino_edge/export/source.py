@@ -2,8 +2,10 @@
 name of the zoo or the hub. Each becomes a `Source`: a geometry and a torch model. Memory is estimated from the
 geometry, before any weight is allocated or read."""
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +28,12 @@ from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import GgufCheckpoint, read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, Checkpoint, random_model, read_checkpoint
+from merino_edge.families.mapped import is_mapped, mapped_weights
 from merino_edge.families.operators import params
 from merino_edge.families.registry import family_of, read_geometry
 from merino_edge.families.weights import BlockSource, GraphWeights, Layout, model_weights
 from merino_edge.families.zoo import Model
+from merino_edge.storage.atomic import cache_folder, existing_parent
 from merino_edge.text.rows import spread_rows
 from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.bundle import Bundle, cache_formats, load_bundle, quantized_cache
@@ -41,7 +45,8 @@ from merino_runtime.io.json_file import read_text
 # Near the lowest of the measured peaks (docs/decisions/house.md), so that no export that fits is refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
 COPIES = 1.1  # float32 copies of the weights: torch's, which the bundle's proof replaces by ONNX Runtime's
-QUANTIZED_COPIES = 1.5  # the same, with the codes and an embedding that is dequantized
+QUANTIZED_COPIES = 1.3  # the same, with the codes
+CODE_COPIES = 0.35  # the codes, beside float32 weights in files
 
 
 class Source(NamedTuple):
@@ -78,43 +83,77 @@ def load_source(
     source = find_source(what, weights, random=random) if isinstance(what, str) else what
     if isinstance(source, Model):
         if random:
-            return random_source(source.geometry, source.id)
+            return random_source(source.geometry, source.id, say)
         return load_zoo_model(source, weights, say) if weights else load_published(HubModel(source.hub), source.id, say)
     if isinstance(source, HubModel):
         return load_published(source, source.name.rpartition("/")[2], say)
     if isinstance(source, DesignFile):
-        return random_source(source.geometry, source.name)._replace(design=source.design)
+        return random_source(source.geometry, source.name, say)._replace(design=source.design)
     if source.is_file():
-        return load_gguf(source)
-    return load_bundle_source(source) if is_bundle(source) else load_checkpoint(source, say)
+        return load_gguf(source, say)
+    return load_bundle_source(source, say) if is_bundle(source) else load_checkpoint(source, say)
 
 
-def needed_mb(arch: Geometry, precision: str = "fp32", calibrated: bool = False) -> float:
-    """Return the peak memory of an export in MB (2^20 bytes). `calibrated`: whether GPTQ keeps Hessians.
+def weights_mb_of(arch: Geometry) -> float:
+    return 4 * params(arch.operators) / BYTES_PER_MB
+
+
+def needed_mb(
+    arch: Geometry, precision: str = "fp32", calibrated: bool = False, *, in_files: bool = False
+) -> float:
+    """Return the peak memory of an export in MB (2^20 bytes). `calibrated`: whether GPTQ keeps Hessians. `in_files`:
+    torch's weights lie in files, whose pages do not count.
 
     The KV cache is not counted, because few of its pages are touched.
     """
-    weights_mb = 4 * params(arch.operators) / BYTES_PER_MB  # one copy in float32
-    needed = IMPORTS_MB + (COPIES if precision == "fp32" else QUANTIZED_COPIES) * weights_mb
+    copies = COPIES if precision == "fp32" else CODE_COPIES if in_files else QUANTIZED_COPIES
+    needed = IMPORTS_MB + copies * weights_mb_of(arch)
     if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
         needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
     return needed
 
 
-def check_memory(
-    arch: Geometry, name: str, precision: str = "fp32", *, calibrated: bool = False, is_loaded: bool = False
-) -> None:
-    """Raises MerinoError if an export needs more memory than is available now, beside that of a model that is loaded
-    already."""
-    needed, weights_mb = needed_mb(arch, precision, calibrated), 4 * params(arch.operators) / BYTES_PER_MB
-    used = IMPORTS_MB + weights_mb if is_loaded else 0.0
-    available = psutil.virtual_memory().available / BYTES_PER_MB + used
+def room_for(arch: Geometry, name: str, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
+    """Return the context to load a model in. Where an export does not fit the memory, the weights lie in files in the
+    user's cache folder, and `say` gets a line on it. Raise MerinoError if they do not fit there either.
+
+    The precision is not known yet: the largest need decides, and the least one refuses.
+    """
+    available, weights_mb = available_mb(), weights_mb_of(arch)
+    if needed_mb(arch, "int8") <= available:
+        return nullcontext()
+    needed, folder = needed_mb(arch, "int8", in_files=True), cache_folder()
+    free_mb = shutil.disk_usage(existing_parent(folder)).free / BYTES_PER_MB
+    if needed > available or 1.1 * weights_mb > free_mb:
+        raise too_large(
+            name, needed, available, f"beside {weights_mb:,.0f} MB on the disk of {folder}, where {free_mb:,.0f} MB are"
+            " free",
+        )  # fmt: skip
+    say(f"{available:,.0f} MB of memory are available: {weights_mb:,.0f} MB of weights wait on disk, in {folder}")
+    return mapped_weights(folder)
+
+
+def check_memory(source: Source, precision: str, *, calibrated: bool) -> None:
+    """Raise MerinoError if the export of a loaded model needs more memory than is available now, beside the model's."""
+    in_files = any(map(is_mapped, source.model.parameters()))
+    weights_mb = weights_mb_of(source.arch)
+    needed = needed_mb(source.arch, precision, calibrated, in_files=in_files)
+    available = available_mb() + IMPORTS_MB + (0 if in_files else weights_mb)
     if needed > available:
-        raise MerinoError(
-            f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb:,.0f} MB of"
-            f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export on a machine with"
-            " more memory, or choose a smaller model"
+        raise too_large(
+            f"{source.name} in {precision}", needed, available, f"for copies of {weights_mb:,.0f} MB of float32 weights"
         )
+
+
+def available_mb() -> float:
+    return float(psutil.virtual_memory().available) / BYTES_PER_MB
+
+
+def too_large(name: str, needed: float, available: float, what_for: str) -> MerinoError:
+    return MerinoError(
+        f"exporting {name} needs about {needed:,.0f} MB of memory, {what_for}, and {available:,.0f} MB are available."
+        " Stop other programs, export on a machine with more memory, or choose a smaller model"
+    )
 
 
 def graph_weights(source: Source) -> GraphWeights:
@@ -134,10 +173,11 @@ def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
     return MerinoError(f"the logits of {name} are not finite although its weights are: export another model")
 
 
-def random_source(arch: Geometry, name: str) -> Source:
+def random_source(arch: Geometry, name: str, say: Callable[[str], None] = lambda _: None) -> Source:
     """Return a geometry with random weights, the same at each call. Speed does not depend on the values."""
-    check_memory(arch, name)
-    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", stop_ids=(), tokenizer=None)
+    with room_for(arch, name, say):
+        model = random_model(arch)
+    return Source(name, arch, model, "random", f"random, seed {SEED}", stop_ids=(), tokenizer=None)
 
 
 def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
@@ -147,7 +187,7 @@ def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> So
 
 def load_zoo_model(known: Model, folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a model of the zoo with its published weights, from a local Hugging Face folder."""
-    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id), say)
+    checkpoint = read_checkpoint(folder, lambda geometry: room_for(geometry, known.id, say), say)
     remedy = f"Give a folder of {known.id} by --set weights=FOLDER"
     family = family_of(checkpoint.geometry).name
     if family != known.family:
@@ -160,15 +200,15 @@ def load_zoo_model(known: Model, folder: Path, say: Callable[[str], None] = lamb
     return trained_source(known.id, checkpoint, f"local folder {folder.name}")
 
 
-def load_gguf(path: Path) -> Source:
+def load_gguf(path: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a GGUF file: its weights dequantized for torch, and its blocks as stored, which the graph can keep."""
-    gguf = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
+    gguf = read_gguf(path, lambda geometry: room_for(geometry, path.name, say))
     return trained_source(path.stem, gguf, f"file {path.name}")._replace(blocks=gguf.blocks)
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a trained checkpoint in Hugging Face's layout, with its name and the design that it was trained from."""
-    checkpoint = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name), say)
+    checkpoint = read_checkpoint(folder, lambda geometry: room_for(geometry, folder.name, say), say)
     path = folder / DESIGN
     design = load_design(path) if path.is_file() else None
     made_from = design if design and design.architecture == checkpoint.geometry else None
@@ -183,10 +223,10 @@ def trained_source(name: str, checkpoint: Checkpoint | GgufCheckpoint, weights_s
     )  # fmt: skip
 
 
-def load_bundle_source(folder: Path) -> Source:
+def load_bundle_source(folder: Path, say: Callable[[str], None] = lambda _: None) -> Source:
     """Load a bundle in fp32 or int8: its weights are read back from its graph."""
     bundle = load_bundle(str(folder))
-    source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
+    source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name, say)
     recover_weights(bundle, source.model, source.arch.layout)
     tokenizer, chat = folder / TOKENIZER, None
     if bundle.chat:

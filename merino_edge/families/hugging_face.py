@@ -5,6 +5,7 @@ Importing this module registers the families that transformers does not have, so
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from merino_edge.storage.faults import fault_list, one_line
 from merino_runtime.errors import MerinoError
 
 SEED = 0  # of random weights
+Room = Callable[[Geometry], AbstractContextManager[None]]  # where a model's weights are to lie
 LOADER_SOURCE = '''\
 """For transformers, which runs this file with trust_remote_code=True. It needs the package merino_edge.
 
@@ -95,10 +97,10 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def read_checkpoint(
-    folder: Path, judge: Callable[[Geometry], None] = lambda _: None, say: Callable[[str], None] = lambda _: None
+    folder: Path, room: Room = lambda _: nullcontext(), say: Callable[[str], None] = lambda _: None
 ) -> Checkpoint:
-    """Return a model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise. `say`
-    gets one line with the keys of config.json that nothing reads, and one on weights that are skipped.
+    """Return a model in float32 with its tokenizer. `room` returns the context that the weights are read in, and may
+    raise. `say` gets one line with the keys of config.json that nothing reads, and one on weights that are skipped.
 
     Raise MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
@@ -106,13 +108,14 @@ def read_checkpoint(
     judged = judged_config(folder)
     config = transformers_config(judged, folder, say)
     geometry = checked_geometry(config, folder)
-    judge(geometry)
+    place = room(geometry)
     if (folder / "merges.txt").is_file():  # the older form of a tokenizer, which is not read
         check_tokenizer(folder)
     tokenizer = folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
     stop_ids = stop_ids_of(folder, config.eos_token_id, geometry.vocab)
     chat = read_chat_template(folder) if tokenizer else None
-    model = read_weights(judged, config, folder, say)
+    with place:
+        model = read_weights(judged, config, folder, say)
     return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
 
 

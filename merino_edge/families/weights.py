@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     to_state: Callable[[np.ndarray], np.ndarray]
 
 
+ROW_BLOCK = 4096  # rows that are copied at once: an embedding may have a GB
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
 
@@ -45,6 +46,16 @@ class GraphWeights(Mapping[str, np.ndarray]):
     def __setitem__(self, name: str, value: np.ndarray) -> None:
         layout = self._layout(name)
         self._state[name][...] = layout.to_state(value) if layout else value
+
+    def fill(self, name: str, part: Callable[[slice], np.ndarray]) -> None:
+        """Set a matrix to `part` of all its rows, which is asked for a few at a time where the state dict has the
+        graph's order."""
+        state = self._state[name]
+        if self._layout(name):
+            self[name] = part(slice(0, len(self[name])))
+            return
+        for first in range(0, len(state), ROW_BLOCK):
+            state[first : first + ROW_BLOCK] = part(slice(first, min(first + ROW_BLOCK, len(state))))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)

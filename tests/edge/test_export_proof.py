@@ -1,6 +1,8 @@
 """Proofs of an export: golden ids, all logits, float16, memory, KV heads that are shared, a bundle as a source."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import sample_gguf
 import torch
 from few_examples import examples
 from hypothesis import given
@@ -25,6 +28,8 @@ from merino_edge.export.parity import rms_error, torch_greedy, unrounded_error
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source, needed_mb, random_source
 from merino_edge.families.designed import Architecture
+from merino_edge.families.hugging_face import random_model
+from merino_edge.families.mapped import is_mapped, mapped_weights
 from merino_edge.families.opt import OptArchitecture
 from merino_edge.jobs.make import HOUSE
 from merino_edge.training.recipe import Recipe
@@ -329,16 +334,57 @@ def test_a_model_for_which_no_machine_has_memory_is_refused_before_its_weights(
         file.write_text(json.dumps(described))
     with pytest.raises(MerinoError) as caught:
         load_source(str(path))
-    figures = re.findall(r"([\d,]+) MB(?:,| are)", str(caught.value))
-    needed, available = (float(figure.replace(",", "")) for figure in figures)
-    assert needed > 5e6 and 10 < available < needed and "smaller model" in str(caught.value)
+    figures = re.findall(r"([\d,]+) MB (?:of memory|on the disk|are available)", str(caught.value))
+    needed, on_disk, available = (float(figure.replace(",", "")) for figure in figures)
+    assert needed > 1e6 and on_disk > 5e6 and 10 < available < needed and "smaller model" in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["architecture", "checkpoint", "bundle", "gguf"])
+def test_weights_on_disk_give_the_same_bundle(what, tiny_checkpoint, bundle_dirs, tmp_path, monkeypatch):
+    """Where memory is short; nothing is left there."""
+    source = {"checkpoint": tiny_checkpoint, "bundle": bundle_dirs["fused"]}.get(what, tmp_path / f"model.{what}")
+    if what == "architecture":
+        source = tmp_path / "architecture.json"
+        blocks = [{"width": 64, "ffn_ratio": 2.0, "depth": 2, "shared": False}]
+        source.write_text(json.dumps({"blocks": blocks, "vocab": 5000, "context": 64}))
+    if what == "gguf":
+        sample_gguf.write_gguf(source, sample_gguf.random_model("llama"), "Q4_0")
+    said, request = list[str](), ExportRequest(precision="int8" if what in ("architecture", "gguf") else "fp32")
+    loaded = load_source(str(source), say=said.append)
+    export(loaded, tmp_path / "in_memory", request)
+    assert said == []
+    needs = [needed_mb(loaded.arch, "int8", in_files=in_files) for in_files in (True, False)]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=np.mean(needs) * 2**20))
+    monkeypatch.setattr("merino_edge.families.mapped.LEAST_BYTES", 1024)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    on_disk = load_source(str(source), say=said.append)
+    shares = [parameter.nbytes for parameter in on_disk.model.parameters() if not is_mapped(parameter)]
+    assert max(shares, default=0) < 1024 and [line.endswith("wait on disk, in " + str(tmp_path / "cache/merino_edge"))
+                                              for line in said] == [True]  # fmt: skip
+    export(on_disk, tmp_path / "on_disk", request, last_use=True)
+    folders = [tmp_path / name for name in ("in_memory", "on_disk")]
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert contents[0] == contents[1]
+    assert not list((tmp_path / "cache/merino_edge").iterdir()) and "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+
+
+def test_a_full_disk_is_one_line(tiny_arch, tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("merino_edge.families.mapped.TemporaryFile", full)
+    monkeypatch.setattr("merino_edge.families.mapped.LEAST_BYTES", 1024)
+    match = "because memory is short: No space left on device. Free space on that disk"
+    with pytest.raises(MerinoError, match=match), mapped_weights(tmp_path):
+        random_model(tiny_arch)
+    assert not any(map(is_mapped, random_model(tiny_arch).parameters()))
 
 
 def test_what_was_loaded_is_refused_by_what_its_format_takes_more(tiny_arch, tmp_path, monkeypatch):
     """Between the two checks another program took the memory."""
     source = random_source(tiny_arch, "tiny")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-    with pytest.raises(MerinoError, match="^exporting tiny in int8 needs about 450 MB, for copies of 0 MB"):
+    with pytest.raises(MerinoError, match="^exporting tiny in int8 needs about 450 MB of memory, for copies of 0 MB"):
         export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from merino_edge.export.dialects.graph import MODEL_FILE
+from merino_edge.families.weights import ROW_BLOCK
 
 ONE = "one"
 
@@ -52,12 +53,9 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return a float MatMul that dequantizes all rows of a matrix in tiles."""
+    """Return float MatMuls that dequantize all rows of a matrix in tiles, ROW_BLOCK of them at a time."""
     (x, weights, *order), (out,) = node.input, node.output
     rows = next(attribute.i for attribute in node.attribute if attribute.name == "rows")
-    ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
-    every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
-    every.attribute.extend(node.attribute)
     ordered = []
     if order:  # a channel behind the last is 0
         wide, pads, x_ordered = (f"{out}.{part}" for part in ("wide", "pads", "ordered"))
@@ -67,10 +65,26 @@ def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             helper.make_node("Gather", [wide, *order], [x_ordered], axis=2),
         ]
         x = x_ordered
-    return [
-        *ordered,
-        helper.make_node("Constant", [], [ids], value_ints=list(range(rows))),
-        every,
-        helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),
-        helper.make_node("MatMul", [x, turned], [out]),
+    # Each block of rows waits for x by a sum with 0: ONNX Runtime computes what depends on constants alone in advance,
+    # and would keep all weights as floats.
+    size, nothing, zero = (f"{out}.{part}" for part in ("size", "nothing", "zero"))
+    waiting = [
+        helper.make_node("Size", [x], [size]),
+        helper.make_node("Constant", [], [nothing], value_int=0),
+        helper.make_node("Mul", [size, nothing], [zero]),
     ]
+    blocks, results = [], []
+    for first in range(0, rows, ROW_BLOCK):
+        parts = ("numbers", "ids", "floats", "turned", "result")
+        numbers, ids, floats, turned, result = (f"{out}.{first}.{part}" for part in parts)
+        every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
+        every.attribute.extend(node.attribute)
+        blocks += [
+            helper.make_node("Constant", [], [numbers], value_ints=list(range(first, min(first + ROW_BLOCK, rows)))),
+            helper.make_node("Add", [numbers, zero], [ids]),
+            every,
+            helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),
+            helper.make_node("MatMul", [x, turned], [result]),
+        ]
+        results.append(result)
+    return [*ordered, *waiting, *blocks, helper.make_node("Concat", results, [out], axis=-1)]

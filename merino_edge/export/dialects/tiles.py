@@ -11,6 +11,7 @@ from merino_edge.export.dialects.graph import KERNELS_DOMAIN, Graph
 from merino_edge.export.quantize.matrix import QuantizedMatrix, halves
 from merino_edge.export.quantize.outliers import groups_of, input_order
 from merino_edge.families.operators import GROUP
+from merino_edge.families.weights import ROW_BLOCK
 
 TILE_ROWS = 16
 
@@ -45,13 +46,17 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix) -> Deferred:
     tile_bytes = TILE_ROWS * (GROUP * matrix.bits // 8 + 2 * halves_of_group)
     shape = -(-len(matrix.codes) // TILE_ROWS), columns // GROUP, tile_bytes
 
-    def make() -> np.ndarray:
+    def tiles_from(first: int) -> np.ndarray:
         def with_copies(values: np.ndarray) -> np.ndarray:
-            return np.concatenate([values, values[:, copied]], 1)
+            rows = values[first : first + ROW_BLOCK]
+            return np.concatenate([rows, rows[:, copied]], 1)
 
         minimums = None if matrix.minimums is None else with_copies(matrix.minimums)
         codes, scales = with_copies(matrix.codes), with_copies(matrix.scales)
         return tiles_of(name, matrix._replace(codes=codes, scales=scales, minimums=minimums))
+
+    def make() -> np.ndarray:
+        return np.concatenate([tiles_from(first) for first in range(0, len(matrix.codes), ROW_BLOCK)])
 
     return Deferred(shape, np.dtype(np.uint8), make)
 

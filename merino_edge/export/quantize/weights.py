@@ -26,11 +26,10 @@ from merino_edge.export.quantize.matrix import (
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
 from merino_edge.families.operators import FORMATS, GROUP
-from merino_edge.families.weights import Blocks, BlockSource
+from merino_edge.families.weights import ROW_BLOCK, Blocks, BlockSource
 from merino_runtime.errors import MerinoError
 
 Matrices = Mapping[str, QuantizedMatrix]  # by the names of the joined matrices, with `+` between them
-ROW_BLOCK = 4096
 WITH_MINIMUMS = 4  # bits of blocks with minimums; 8 bits lose less than a fifteenth of the error of such GGUF types
 
 
@@ -62,13 +61,20 @@ class Rounding(NamedTuple):
 PLAIN = Rounding()
 
 
-def quantized_matrices(arch: Geometry, weights: Weights, form: GraphFormat, how: Rounding = PLAIN) -> Matrices:
+def quantized_matrices(
+    arch: Geometry, weights: Weights, form: GraphFormat, how: Rounding = PLAIN,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Matrices:  # fmt: skip
     """Return the quantized matrices in the order of the graph; none for a format of floats.
 
-    `weights`: in the graph's layout. Raises MerinoError for a matrix that cannot be cut into groups.
+    `weights`: in the graph's layout. `progress` gets a line for each matrix. Raises MerinoError for a matrix that cannot be cut into groups.
     """
     bits = matrix_bits(arch, form, how.blocks, how.eight_bits)
-    return {name: quantized_matrix(name, weights, bits[name], form, how) for name in bits}
+    matrices = {}
+    for name in bits:
+        progress(f"quantizing to {form.precision}, matrix {len(matrices) + 1} of {len(bits)}")
+        matrices[name] = quantized_matrix(name, weights, bits[name], form, how)
+    return matrices
 
 
 def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, how: Rounding) -> QuantizedMatrix:
@@ -77,7 +83,8 @@ def quantized_matrix(name: str, weights: Weights, bits: int, form: GraphFormat, 
         stored = matrix_from_blocks(how.blocks, names, weights, bits)
         if stored is not None and (stored.group_size % GROUP == 0 or fewest_bits(stored) == 6):
             return for_tiles(name, stored)
-    matrix = np.concatenate([weights[one] for one in names])  # float32 [sum of out, in]
+    parts = [weights[one] for one in names]
+    matrix = parts[0] if len(parts) == 1 else np.concatenate(parts)  # float32 [sum of out, in]
     rounded = rounded_matrix(name, matrix, bits, layout, how)
     return for_tiles(name, rounded) if layout == "tiles" else rounded._replace(layout=layout)
 

@@ -1,6 +1,7 @@
 """A GGUF file as a model of transformers' own class, in float32, with its tokenizer, end tokens and chat template."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import AGAIN, GgufFile, open_gguf
 from merino_edge.families.gguf.tensors import Layout, StoredBlocks, layouts, tensors
 from merino_edge.families.gguf.tokenizer import chat_template, stop_ids, tokenizer_json
-from merino_edge.families.hugging_face import checked_geometry, made_config
+from merino_edge.families.hugging_face import Room, checked_geometry, made_config
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.errors import MerinoError
 
@@ -32,8 +33,9 @@ class GgufCheckpoint(NamedTuple):
     blocks: StoredBlocks
 
 
-def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) -> GgufCheckpoint:
-    """Return all tensors dequantized, one at a time. `judge` is called before the weights are read, and may raise.
+def read_gguf(path: Path, room: Room = lambda _: nullcontext()) -> GgufCheckpoint:
+    """Return all tensors dequantized, one at a time. `room` returns the context that the weights are read in, and may
+    raise.
 
     Raise MerinoError for a file that is damaged, of an architecture, variant or tokenizer that is not known, or whose
     tensors are not those that its metadata describes.
@@ -41,8 +43,8 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     file = open_gguf(path)
     config, geometry = described(file)
     tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
-    judge(geometry)
-    model, places = filled(file, geometry, config)
+    with room(geometry):
+        model, places = filled(file, geometry, config)
     chat = chat_template(file.metadata, str(path))
     return GgufCheckpoint(geometry, model, stops, tokenizer, chat, StoredBlocks(file, places, geometry.layout))
 
