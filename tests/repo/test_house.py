@@ -165,6 +165,7 @@ FILLERS = {
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.engines",
     "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face",
+    "merino_edge.families.mapped",  # fills nameless files
     "merino_edge.training.train", "merino_edge.training.shards",
     "merino_edge.training.loop",  # moves a saved state to its place
     "merino_edge.training.distill",  # appends records to a cache; its size says how many are whole
