@@ -67,7 +67,8 @@ def quantized_matrices(
 ) -> Matrices:  # fmt: skip
     """Return the quantized matrices in the order of the graph; none for a format of floats.
 
-    `weights`: in the graph's layout. `progress` gets a line for each matrix. Raises MerinoError for a matrix that cannot be cut into groups.
+    `weights`: in the graph's layout. `progress` gets a line for each matrix. Raises MerinoError for a matrix that cannot
+    be cut into groups.
     """
     bits = matrix_bits(arch, form, how.blocks, how.eight_bits)
     matrices = {}
