@@ -67,11 +67,11 @@ def quantized_matrices(
 ) -> Matrices:  # fmt: skip
     """Return the quantized matrices in the order of the graph; none for a format of floats.
 
-    `weights`: in the graph's layout. `progress` gets a line for each matrix. Raises MerinoError for a matrix that cannot
-    be cut into groups.
+    `weights`: in the graph's layout. `progress` gets a line for each matrix. Raises MerinoError for a matrix that
+    cannot be cut into groups.
     """
     bits = matrix_bits(arch, form, how.blocks, how.eight_bits)
-    matrices = {}
+    matrices = dict[str, QuantizedMatrix]()
     for name in bits:
         progress(f"quantizing to {form.precision}, matrix {len(matrices) + 1} of {len(bits)}")
         matrices[name] = quantized_matrix(name, weights, bits[name], form, how)
