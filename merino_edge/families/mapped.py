@@ -39,15 +39,15 @@ def mapped(parameter: torch.nn.Parameter, folder: Path) -> torch.nn.Parameter:
     """Return the parameter with its values in a file; a small one, or one without values, as it is."""
     if parameter.is_meta or parameter.nbytes < LEAST_BYTES or is_mapped(parameter):
         return parameter
-    values = parameter.detach().numpy()
+    values = np.ascontiguousarray(parameter.detach().numpy())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
-            values.tofile(file)
+            file.write(values)  # `tofile` would lose the reason why it fails
             file.flush()
             kept = torch.from_numpy(np.memmap(file, values.dtype, "r+", shape=values.shape))
     except OSError as error:
-        raise machine_fault(f"keep weights in {folder}, because memory is short", error) from error
+        raise machine_fault(f"keep weights in {folder} (set XDG_CACHE_HOME), because memory is short", error) from error
     result = torch.nn.Parameter(kept, parameter.requires_grad)
     result.__dict__.update(parameter.__dict__, in_file=True)  # transformers marks weights that are set
     return result

@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     to_state: Callable[[np.ndarray], np.ndarray]
 
 
-ROW_BLOCK = 4096  # rows that are copied at once: an embedding may have a GB
+ROW_BLOCK = 4096  # rows that are copied at once, because an embedding may have a GB; whole tiles
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
 ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # a norm's factor, minus 1 in the state dict
 
