@@ -43,7 +43,7 @@ def mapped(parameter: torch.nn.Parameter, folder: Path) -> torch.nn.Parameter:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
-            file.write(values)  # `tofile` would lose the reason why it fails
+            file.write(values.data)  # `tofile` would lose the reason why it fails
             file.flush()
             kept = torch.from_numpy(np.memmap(file, values.dtype, "r+", shape=values.shape))
     except OSError as error:
