@@ -93,7 +93,7 @@ def export(
         if hub_model:
 
             def judge(geometry: "Geometry") -> None:
-                from merino_edge.export.source import room_for  # imports torch
+                from merino_edge.export.memory import room_for  # imports torch
 
                 room_for(geometry, hub_model.name)
 

@@ -15,6 +15,7 @@ from merino_edge.bundles.chat import BundleChat, chat_of, for_texts
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.adapters import read_adapters
+from merino_edge.export.memory import check_memory
 from merino_edge.export.request import (
     ROUNDED,
     ExportRequest,
@@ -23,7 +24,7 @@ from merino_edge.export.request import (
     graph_format,
     in_one_format,
 )
-from merino_edge.export.source import Source, check_memory, graph_weights
+from merino_edge.export.source import Source, graph_weights
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS, caches_inputs, has_states
 from merino_edge.prediction.cost_model import cost_model
@@ -119,7 +120,7 @@ def resolve_plan(request: ExportRequest, source: Source, out: Path) -> ExportPla
         compared=trained and source.tokenizer is not None and (rounded or form.kv is not None),
         cache_by_default=form.kv is not None and cache_is_open(request, source),
     )
-    check_memory(source, form.precision, calibrated=plan.gptq)
+    check_memory(source.arch, source.name, source.model, form.precision, calibrated=plan.gptq)
     return plan
 
 

@@ -2,10 +2,10 @@
 reads them again, so that a model larger than the memory can be exported."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def mapped(parameter: torch.nn.Parameter, folder: Path) -> torch.nn.Parameter:
     values = np.ascontiguousarray(parameter.detach().numpy())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(values.data)  # `tofile` would lose the reason why it fails
             file.flush()
             kept = torch.from_numpy(np.memmap(file, values.dtype, "r+", shape=values.shape))

@@ -24,9 +24,10 @@ from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
+from merino_edge.export.memory import needed_mb
 from merino_edge.export.parity import rms_error, torch_greedy, unrounded_error
 from merino_edge.export.request import ExportRequest
-from merino_edge.export.source import Source, load_source, needed_mb, random_source
+from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import random_model
 from merino_edge.families.mapped import is_mapped, mapped_weights
@@ -372,7 +373,7 @@ def test_a_full_disk_is_one_line(tiny_arch, tmp_path, monkeypatch):
     def full(**_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("merino_edge.families.mapped.TemporaryFile", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     monkeypatch.setattr("merino_edge.families.mapped.LEAST_BYTES", 1024)
     match = "because memory is short: No space left on device. Free space on that disk"
     with pytest.raises(MerinoError, match=match), mapped_weights(tmp_path):
