@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.house.intents import timer_named
+from merino_edge.house.intents import kind_of, texts_of, timer_named
 from merino_runtime.api import open_model
 from merino_runtime.house.answer import CONFIRMED, answer, threshold
 from merino_runtime.house.candidates import candidates
@@ -60,7 +60,8 @@ class Case(NamedTuple):
 def generated(count: int, size: int, seed: int, language: str = "en") -> Iterator[Case]:
     for row in tests(count, seed, size, "test", language):
         house = read_house(row["items"])
-        yield Case(house, row["sentence"], (meanings(read_calls(row["call"]) or [], house),), row["family"])
+        wanted = meanings([named_timer(call, house) for call in read_calls(row["call"]) or []], house)
+        yield Case(house, row["sentence"], (wanted,), row["family"])
 
 
 def negatives(count: int, seed: int) -> Iterator[Case]:
@@ -76,7 +77,8 @@ def utterances(path: Path) -> Iterator[Case]:
     for row in content["sentences"]:
         house = houses[row["house"]]
         kind = row.get("kind", "asks" if row["actions"] else "asks for nothing")
-        wanted = tuple(meanings([call_of(text)], house) for text in row["actions"]) or (frozenset(),)
+        calls = [named_timer(call_of(text), house) for text in row["actions"]]
+        wanted = tuple(meanings([call], house) for call in calls) or (frozenset(),)
         yield Case(house, row["sentence"], wanted, kind)
 
 
@@ -164,10 +166,12 @@ def model_answers(model: Any, templates: str, alone: bool, sure: float, seconds:
 
 
 def named_timer(call: Call, house: House) -> Call:
-    """The call with a timer's name as Home Assistant gets it: its area, or its length in English."""
+    """The call with a timer's name as Home Assistant gets it: its area, or its length in English; "all" for all."""
     if TOOLS[call.tool].domains or call.tool == "start_timer":
         return call
-    named = timer_named(call, house)
+    named, every = timer_named(call, house), kind_of(call, texts_of(house.language)) == "cancel_timers"
+    if every:
+        return call._replace(words=f"all {named.get('area', '')}".strip())
     lengths = (f"{count} {slot[len('start_') : -1]}" for slot, count in named.items() if slot.startswith("start_"))
     return call._replace(words=next(lengths, named.get("area") or named.get("name") or ""))
 
@@ -194,7 +198,7 @@ def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
         sets["negatives"] = list(negatives(500, 3))
     new = new_wordings(given.language)
     for name, size in SIZES.items():
-        cases = list(generated(250 if size else 1000, size, 2, given.language))
+        cases = list(generated(250 if size else 1000, size, 4, given.language))
         sets[f"generated, {name}"] = [case for case in cases if case.kind not in new]
         sets[f"generated, {name}, new wordings"] = [case for case in cases if case.kind in new]
     if given.home_assistant:

@@ -21,7 +21,8 @@ TOOL = {
     "HassMediaUnpause": "play", "HassMediaNext": "next", "HassMediaPrevious": "previous", "HassSetVolume": "set_volume",
     "HassMediaPlayerMute": "mute", "HassMediaPlayerUnmute": "unmute", "HassVacuumStart": "start",
     "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed", "HassClimateGetTemperature": "get_temperature",
-    "HassStartTimer": "start_timer", "HassCancelTimer": "cancel_timer", "HassIncreaseTimer": "add_time",
+    "HassStartTimer": "start_timer", "HassCancelTimer": "cancel_timer", "HassCancelAllTimers": "cancel_timer",
+    "HassIncreaseTimer": "add_time",
     "HassDecreaseTimer": "remove_time", "HassPauseTimer": "pause_timer", "HassUnpauseTimer": "resume_timer",
     "HassTimerStatus": "timer_left", "HassListAddItem": "add_item", "HassShoppingListAddItem": "add_item",
 }  # fmt: skip
@@ -60,7 +61,8 @@ def meaning_of(house: House, intent: str, slots: dict[str, Any]) -> Meaning | No
     if not tool:
         return None
     if not TOOLS[tool].domains:
-        return timer(tool, slots)
+        every = {"name": f"all {slots.get('area', '')}"} if intent == "HassCancelAllTimers" else {}
+        return timer(tool, {**slots, **every})
     if tool == "add_item":
         lists = named or [each for each in house.devices if each.domain == "todo" and "shopping" in each.name]
         return meaning(Call(tool, (house.label(lists[0]),), (), str(slots.get("item"))), house) if lists else None

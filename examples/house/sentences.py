@@ -310,13 +310,13 @@ def of_timer(house: House, split: str, rng: random.Random) -> Sample | None:
     tool, (text, values) = weighted(blocks("choices")["tools of timers"], rng), value("length", rng)
     template, how = rng.choice(blocks("timers")[tool]), rng.random()
     name = rng.choice((rng.choice(words("timers")), strange(rng)))
-    if "in [the] {name}" in template or tool != "start_timer" and how < 0.15:
+    if "in [the] {name}" in template or "{every}" in template or tool != "start_timer" and how < 0.15:
         name = rng.choice(house.areas)
     elif tool != "start_timer" and how < 0.5:  # a timer is also named by its length
         name = value("length", rng)[0]
         name = bare_unit(name, rng) if "{name} timer" in template else name
     text = bare_unit(text, rng) if "{time} timer" in template else text
-    sentence = expand(template, rng, {"time": text, "name": marked(name)}, split)
+    sentence = expand(template, rng, {"time": text, "name": marked(name), "every": marked("all")}, split)
     given = tuple(values.items()) if TOOLS[tool].required else ()
     return Sample(house, sentence, (Call(tool, (), given),), f"timer.{tool}")
 

@@ -278,7 +278,7 @@ VALUES = {"percent": 30, "color": "warm white", "degrees": 21, "minutes": 3, "se
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_tool_has_an_intent_with_its_values_and_words_for_it(language):
     house, shall = HOUSE._replace(language=language), texts_of(language)["shall"].partition("{}")[0]
-    assert set(INTENTS) == set(TOOLS) and set(LATER) | set(RELATIVE) <= set(TOOLS)
+    assert set(INTENTS) == {*TOOLS, "cancel_timers"} and set(LATER) | set(RELATIVE) <= set(TOOLS)
     for name, tool in TOOLS.items():
         targets = tuple(f"{tool.domains[0]} {place}" for place in range(2)) if tool.domains else ()
         call = Call(name, targets, tuple((value, VALUES[value]) for value in tool.values), "milk")
@@ -302,12 +302,15 @@ def test_every_tool_has_an_intent_with_its_values_and_words_for_it(language):
     (Call("pause_timer", words="5 minuten"), {"start_minutes": 5}, "de"),
     (Call("cancel_timer", words="una hora"), {"start_hours": 1}, "es"),
     (Call("cancel_timer", words="la hall"), {"area": "hall"}, "fr"),
+    (Call("cancel_timer", words="all, the hall"), {"area": "hall"}, "en"),
+    (Call("cancel_timer", words="alle"), {}, "de"),
     (Call("cancel_timer", words="la brioche"), {"name": "la brioche"}, "fr"),
 ])  # fmt: skip
 def test_a_timer_is_named_by_its_name_its_area_or_its_length(call, slots, language):
     house = House((Device("lamp", "light", "hall", (), "light.lamp"),), "hall", language=language)
     [intent] = intents_of([call], house, {}, states={}, now=datetime.datetime(2026, 1, 1)).intents
     assert intent.slots == slots
+    assert (intent.name == "HassCancelAllTimers") == call.words.startswith("all")
 
 
 def test_later_commands_become_timers_and_others_are_refused():

@@ -28,7 +28,7 @@ COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", 
 STATES = ("on", "off", "open", "closed", "locked", "unlocked", "playing", "paused")
 PERCENT = {"type": "integer", "minimum": 0, "maximum": 100}
 LENGTH = {"minutes": {"type": "integer", "minimum": 1, "maximum": 1440},
-          "seconds": {"type": "integer", "minimum": 1, "maximum": 600}}
+          "seconds": {"type": "integer", "minimum": 1, "maximum": 3660}}
 # When: after some minutes, or at a time of the day. Without either: now.
 TIMES = {"after_minutes": {"type": "integer", "minimum": 1, "maximum": 1440},
          "at": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"}}
