@@ -12,15 +12,17 @@
 enum { KINDS = 10 };
 #define SMALLEST 1e-30f /* a group whose largest value is smaller counts as zeros: 127 / largest must be finite */
 
-/* One tile of W, all `groups` of its columns, with 1, SOME_ROWS or the set's `most_rows` rows of x, `groups` apart. */
-enum { SOME_ROWS = 4, MOST_ROWS = 8 };
-typedef void multiply_tile(const rounded *x, const uint8_t *w, int64_t groups, int rows, float out[][TILE_ROWS]);
+/* One tile of W, all `groups` of its columns, with 1, SOME_ROWS or the set's `most_rows` rows of x. These lie side by side,
+ * and the next group of the first is `step` behind. */
+enum { SOME_ROWS = 4, MOST_ROWS = 16 };
+typedef void multiply_tile(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int rows,
+                           float out[][TILE_ROWS]);
 
 struct instruction_set {
     const char *name;
     int (*is_supported)(void);
     void (*round_group)(const float *x, rounded *out); /* x [GROUP] */
-    int most_rows;                                     /* SOME_ROWS or MOST_ROWS */
+    int most_rows;                                     /* at most MOST_ROWS */
     multiply_tile *multiply[KINDS];                    /* by kind_of() */
 };
 
@@ -35,14 +37,14 @@ static inline int kind_of(int bits, int minimums) { return 2 * (bits - 4) + (min
 /* A set compiles its `multiply` once for each kind of matrix and number of rows; its file defines MOST_OF_SET. */
 #define FOR_EACH_KIND(define) define(4, 0) define(4, 1) define(5, 0) define(5, 1) define(6, 0) define(8, 0) define(8, 1)
 #define DEFINE_MULTIPLY(bits, minimums)                                                                              \
-    static void multiply_##bits##_##minimums(const rounded *x, const uint8_t *w, int64_t groups, int rows,           \
-                                             float out[][TILE_ROWS]) {                                               \
+    static void multiply_##bits##_##minimums(const rounded *x, int64_t step, const uint8_t *w, int64_t groups,       \
+                                             int rows, float out[][TILE_ROWS]) {                                     \
         if (rows == 1)                                                                                               \
-            multiply(x, w, groups, bits, minimums, 1, out);                                                          \
+            multiply(x, step, w, groups, bits, minimums, 1, out);                                                    \
         else if (MOST_OF_SET == SOME_ROWS || rows == SOME_ROWS)                                                      \
-            multiply(x, w, groups, bits, minimums, SOME_ROWS, out);                                                  \
+            multiply(x, step, w, groups, bits, minimums, SOME_ROWS, out);                                            \
         else                                                                                                         \
-            multiply(x, w, groups, bits, minimums, MOST_OF_SET, out);                                                \
+            multiply(x, step, w, groups, bits, minimums, MOST_OF_SET, out);                                          \
     }
 #define MULTIPLY(bits, minimums) [2 * (bits - 4) + minimums] = multiply_##bits##_##minimums,
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include "instruction_set.h"
 
-enum { BLOCK_ROWS = 16, TASK_BYTES = 32768 };
+enum { TASK_BYTES = 32768 };
 
 /* The fastest first. */
 static const instruction_set *const SETS[] = {
@@ -62,14 +62,20 @@ static void round_halves(const instruction_set *set, const float *x, rounded *ou
     out->offset += second.offset;
 }
 
+/* Rows of x are rounded and multiplied in blocks of MOST_ROWS. In the scratch the rows of a block lie side by side. */
+static int64_t block_of(const matmul_work *work, int64_t first) {
+    return work->count - first < MOST_ROWS ? work->count - first : MOST_ROWS;
+}
+
 static void round_rows(void *given, size_t task) {
     const matmul_work *work = given;
     int64_t groups = work->columns / GROUP, first = (int64_t)task * SOME_ROWS;
+    int64_t before = first / MOST_ROWS * MOST_ROWS, block = block_of(work, before);
     float room[GROUP];
     for (int64_t row = first; row < first + SOME_ROWS && row < work->count; row++)
         for (int64_t group = 0; group < groups; group++) {
             const float *x = channels_of(work, work->x + row * work->width, group, room);
-            rounded *out = work->scratch + row * groups + group;
+            rounded *out = work->scratch + before * groups + group * block + row - before;
             if (parts_of(work->bits) == 1) {
                 work->set->round_group(x, out);
             } else {
@@ -80,28 +86,26 @@ static void round_rows(void *given, size_t task) {
         }
 }
 
-/* One tile of W with x's rows from `row` to `end` - 1. */
-static void multiply_rows(const matmul_work *work, int64_t tile, int64_t row, int64_t end) {
+/* One tile of W with a block of x's rows, of which `first` is the first. */
+static void multiply_rows(const matmul_work *work, int64_t tile, int64_t first) {
     multiply_tile *multiply = work->set->multiply[kind_of(work->bits, work->minimums)];
     const uint8_t *w = work->weights + tile * tile_bytes(work);
-    int64_t groups = work->columns / GROUP;
+    int64_t groups = work->columns / GROUP, block = block_of(work, first);
     float out[MOST_ROWS][TILE_ROWS];
-    for (int rows; row < end; row += rows) {
-        rows = end - row >= work->set->most_rows ? work->set->most_rows : end - row >= SOME_ROWS ? SOME_ROWS : 1;
-        multiply(work->scratch + row * groups, w, groups, rows, out);
-        for (int at = 0; at < rows; at++) put(work, row + at, tile, out[at]);
+    for (int rows, row = 0; row < block; row += rows) {
+        rows = block - row >= work->set->most_rows ? work->set->most_rows : block - row >= SOME_ROWS ? SOME_ROWS : 1;
+        multiply(work->scratch + first * groups + row, block, w, groups, rows, out);
+        for (int at = 0; at < rows; at++) put(work, first + row + at, tile, out[at]);
     }
 }
 
-/* Some tiles of W, few enough for a cache, with all rows of x, BLOCK_ROWS at a time. */
+/* Some tiles of W, few enough for a cache, with all rows of x. */
 static void multiply_tiles(void *given, size_t task) {
     const matmul_work *work = given;
     int64_t some = tiles_per_task(work), tiles = tiles_of(work);
     int64_t first = (int64_t)task * some, last = first + some < tiles ? first + some : tiles;
-    for (int64_t row = 0; row < work->count; row += BLOCK_ROWS) {
-        int64_t end = row + BLOCK_ROWS < work->count ? row + BLOCK_ROWS : work->count;
-        for (int64_t tile = first; tile < last; tile++) multiply_rows(work, tile, row, end);
-    }
+    for (int64_t row = 0; row < work->count; row += MOST_ROWS)
+        for (int64_t tile = first; tile < last; tile++) multiply_rows(work, tile, row);
 }
 
 void matmul(const matmul_work *given, threads on) {

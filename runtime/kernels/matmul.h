@@ -33,10 +33,12 @@ static inline int64_t group_bytes(int bits, int minimums) {
 typedef struct {
     int8_t codes[GROUP];
     float scales[2];      /* one for all of them, or one for the first sixteen, then one for the others */
-    float sum;            /* of the values before they were rounded: what the minimums are multiplied with */
-    int32_t offset;       /* what sums begin with: -2^(bits - 1) * sum of the codes, since W's are stored with 2^(bits - 1) added */
-    int32_t first_offset; /* of the first sixteen, where the others have a scale of their own */
-} rounded;
+    union {
+        float sum;            /* of the values before they were rounded: what the minimums are multiplied with */
+        int32_t first_offset; /* in 6 bits, which have no minimums: the offset of the first sixteen */
+    };
+    int32_t offset; /* what sums begin with: -2^(bits - 1) * sum of the codes, since W's are stored with 2^(bits - 1) added */
+} rounded;          /* of 48 bytes, so that two registers are loaded at once */
 
 typedef struct instruction_set instruction_set;
 

@@ -62,7 +62,7 @@ PART __m256i quad256(const uint8_t *tile, int half, int quad, int bits) {
 
 /* Adds products to the integer sums of eight rows of W with each of `rows` rows of x, in 4, 5 or 6 bits. Lanes of 16 bits
  * hold 8, 4 and 2 quads: at most 8 * 2 * 15 * 127, 4 * 2 * 31 * 127 and 2 * 2 * 63 * 127. */
-PART void add_words(const uint8_t *tile, int half, int part, const rounded *x, int64_t groups, int bits, int rows,
+PART void add_words(const uint8_t *tile, int half, int part, const rounded *x, int bits, int rows,
                     __m256i sums[]) {
     int span = bits == 4 ? 8 : bits == 5 ? 4 : 2, first = part * 4, end = bits == 6 ? first + 4 : 8;
 #pragma GCC unroll 4
@@ -73,7 +73,7 @@ PART void add_words(const uint8_t *tile, int half, int part, const rounded *x, i
             __m256i codes = quad256(tile, half, quad, bits);
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++) {
-                __m256i products = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four_codes(x + row * groups, quad)));
+                __m256i products = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four_codes(x + row, quad)));
                 words[row] = quad == begin ? products : _mm256_add_epi16(words[row], products);
             }
         }
@@ -84,7 +84,7 @@ PART void add_words(const uint8_t *tile, int half, int part, const rounded *x, i
 }
 
 /* The same in 8 bits, where two products overflow 16 bits. */
-PART void add_bytes(const uint8_t *tile, int half, const rounded *x, int64_t groups, int rows, __m256i sums[]) {
+PART void add_bytes(const uint8_t *tile, int half, const rounded *x, int rows, __m256i sums[]) {
     __m256i pairs[SOME_ROWS][2];
 #pragma GCC unroll 4
     for (int row = 0; row < rows; row++) pairs[row][0] = pairs[row][1] = _mm256_setzero_si256();
@@ -96,7 +96,7 @@ PART void add_bytes(const uint8_t *tile, int half, const rounded *x, int64_t gro
             __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++) {
-                __m256i values = _mm256_cvtepi8_epi16(_mm_set1_epi32(four_codes(x + row * groups, quad)));
+                __m256i values = _mm256_cvtepi8_epi16(_mm_set1_epi32(four_codes(x + row, quad)));
                 pairs[row][four] = _mm256_add_epi32(pairs[row][four], _mm256_madd_epi16(codes, values));
             }
         }
@@ -109,12 +109,12 @@ PART void add_bytes(const uint8_t *tile, int half, const rounded *x, int64_t gro
 
 PART __m256 eight_halves(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
 
-/* Eight of the sixteen rows of W at a time with `rows` rows of x, which lie `groups` apart. */
-PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+/* Eight of the sixteen rows of W at a time with `rows` rows of x. */
+PART void multiply(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
                    float out[][TILE_ROWS]) {
     __m256 sums[2][SOME_ROWS];
     for (int row = 0; row < rows; row++) sums[0][row] = sums[1][row] = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(bits, minimums))
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             const uint8_t *factors = w + code_bytes(bits) + FACTOR_BYTES / 2 * half;
@@ -123,15 +123,15 @@ PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits,
                 __m256i codes[SOME_ROWS];
 #pragma GCC unroll 4
                 for (int row = 0; row < rows; row++)
-                    codes[row] = _mm256_set1_epi32(offset_of(x + row * groups, bits, part));
+                    codes[row] = _mm256_set1_epi32(offset_of(x + row, bits, part));
                 if (bits == 8)
-                    add_bytes(w, half, x, groups, rows, codes);
+                    add_bytes(w, half, x, rows, codes);
                 else
-                    add_words(w, half, part, x, groups, bits, rows, codes);
+                    add_words(w, half, part, x, bits, rows, codes);
                 __m256 scales = eight_halves(factors);
 #pragma GCC unroll 4
                 for (int row = 0; row < rows; row++) {
-                    __m256 scaled = _mm256_mul_ps(scales, _mm256_set1_ps(x[row * groups].scales[part]));
+                    __m256 scaled = _mm256_mul_ps(scales, _mm256_set1_ps(x[row].scales[part]));
                     sums[half][row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes[row]), scaled, sums[half][row]);
                 }
             }
@@ -139,7 +139,7 @@ PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits,
             __m256 lowest = eight_halves(factors);
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row++)
-                sums[half][row] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x[row * groups].sum), sums[half][row]);
+                sums[half][row] = _mm256_fmadd_ps(lowest, _mm256_set1_ps(x[row].sum), sums[half][row]);
         }
     for (int row = 0; row < rows; row++)
         for (int half = 0; half < 2; half++) _mm256_storeu_ps(out[row] + 8 * half, sums[half][row]);

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <immintrin.h>
 
-#define MOST_OF_SET MOST_ROWS
+#define MOST_OF_SET 8
 
 PART __m512 halves512(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
@@ -26,38 +26,38 @@ PART __m512i quad512(const uint8_t *tile, int quad, int bits) {
     return _mm512_mask_add_epi8(low, fifth, low, _mm512_set1_epi8(16));
 }
 
-/* Sixteen rows of W with `rows` rows of x, which lie `groups` apart. */
-PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+/* Sixteen rows of W with `rows` rows of x. */
+PART void multiply(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
                    float out[][TILE_ROWS]) {
-    __m512 sums[MOST_ROWS];
+    __m512 sums[MOST_OF_SET];
     int quads = GROUP / 4 / parts_of(bits);
     for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums)) {
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(bits, minimums)) {
         const uint8_t *factors = w + code_bytes(bits);
 #pragma GCC unroll 2
         for (int part = 0; part < parts_of(bits); part++, factors += FACTOR_BYTES) {
-            __m512i codes[MOST_ROWS];
+            __m512i codes[MOST_OF_SET];
             __m512 scales = halves512(factors);
-            for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(offset_of(x + row * groups, bits, part));
+            for (int row = 0; row < rows; row++) codes[row] = _mm512_set1_epi32(offset_of(x + row, bits, part));
 #pragma GCC unroll 8
             for (int quad = part * quads; quad < (part + 1) * quads; quad++) {
                 __m512i columns = quad512(w, quad, bits);
 #pragma GCC unroll 8
                 for (int row = 0; row < rows; row++) {
-                    __m512i four = _mm512_set1_epi32(four_codes(x + row * groups, quad));
+                    __m512i four = _mm512_set1_epi32(four_codes(x + row, quad));
                     codes[row] = _mm512_dpbusd_epi32(codes[row], columns, four);
                 }
             }
 #pragma GCC unroll 8
             for (int row = 0; row < rows; row++) {
-                __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(x[row * groups].scales[part]));
+                __m512 scaled = _mm512_mul_ps(scales, _mm512_set1_ps(x[row].scales[part]));
                 sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes[row]), scaled, sums[row]);
             }
         }
         if (!minimums) continue;
         __m512 lowest = halves512(factors);
         for (int row = 0; row < rows; row++)
-            sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(x[row * groups].sum), sums[row]);
+            sums[row] = _mm512_fmadd_ps(lowest, _mm512_set1_ps(x[row].sum), sums[row]);
     }
     for (int row = 0; row < rows; row++) _mm512_storeu_ps(out[row], sums[row]);
 }

@@ -80,9 +80,9 @@ PART void eight_rows(const uint8_t *tile, int row, const rounded *x, int32x4_t o
 }
 
 /* Sixteen rows of W in 5 or 6 bits with one row of x. */
-PART void one_row16(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+PART void one_row16(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(bits, minimums))
         for (int four = 0; four < 4; four++) {
             const uint8_t *at = w + code_bytes(bits) + 8 * four;
             for (int part = 0; part < parts_of(bits); part++, at += FACTOR_BYTES) {
@@ -96,9 +96,9 @@ PART void one_row16(const rounded *x, const uint8_t *w, int64_t groups, int bits
 }
 
 /* The same in 8 bits. */
-PART void one_row8(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
+PART void one_row8(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(8, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(8, minimums))
 #pragma GCC unroll 2
         for (int four = 0; four < 4; four += 2) {
             const uint8_t *at = w + code_bytes(8) + 8 * four;
@@ -155,11 +155,11 @@ PART void eight_rows_by_four(const uint8_t *tile, const rounded *const x[SOME_RO
         for (int four = 0; four < 2; four++) out[row][four] = vpaddq_s32(sums[row][2 * four], sums[row][2 * four + 1]);
 }
 
-/* Sixteen rows of W in 8 bits with four rows of x, which lie `groups` apart. There are registers for the integer sums,
+/* Sixteen rows of W in 8 bits with four rows of x. There are registers for the integer sums,
  * not for `out` too. */
-static __attribute__((noinline, noclone)) void some_rows8(const rounded *x, const uint8_t *w, int64_t groups, int minimums,
-                                                    float out[SOME_ROWS][TILE_ROWS]) {
-    const rounded *rows[SOME_ROWS] = {x, x + groups, x + 2 * groups, x + 3 * groups};
+static __attribute__((noinline, noclone)) void some_rows8(const rounded *x, int64_t step, const uint8_t *w, int64_t groups,
+                                                          int minimums, float out[SOME_ROWS][TILE_ROWS]) {
+    const rounded *rows[SOME_ROWS] = {x, x + 1, x + 2, x + 3};
     memset(out, 0, sizeof(float) * SOME_ROWS * TILE_ROWS);
     for (int64_t group = 0; group < groups; group++, w += group_bytes(8, minimums)) {
 #pragma GCC unroll 1
@@ -182,7 +182,7 @@ static __attribute__((noinline, noclone)) void some_rows8(const rounded *x, cons
                     vst1q_f32(out[row] + eight + 4 * four, sums[row][four]);
                 }
         }
-        for (int row = 0; row < SOME_ROWS; row++) rows[row]++;
+        for (int row = 0; row < SOME_ROWS; row++) rows[row] += step;
     }
 }
 
@@ -219,9 +219,9 @@ PART int16x8_t eight_rows4(const int8x16_t codes[GROUP / 4][2], const rounded *x
 }
 
 /* Sixteen rows of W in 4 bits with one row of x. */
-PART void one_row4(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float *out) {
+PART void one_row4(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int minimums, float *out) {
     float32x4_t sums[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(4, minimums))
 #pragma GCC unroll 2
         for (int eight = 0; eight < 2; eight++) {
             const uint8_t *at = w + code_bytes(4) + 16 * eight;
@@ -237,11 +237,12 @@ PART void one_row4(const rounded *x, const uint8_t *w, int64_t groups, int minim
     for (int four = 0; four < 4; four++) vst1q_f32(out + 4 * four, sums[four]);
 }
 
-/* Eight of sixteen rows of W in 4 bits at a time with four rows of x, which lie `groups` apart. There are registers for the
+/* Eight of sixteen rows of W in 4 bits at a time with four rows of x. There are registers for the
  * codes, not for `out` too. */
-PART void some_rows4(const rounded *x, const uint8_t *w, int64_t groups, int minimums, float out[][TILE_ROWS]) {
+PART void some_rows4(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int minimums,
+                     float out[][TILE_ROWS]) {
     memset(out, 0, sizeof(float) * SOME_ROWS * TILE_ROWS);
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(4, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(4, minimums))
 #pragma GCC unroll 1
         for (int eight = 0; eight < 2; eight++) {
             const uint8_t *at = w + code_bytes(4) + 16 * eight;
@@ -252,7 +253,7 @@ PART void some_rows4(const rounded *x, const uint8_t *w, int64_t groups, int min
             if (minimums) eight_halves(at + FACTOR_BYTES, lowest);
 #pragma GCC unroll 4
             for (int row = 0; row < SOME_ROWS; row++) {
-                const rounded *one = x + row * groups;
+                const rounded *one = x + row;
                 float *sums_at = out[row] + 8 * eight;
                 float32x4_t sums[2] = {vld1q_f32(sums_at), vld1q_f32(sums_at + 4)}, numbers = numbers_of(one);
                 add_group(sums, eight_rows4(codes, one), numbers, scales);
@@ -265,17 +266,17 @@ PART void some_rows4(const rounded *x, const uint8_t *w, int64_t groups, int min
         }
 }
 
-PART void multiply(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
+PART void multiply(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int bits, int minimums, int rows,
                    float out[][TILE_ROWS]) {
-    if (rows == SOME_ROWS && bits == 4) return some_rows4(x, w, groups, minimums, out);
-    if (rows == SOME_ROWS && bits == 8) return some_rows8(x, w, groups, minimums, out);
-    for (int row = 0; row < rows; row++, x += groups)
+    if (rows == SOME_ROWS && bits == 4) return some_rows4(x, step, w, groups, minimums, out);
+    if (rows == SOME_ROWS && bits == 8) return some_rows8(x, step, w, groups, minimums, out);
+    for (int row = 0; row < rows; row++, x++)
         if (bits == 4)
-            one_row4(x, w, groups, minimums, out[row]);
+            one_row4(x, step, w, groups, minimums, out[row]);
         else if (bits == 8)
-            one_row8(x, w, groups, minimums, out[row]);
+            one_row8(x, step, w, groups, minimums, out[row]);
         else
-            one_row16(x, w, groups, bits, minimums, out[row]);
+            one_row16(x, step, w, groups, bits, minimums, out[row]);
 }
 
 #define MOST_OF_SET SOME_ROWS

@@ -57,10 +57,11 @@ SMALL static void round_group(const float *x, rounded *out) {
     out->scales[0] = most * (1.0f / 127.0f) + (out->sum - out->sum); /* not finite where a value is not */
 }
 
-SMALL static void multiply_one(const rounded *x, const uint8_t *w, int64_t groups, int bits, int minimums, float *out) {
+SMALL static void multiply_one(const rounded *x, int64_t step, const uint8_t *w, int64_t groups, int bits, int minimums,
+                               float *out) {
     int columns = GROUP / parts_of(bits);
     memset(out, 0, sizeof(float) * TILE_ROWS);
-    for (int64_t group = 0; group < groups; group++, x++, w += group_bytes(bits, minimums))
+    for (int64_t group = 0; group < groups; group++, x += step, w += group_bytes(bits, minimums))
         for (int64_t row = 0; row < TILE_ROWS; row++) {
             const uint8_t *factors = w + code_bytes(bits) + 2 * row;
             for (int part = 0; part < parts_of(bits); part++, factors += FACTOR_BYTES) {
@@ -74,9 +75,9 @@ SMALL static void multiply_one(const rounded *x, const uint8_t *w, int64_t group
 }
 
 #define DEFINE_SMALL(bits, minimums)                                                                                 \
-    static void multiply_##bits##_##minimums(const rounded *x, const uint8_t *w, int64_t groups, int rows,           \
-                                             float out[][TILE_ROWS]) {                                               \
-        for (int row = 0; row < rows; row++) multiply_one(x + row * groups, w, groups, bits, minimums, out[row]);    \
+    static void multiply_##bits##_##minimums(const rounded *x, int64_t step, const uint8_t *w, int64_t groups,       \
+                                             int rows, float out[][TILE_ROWS]) {                                     \
+        for (int row = 0; row < rows; row++) multiply_one(x + row, step, w, groups, bits, minimums, out[row]);       \
     }
 FOR_EACH_KIND(DEFINE_SMALL)
 
