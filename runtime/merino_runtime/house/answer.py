@@ -37,7 +37,7 @@ from merino_runtime.job import JOB, job_content
 from merino_runtime.sampling import GREEDY
 
 MOST_TOKENS = 112
-SURE = 0.8  # the least probability of calls that are carried out without a question
+SURE = 0.84  # the least probability of calls that are carried out without a question
 TOP = 12  # tokens that are looked at for other targets with the same effect
 IN_WORDS = re.compile(r'\["\w+","([^"\\]|\\.)*$')  # what is written up to a token of a call's words
 LIKE = 0.6  # the least likeness of words that are put right
