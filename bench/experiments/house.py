@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_edge.house.intents import kind_of, texts_of, timer_named
+from merino_edge.house.intents import kind_of, timer_named
 from merino_runtime.api import open_model
 from merino_runtime.house.answer import CONFIRMED, answer, threshold
 from merino_runtime.house.candidates import candidates
@@ -169,7 +169,7 @@ def named_timer(call: Call, house: House) -> Call:
     """The call with a timer's name as Home Assistant gets it: its area, or its length in English; "all" for all."""
     if TOOLS[call.tool].domains or call.tool == "start_timer":
         return call
-    named, every = timer_named(call, house), kind_of(call, texts_of(house.language)) == "cancel_timers"
+    named, every = timer_named(call, house), kind_of(call, house) == "cancel_timers"
     if every:
         return call._replace(words=f"all {named.get('area', '')}".strip())
     lengths = (f"{count} {slot[len('start_') : -1]}" for slot, count in named.items() if slot.startswith("start_"))

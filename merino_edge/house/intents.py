@@ -71,7 +71,7 @@ def reply_to(calls: Sequence[Call], asks: bool, house: House, names: Mapping[str
         if timed(call) and call.tool not in LATER:
             return Reply(text=texts["not_later"])
     if asks:
-        asked = [said(texts["ask"][kind_of(call, texts)], call, house, names) for call in calls]
+        asked = [said(texts["ask"][kind_of(call, house)], call, house, names) for call in calls]
         return Reply(text=texts["shall"].format(f" {texts['also']} ".join(asked)), asks=tuple(calls))
     return Reply()
 
@@ -95,9 +95,9 @@ def intents_of(
             continue
         told = {"get_state": "state_checked" if call.values else "state_is", "get_temperature": "degrees",
                 "timer_left": "timer_left"}.get(call.tool)  # fmt: skip
-        text = texts[told] if told else without_braces(said(texts["done"][kind_of(call, texts)], call, house, names))
+        text = texts[told] if told else without_braces(said(texts["done"][kind_of(call, house)], call, house, names))
         every = told is not None  # each entity's own answer
-        name = INTENTS[kind_of(call, texts)][0]
+        name = INTENTS[kind_of(call, house)][0]
         intents += [Intent(name, slots, text if place == 0 or every else "") for place, slots in enumerate(made)]
     return Reply(tuple(intents))
 
@@ -133,24 +133,32 @@ def values_of(call: Call) -> dict[str, Any]:
     return values
 
 
-def kind_of(call: Call, texts: Mapping[str, Any]) -> str:
-    """Return the tool of a call, or `cancel_timers` for one of all timers."""
-    all_timers = call.tool == "cancel_timer" and re.match(rf"({texts['all']})\b", call.words)
-    return "cancel_timers" if all_timers else call.tool
+def kind_of(call: Call, house: House) -> str:
+    """Return the tool of a call, or `cancel_timers` for one of all timers, of the house or of an area."""
+    return call.tool if all_timers_of(call, house) is None else "cancel_timers"
+
+
+def all_timers_of(call: Call, house: House) -> str | None:
+    """Return the area whose timers a call cancels, "" for all timers; None for another call, such as of the timer
+    called "all day"."""
+    found = re.match(rf"({texts_of(house.language)['all']})\b,?(.*)", call.words)
+    area = without_article(found[2], house) if found else None
+    return area if call.tool == "cancel_timer" and area in ("", *house.areas) else None
+
+
+def without_article(words: str, house: House) -> str:
+    return " ".join(itertools.dropwhile(words_of(house.language).little.__contains__, words.split()))
 
 
 def timer_named(call: Call, house: House) -> dict[str, Any]:
     """Return the slots of a timer's words: its name; of one that runs, also its area or its length, "5 minute"; of all
     timers none, or an area."""
+    if (area := all_timers_of(call, house)) is not None:
+        return {"area": area} if area else {}
     if call.tool != "start_timer":
         words, texts = words_of(house.language), texts_of(house.language)
-        every = kind_of(call, texts) == "cancel_timers"
-        named = re.sub(rf"^({texts['all']})\b,? ?", "", call.words) if every else call.words
-        rest = list(itertools.dropwhile(words.little.__contains__, named.split()))
-        if (area := " ".join(rest)) in house.areas:
+        if (area := without_article(call.words, house)) in house.areas:
             return {"area": area}
-        if every:
-            return {}
         number, _, unit_said = call.words.partition(" ")
         number = "1" if re.fullmatch(texts["one"], number) else words.numbers.get(number, number)
         count = int(number) if number.isdigit() else 0
