@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))
 from write_record import table  # noqa: E402
 
-MODELS = ("smollm2-135m", "gemma-3-270m", "smollm2-360m", "qwen3-0.6b", "llama-3.2-1b")
+MODELS = ("smollm2-135m", "gemma-3-270m", "smollm2-360m", "qwen3-0.6b", "gemma-3-1b-it", "llama-3.2-1b", "qwen3-1.7b")
 CONTEXT, PROMPT = 512, 256
 # List price of the board with this memory when it came out, US dollars: the makers' announcements.
 PRICES = {
