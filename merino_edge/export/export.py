@@ -29,6 +29,7 @@ from merino_edge.export.divergence import (
     divergence_words,
     keeps,
 )
+from merino_edge.export.memory import folder_of
 from merino_edge.export.mixed import mixed_plan
 from merino_edge.export.parity import GOLDEN_STEPS, check_parity, decode_golden, dequantized_model
 from merino_edge.export.plan import ExportPlan, fastest_plans, resolve_plan
@@ -163,7 +164,7 @@ def export_planned(
 
     # 4. Quantize: keep a GGUF's blocks, round the other matrices (GPTQ), store groups with outliers twice.
     weights = graph_weights(source)
-    rounding = Rounding(source.blocks, hessians, plan.eight_bits)
+    rounding = Rounding(source.blocks, hessians, plan.eight_bits, folder_of(source.model))
     matrices = quantized_matrices(source.arch, weights, form, rounding, progress)
     if plan.outliers:
         matrices = with_outliers(matrices, norm_input_sizes(source, calibration.rows()))
@@ -231,8 +232,8 @@ def calibrate(source: Source, plan: ExportPlan, progress: Say = lambda _: None) 
         hessians = hessians_on(source, text) if text else cache(lambda: input_hessians(source.model, rows()))
     scales = rise = alone = None
     if form.kv:
-        long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
         progress("fitting the KV cache")
+        long_rows = rows_to_read(source, form.context, text, LONGEST_ROW) if text else rows()
         if plan.cache_by_default:
             enough = long_rows if source.weights == "trained" else long_rows[:1, :ROW]  # random ids are all alike
             scales = scales_of(filled_layers(source.model, enough), BITS[form.kv])

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import psutil
 from transformers import PreTrainedModel
@@ -18,7 +19,8 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 IMPORTS_MB = 450  # Python, torch, transformers and onnx
 COPIES = 1.1  # float32 copies of the weights: torch's, which the bundle's proof replaces by ONNX Runtime's
 QUANTIZED_COPIES = 1.3  # the same, with the codes
-CODE_COPIES = 0.35  # the codes, beside float32 weights in files
+COPIES_IN_FILES = 0.2  # the same, with the weights and the codes in files: parts of the largest matrices
+FILES = 1.4  # copies of the weights on the disk, with the codes
 
 
 def weights_mb_of(arch: Geometry) -> float:
@@ -29,11 +31,11 @@ def needed_mb(
     arch: Geometry, precision: str = "fp32", calibrated: bool = False, *, in_files: bool = False
 ) -> float:
     """Return the peak memory of an export in MB (2^20 bytes). `calibrated`: whether GPTQ keeps Hessians. `in_files`:
-    torch's weights lie in files, whose pages do not count.
+    torch's weights and the codes lie in files, whose pages do not count.
 
     The KV cache is not counted, because few of its pages are touched.
     """
-    copies = COPIES if precision == "fp32" else CODE_COPIES if in_files else QUANTIZED_COPIES
+    copies = COPIES if precision == "fp32" else COPIES_IN_FILES if in_files else QUANTIZED_COPIES
     needed = IMPORTS_MB + copies * weights_mb_of(arch)
     if calibrated:  # at most a float32 Hessian for each matrix: those that share an input share one
         needed += sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
@@ -51,18 +53,23 @@ def room_for(arch: Geometry, name: str, say: Callable[[str], None] = lambda _: N
         return nullcontext()
     needed, folder = needed_mb(arch, "int8", in_files=True), cache_folder()
     free_mb = shutil.disk_usage(existing_parent(folder)).free / BYTES_PER_MB
-    if needed > available or 1.1 * weights_mb > free_mb:
+    if needed > available or FILES * weights_mb > free_mb:
         raise too_large(
-            name, needed, available, f"beside {weights_mb:,.0f} MB on the disk of {folder}, where {free_mb:,.0f} MB are"
-            " free",
+            name, needed, available,
+            f"beside {FILES * weights_mb:,.0f} MB on the disk of {folder}, where {free_mb:,.0f} MB are free",
         )  # fmt: skip
     say(f"{available:,.0f} MB of memory are available: {weights_mb:,.0f} MB of weights wait on disk, in {folder}")
     return mapped_weights(folder)
 
 
+def folder_of(model: PreTrainedModel) -> Path | None:
+    """Return the folder on whose disk the model's weights lie; None: in memory."""
+    return cache_folder() if any(map(is_mapped, model.parameters())) else None
+
+
 def check_memory(arch: Geometry, name: str, model: PreTrainedModel, precision: str, *, calibrated: bool) -> None:
     """Raise MerinoError if the export of a loaded model needs more memory than is available now, beside the model's."""
-    in_files = any(map(is_mapped, model.parameters()))
+    in_files = folder_of(model) is not None
     weights_mb = weights_mb_of(arch)
     needed = needed_mb(arch, precision, calibrated, in_files=in_files)
     available = available_mb() + IMPORTS_MB + (0 if in_files else weights_mb)

@@ -39,18 +39,23 @@ def mapped(parameter: torch.nn.Parameter, folder: Path) -> torch.nn.Parameter:
     """Return the parameter with its values in a file; a small one, or one without values, as it is."""
     if parameter.is_meta or parameter.nbytes < LEAST_BYTES or is_mapped(parameter):
         return parameter
-    values = np.ascontiguousarray(parameter.detach().numpy())
+    kept = in_file(parameter.detach().numpy(), folder)
+    result = torch.nn.Parameter(torch.from_numpy(kept), parameter.requires_grad)
+    result.__dict__.update(parameter.__dict__, in_file=True)  # transformers marks weights that are set
+    return result
+
+
+def in_file(values: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the values in a nameless file on the disk of `folder`. Raise MerinoError if it cannot be written."""
+    values = np.ascontiguousarray(values)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(values.data)  # `tofile` would lose the reason why it fails
             file.flush()
-            kept = torch.from_numpy(np.memmap(file, values.dtype, "r+", shape=values.shape))
+            return np.asarray(np.memmap(file, values.dtype, "r+", shape=values.shape))
     except OSError as error:
         raise machine_fault(f"keep weights in {folder} (set XDG_CACHE_HOME), because memory is short", error) from error
-    result = torch.nn.Parameter(kept, parameter.requires_grad)
-    result.__dict__.update(parameter.__dict__, in_file=True)  # transformers marks weights that are set
-    return result
 
 
 def is_mapped(parameter: torch.nn.Parameter) -> bool:

@@ -56,7 +56,10 @@ def deferred_tiles(name: str, matrix: QuantizedMatrix) -> Deferred:
         return tiles_of(name, matrix._replace(codes=codes, scales=scales, minimums=minimums))
 
     def make() -> np.ndarray:
-        return np.concatenate([tiles_from(first) for first in range(0, len(matrix.codes), ROW_BLOCK)])
+        tiles = np.empty(shape, np.uint8)
+        for first in range(0, len(matrix.codes), ROW_BLOCK):
+            tiles[first // TILE_ROWS :][: ROW_BLOCK // TILE_ROWS] = tiles_from(first)
+        return tiles
 
     return Deferred(shape, np.dtype(np.uint8), make)
 

@@ -71,11 +71,14 @@ def quantize_groups(matrix: np.ndarray, bits: int, group_size: int, *, both_sign
     rows, columns = matrix.shape
     values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // group_size, group_size)
     step = max(1, CHUNK // columns)
+    codes = np.empty((rows, columns // group_size, group_size * bits // 8), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float32)
+
+    def fill(at: int) -> None:
+        codes[at : at + step], scales[at : at + step] = quantize_rows(values[at : at + step], bits, both_signs)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        chunks = list(
-            pool.map(lambda at: quantize_rows(values[at : at + step], bits, both_signs), range(0, rows, step))
-        )
-    codes, scales = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        list(pool.map(fill, range(0, rows, step)))
     return QuantizedMatrix(codes, scales, bits, group_size)
 
 

@@ -8,6 +8,7 @@ Figures: docs/decisions/quantization.md.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from merino_edge.export.quantize.matrix import (
 )
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import MatrixNames, Weights
+from merino_edge.families.mapped import in_file
 from merino_edge.families.operators import FORMATS, GROUP
 from merino_edge.families.weights import ROW_BLOCK, Blocks, BlockSource
 from merino_runtime.errors import MerinoError
@@ -51,11 +53,13 @@ class Rounding(NamedTuple):
         blocks: matrices as a GGUF stores them; None for other sources.
         hessians: returns the Hessians of the matrices' inputs; None: no GPTQ.
         eight_bits: names of matrices that get 8 bits in a format of 4.
+        folder: the codes lie in files on its disk; None: in memory.
     """
 
     blocks: BlockSource | None = None
     hessians: Callable[[], Hessians] | None = None
     eight_bits: frozenset[str] = frozenset()
+    folder: Path | None = None
 
 
 PLAIN = Rounding()
@@ -74,7 +78,12 @@ def quantized_matrices(
     matrices = dict[str, QuantizedMatrix]()
     for name in bits:
         progress(f"quantizing to {form.precision}, matrix {len(matrices) + 1} of {len(bits)}")
-        matrices[name] = quantized_matrix(name, weights, bits[name], form, how)
+        matrix = quantized_matrix(name, weights, bits[name], form, how)
+        if how.folder:
+            codes, scales = (in_file(array, how.folder) for array in matrix[:2])
+            minimums = None if matrix.minimums is None else in_file(matrix.minimums, how.folder)
+            matrix = matrix._replace(codes=codes, scales=scales, minimums=minimums)
+        matrices[name] = matrix
     return matrices
 
 
@@ -117,10 +126,10 @@ def matrix_from_blocks(
     group_size = min(GROUP, *(blocks.block for blocks in stored.values()))
     cut = {name: blocks.cut(group_size) for name, blocks in stored.items()}
     parts = [
-        (packed((cut[name].levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8), bits), cut[name].scales)
+        (packed(cut[name].levels.view(np.uint8) + np.uint8(2 ** (bits - 1)), bits), cut[name].scales)
         if name in cut else quantize_groups(weights[name], bits, group_size)[:2] for name in names
     ]  # fmt: skip
-    codes, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    codes, scales = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     minimums: np.ndarray | None = None
     if any(blocks.minimums is not None for blocks in cut.values()):
         given = [cut[name].minimums if name in cut else None for name in names]

@@ -10,22 +10,22 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from merino_edge.families.gguf.file import GgufFile
-from merino_edge.families.weights import Blocks
+from merino_edge.families.weights import ROW_BLOCK, Blocks
 from merino_runtime.errors import MerinoError
 
 SUPER = 256  # weights that share the outer scale of a K type
 
 
-def weights_of(file: GgufFile, name: str) -> np.ndarray:
-    """Return a tensor in float32, in its own shape. Raise MerinoError for a type that is not dequantized."""
+def weights_of(file: GgufFile, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Return a tensor, or rows of a matrix, in float32. Raise MerinoError for a type that is not dequantized."""
     place = file.tensors[name]
     try:
-        weights = dequantize(file.raw(name), place.kind)
+        weights = dequantize(file.raw(name, rows), place.kind)
     except NotImplementedError:
         raise MerinoError(
             f"{file.path} has {name} in {place.kind.name}, which is not read: convert the model to F16, Q8_0 or Q4_K"
         ) from None
-    return weights.astype(np.float32, copy=False).reshape(place.shape)
+    return weights.astype(np.float32, copy=False).reshape(-1, *place.shape[1:])
 
 
 def blocks_of(file: GgufFile, name: str) -> Blocks | None:
@@ -34,14 +34,17 @@ def blocks_of(file: GgufFile, name: str) -> Blocks | None:
     if place.kind not in LAYOUTS or len(place.shape) != 2:
         return None
     weights, unpack = LAYOUTS[place.kind]
-    raw = file.raw(name).reshape(place.shape[0], place.shape[1] // weights, -1)
-    levels, scales, minimums, bits = unpack(raw)
-    rows = place.shape[0]
-    block = levels.shape[-1]
-    return Blocks(
-        levels.astype(np.int8, copy=False).reshape(rows, -1, block), scales.reshape(rows, -1),
-        None if minimums is None else minimums.reshape(rows, -1), bits,
-    )  # fmt: skip
+    rows, whole, bits = place.shape[0], list[np.ndarray](), 0  # `whole`: levels, scales, and minimums if there are any
+    for first in range(0, rows, ROW_BLOCK):
+        raw = file.raw(name, slice(first, first + ROW_BLOCK))
+        levels, *factors, bits = unpack(raw.reshape(len(raw), place.shape[1] // weights, -1))
+        part: list[np.ndarray] = [levels.reshape(len(raw), -1, levels.shape[-1])]
+        part += [values.reshape(len(raw), -1) for values in factors if values is not None]
+        whole = whole or [np.empty((rows, *values.shape[1:]), values.dtype) for values in part]
+        for values, here in zip(whole, part, strict=True):
+            values[first : first + len(raw)] = here
+    levels, scales, *minimums = whole
+    return Blocks(levels, scales, minimums[0] if minimums else None, bits)
 
 
 def bits_of(kind: Kind) -> int | None:

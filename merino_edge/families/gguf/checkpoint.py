@@ -78,8 +78,8 @@ def filled(file: GgufFile, geometry: Geometry, config: Any) -> tuple[PreTrainedM
         model = kind(config)
     state = model.state_dict()
     with torch.no_grad():
-        for name, value in tensors(file, places):
-            state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        for name, first, value in tensors(file, places):
+            state[name][first : first + len(value)] = torch.from_numpy(np.ascontiguousarray(value))
     model.tie_weights()
     return model.eval(), places
 

@@ -45,16 +45,18 @@ class GgufFile(NamedTuple):
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorPlace]
 
-    def raw(self, name: str) -> np.ndarray:
-        """Return the stored bytes of a tensor, uint8 [rows, bytes of a row]; only these are read."""
+    def raw(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Return the stored bytes of a tensor's rows, uint8 [rows, bytes of a row]; only these are read."""
         place = self.tensors[name]
+        first, last, _ = rows.indices(math.prod(place.shape[:-1]))
+        row = place.nbytes // math.prod(place.shape[:-1])
         try:
-            data = np.fromfile(self.path, np.uint8, place.nbytes, offset=place.offset)
+            data = np.fromfile(self.path, np.uint8, (last - first) * row, offset=place.offset + first * row)
         except OSError as error:
             raise machine_fault(f"read {self.path}", error) from error
-        if data.size != place.nbytes:
+        if data.size != (last - first) * row:
             raise MerinoError(f"{self.path} became shorter while it was read: {AGAIN}")
-        return data.reshape(math.prod(place.shape[:-1]), -1)
+        return data.reshape(last - first, row)
 
 
 class _FaultError(ValueError):

@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from merino_edge.families.gguf.blocks import bits_of, blocks_of, weights_of
 from merino_edge.families.gguf.file import AGAIN, GgufFile
 from merino_edge.families.gguf.metadata import LONG_FACTORS, ROPE_FACTORS
-from merino_edge.families.weights import Blocks
+from merino_edge.families.weights import ROW_BLOCK, Blocks
 from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
@@ -102,9 +102,15 @@ def halves_together(heads: int, size: int) -> np.ndarray:
     return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value in float32 as Hugging Face has them, one at a time."""
+def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yield name, first row and rows in float32 as Hugging Face has them. A matrix that lies as there comes in parts,
+    because an embedding may have a GB."""
     for name, form in forms.items():
+        shape = file.tensors[form.stored].shape
+        if len(shape) == 2 and form.rows is None and form == Layout(form.stored):
+            for first in range(0, shape[0], ROW_BLOCK):
+                yield name, first, weights_of(file, form.stored, slice(first, first + ROW_BLOCK))
+            continue
         value = weights_of(file, form.stored)
         value = value if form.place is None else value[form.place]
         if form.rows is not None:
@@ -115,7 +121,7 @@ def tensors(file: GgufFile, forms: Mapping[str, Layout]) -> Iterator[tuple[str, 
                 )
             value = value[form.rows]
         value = (value.T if form.transposed else value).reshape(form.shape(value.shape))
-        yield name, value + np.float32(form.added) if form.added else value
+        yield name, 0, value + np.float32(form.added) if form.added else value
 
 
 class StoredBlocks(NamedTuple):
