@@ -21,6 +21,7 @@ COPIES = 1.1  # float32 copies of the weights: torch's, which the bundle's proof
 QUANTIZED_COPIES = 1.3  # the same, with the codes
 COPIES_IN_FILES = 0.2  # the same, with the weights and the codes in files: parts of the largest matrices
 FILES = 1.4  # copies of the weights on the disk, with the codes
+LARGE_MB = 2000  # float32 weights that lie in files even where they fit the memory, if the disk has room
 
 
 def weights_mb_of(arch: Geometry) -> float:
@@ -43,17 +44,20 @@ def needed_mb(
 
 
 def room_for(arch: Geometry, name: str, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
-    """Return the context to load a model in. Where an export does not fit the memory, the weights lie in files in the
-    user's cache folder, and `say` gets a line on it. Raise MerinoError if they do not fit there either.
+    """Return the context to load a model in. The weights of a large model, or of one whose export does not fit the
+    memory, lie in files in the user's cache folder, and `say` gets a line on it. Raise MerinoError if they fit neither.
 
     The precision is not known yet: the largest need decides, and the least one refuses.
     """
-    available, weights_mb = available_mb(), weights_mb_of(arch)
-    if needed_mb(arch, "int8") <= available:
+    available, weights_mb, folder = available_mb(), weights_mb_of(arch), cache_folder()
+    fits = needed_mb(arch, "int8") <= available
+    if fits and weights_mb < LARGE_MB:
         return nullcontext()
-    needed, folder = needed_mb(arch, "int8", in_files=True), cache_folder()
+    needed = needed_mb(arch, "int8", in_files=True)
     free_mb = shutil.disk_usage(existing_parent(folder)).free / BYTES_PER_MB
     if needed > available or FILES * weights_mb > free_mb:
+        if fits:
+            return nullcontext()
         raise too_large(
             name, needed, available,
             f"beside {FILES * weights_mb:,.0f} MB on the disk of {folder}, where {free_mb:,.0f} MB are free",

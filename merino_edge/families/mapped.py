@@ -1,5 +1,5 @@
 """Weights of a torch model in files that are mapped into memory. The system drops their pages where memory is short and
-reads them again, so that a model larger than the memory can be exported."""
+reads them again: a model larger than the memory can be exported, and a large one leaves the memory to others."""
 
 import os
 import tempfile
@@ -55,7 +55,7 @@ def in_file(values: np.ndarray, folder: Path) -> np.ndarray:
             file.flush()
             return np.asarray(np.memmap(file, values.dtype, "r+", shape=values.shape))
     except OSError as error:
-        raise machine_fault(f"keep weights in {folder} (set XDG_CACHE_HOME), because memory is short", error) from error
+        raise machine_fault(f"keep weights in {folder} (XDG_CACHE_HOME names another place)", error) from error
 
 
 def is_mapped(parameter: torch.nn.Parameter) -> bool:
