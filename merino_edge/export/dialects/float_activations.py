@@ -13,9 +13,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from merino_edge.export.dialects.graph import MODEL_FILE
-from merino_edge.families.weights import ROW_BLOCK
 
 ONE = "one"
+BLOCK_WEIGHTS = 2**21  # that are floats at a time, and their transpose: 16 MB
 
 
 @contextmanager
@@ -53,9 +53,11 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return float MatMuls that dequantize all rows of a matrix in tiles, ROW_BLOCK of them at a time."""
+    """Return float MatMuls that dequantize all rows of a matrix in tiles, BLOCK_WEIGHTS at a time."""
     (x, weights, *order), (out,) = node.input, node.output
-    rows = next(attribute.i for attribute in node.attribute if attribute.name == "rows")
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    rows = sizes["rows"]
+    block = max(1, BLOCK_WEIGHTS // sizes["columns"])
     ordered = []
     if order:  # a channel behind the last is 0
         wide, pads, x_ordered = (f"{out}.{part}" for part in ("wide", "pads", "ordered"))
@@ -74,13 +76,13 @@ def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         helper.make_node("Mul", [size, nothing], [zero]),
     ]
     blocks, results = [], []
-    for first in range(0, rows, ROW_BLOCK):
+    for first in range(0, rows, block):
         parts = ("numbers", "ids", "floats", "turned", "result")
         numbers, ids, floats, turned, result = (f"{out}.{first}.{part}" for part in parts)
         every = helper.make_node(node.op_type.replace("MatMul", "Rows"), [weights, ids], [floats], domain=node.domain)
         every.attribute.extend(node.attribute)
         blocks += [
-            helper.make_node("Constant", [], [numbers], value_ints=list(range(first, min(first + ROW_BLOCK, rows)))),
+            helper.make_node("Constant", [], [numbers], value_ints=list(range(first, min(first + block, rows)))),
             helper.make_node("Add", [numbers, zero], [ids]),
             every,
             helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),
