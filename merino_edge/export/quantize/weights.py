@@ -126,8 +126,8 @@ def matrix_from_blocks(
     group_size = min(GROUP, *(blocks.block for blocks in stored.values()))
     cut = {name: blocks.cut(group_size) for name, blocks in stored.items()}
     parts = [
-        (packed(cut[name].levels.view(np.uint8) + np.uint8(2 ** (bits - 1)), bits), cut[name].scales)
-        if name in cut else quantize_groups(weights[name], bits, group_size)[:2] for name in names
+        (codes_of(cut[name].levels, bits), cut[name].scales) if name in cut
+        else quantize_groups(weights[name], bits, group_size)[:2] for name in names
     ]  # fmt: skip
     codes, scales = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     minimums: np.ndarray | None = None
@@ -136,6 +136,15 @@ def matrix_from_blocks(
         zeros = [np.zeros_like(own_scales) for _, own_scales in parts]
         minimums = np.concatenate([zero if one is None else one for zero, one in zip(zeros, given, strict=True)])
     return QuantizedMatrix(codes, scales, bits, group_size, minimums, exact=frozenset(stored))
+
+
+def codes_of(levels: np.ndarray, bits: int) -> np.ndarray:
+    """Return levels int8 [rows, groups, group_size] as packed codes uint8. Copies are of ROW_BLOCK rows at a time."""
+    codes = np.empty((*levels.shape[:2], levels.shape[2] // (2 if bits == 4 else 1)), np.uint8)
+    for first in range(0, len(levels), ROW_BLOCK):
+        rows = slice(first, first + ROW_BLOCK)
+        codes[rows] = packed(levels[rows].view(np.uint8) + np.uint8(2 ** (bits - 1)), bits)
+    return codes
 
 
 def fits(blocks: Blocks, bits: int) -> bool:

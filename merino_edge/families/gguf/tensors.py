@@ -143,8 +143,8 @@ class StoredBlocks(NamedTuple):
         """None if the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
         form = self.layouts[name]
         stored = blocks_of(self.file, form.stored)
-        if stored is None or form.transposed:  # the graph transposes it back
+        graph = self.in_graph(name)
+        if stored is None or form.transposed or (form.rows is None and graph is None):  # the graph transposes it back
             return stored
         order = np.arange(len(stored.levels)) if form.rows is None else form.rows
-        graph = self.in_graph(name)
         return stored.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)
