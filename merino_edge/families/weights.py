@@ -107,4 +107,4 @@ class BlockSource(Protocol):
         """Return the bits of a level, without reading the matrix; None without blocks of equal steps."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """None if the source has it in float, or in blocks of another form."""
+        """Arrays that the caller may change. None if the source has it in float, or in blocks of another form."""

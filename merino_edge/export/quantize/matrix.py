@@ -138,12 +138,14 @@ def dequantize(matrix: QuantizedMatrix, rows: slice = slice(None)) -> np.ndarray
 
 
 def for_tiles(name: str, matrix: QuantizedMatrix) -> QuantizedMatrix:
-    """Return the matrix with scales and minimums rounded to float16, and codes of 8 bits in 5 or 6 if they fit."""
+    """Return the matrix with scales and minimums rounded to float16, and codes of 8 bits in 5 or 6 if they fit. Codes
+    are changed in place."""
     scales = halves(name, matrix.scales).astype(np.float32)
     minimums = None if matrix.minimums is None else halves(name, matrix.minimums).astype(np.float32)
     bits = fewest_bits(matrix)
-    codes = matrix.codes if bits == matrix.bits else matrix.codes - np.uint8(2**7 - 2 ** (bits - 1))
-    return matrix._replace(codes=codes, scales=scales, minimums=minimums, bits=bits)
+    if bits != matrix.bits:
+        np.subtract(matrix.codes, np.uint8(2**7 - 2 ** (bits - 1)), out=matrix.codes)
+    return matrix._replace(scales=scales, minimums=minimums, bits=bits)
 
 
 def fewest_bits(matrix: QuantizedMatrix) -> int:

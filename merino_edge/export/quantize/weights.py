@@ -139,12 +139,11 @@ def matrix_from_blocks(
 
 
 def codes_of(levels: np.ndarray, bits: int) -> np.ndarray:
-    """Return levels int8 [rows, groups, group_size] as packed codes uint8. Copies are of ROW_BLOCK rows at a time."""
-    codes = np.empty((*levels.shape[:2], levels.shape[2] // (2 if bits == 4 else 1)), np.uint8)
-    for first in range(0, len(levels), ROW_BLOCK):
-        rows = slice(first, first + ROW_BLOCK)
-        codes[rows] = packed(levels[rows].view(np.uint8) + np.uint8(2 ** (bits - 1)), bits)
-    return codes
+    """Return levels int8 [rows, groups, group_size] as packed codes uint8. Changes `levels`: of an embedding, they have
+    hundreds of MB."""
+    codes = levels.view(np.uint8)
+    codes += np.uint8(2 ** (bits - 1))
+    return packed(codes, bits)
 
 
 def fits(blocks: Blocks, bits: int) -> bool:
