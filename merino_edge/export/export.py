@@ -54,6 +54,7 @@ from merino_edge.storage.atomic import check_folder, new_folder, parents_made, s
 from merino_edge.storage.faults import one_line
 from merino_runtime.bundle import Bundle, Golden, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.memory import return_free_pages
 
 DEFAULTS = ExportRequest()
 Say = Callable[[str], None]
@@ -135,6 +136,7 @@ def export(
 
     # 2. Calibrate: run the float32 model on a text, and let it answer questions. `auto` calibrates once for all plans.
     calibration = calibrate(source, plans[0], progress)
+    return_free_pages()
     if calibration.scales is None:
         plans = [plan._replace(form=plan.form._replace(kv=None)) for plan in plans]
     if request.precision == "mixed":
@@ -206,6 +208,8 @@ def export_planned(
             graph.forget()
             for parameter in source.model.parameters():  # references to the model may remain
                 parameter.data = torch.empty(0)
+
+        return_free_pages()
 
         # 8. Prove it: compare logits with torch's, and answers with the float32 model's. Write a quantized bundle's own
         #    golden ids.
