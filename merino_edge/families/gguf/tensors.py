@@ -144,7 +144,9 @@ class StoredBlocks(NamedTuple):
         form = self.layouts[name]
         stored = blocks_of(self.file, form.stored)
         graph = self.in_graph(name)
-        if stored is None or form.transposed or (form.rows is None and graph is None):  # the graph transposes it back
+        if stored is None or form.transposed:  # the graph transposes it back
             return stored
+        if form.rows is None and graph is None:
+            return stored  # not a copy: an embedding's levels have hundreds of MB
         order = np.arange(len(stored.levels)) if form.rows is None else form.rows
         return stored.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)
